@@ -1,0 +1,28 @@
+//! `bench compare`: side by side, in one run.
+pub mod posting;
+pub mod proxy;
+
+use anyhow::Result;
+use clap::{Args, Subcommand};
+
+#[derive(Args, Clone, Debug)]
+pub struct CompareArgs {
+    #[command(subcommand)]
+    pub what: What,
+}
+
+#[derive(Subcommand, Clone, Debug)]
+pub enum What {
+    /// pgbench select-by-key through PostgreSQL directly, HAProxy, PgBouncer and our proxy over four shards.
+    Proxy(proxy::ProxyArgs),
+    /// A payment as a JPA application posts it, row by row, beside the set-based statement of the core; directly to
+    /// one PostgreSQL and through our proxy over four shards.
+    Posting(posting::PostingArgs),
+}
+
+pub async fn run(args: CompareArgs) -> Result<bool> {
+    match args.what {
+        What::Proxy(args) => proxy::run(args).await,
+        What::Posting(args) => posting::run(args).await,
+    }
+}

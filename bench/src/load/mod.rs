@@ -1,0 +1,72 @@
+//! `bench load`: payments over HTTP, from the options to the report.
+//!
+//! [`options`] -> [`seed`] (tenants and funded accounts) -> [`workload`] (who pays whom) -> [`schedule`] (when) ->
+//! [`worker`] (one kept-alive [`http`] connection each, acknowledgements to [`acks`], outcomes to [`stats`]) ->
+//! [`run`] (one measured run) -> [`report`].
+pub mod acks;
+pub mod http;
+pub mod options;
+pub mod report;
+pub mod run;
+pub mod schedule;
+pub mod seed;
+pub mod stats;
+pub mod worker;
+pub mod workload;
+
+use crate::{check, stack::Stack};
+use anyhow::Result;
+use options::LoadArgs;
+use report::LoadReport;
+
+/// True when there were no errors and, with `--check`, no broken invariant.
+pub async fn run(args: LoadArgs) -> Result<bool> {
+    let stack = Stack::from_env()?;
+    let cores = stack.need_cores(args.cores)?;
+    let directory = args.load_dir.clone().unwrap_or_else(|| stack.load_dir.clone());
+    let seed = seed::ensure(&args, &stack, &cores, &directory).await?;
+    let acks = acks::AckLog::create(&seed.directory)?;
+    let runner = run::Runner::new(&args, &stack, cores, &seed, acks);
+
+    let mut steps = Vec::new();
+    match args.steps() {
+        None => steps.push(runner.run(args.pace()).await?),
+        Some(rates) => {
+            for rate in rates {
+                let report = runner.run(options::Pace::Rate(f64::from(rate))).await?;
+                let held = report.held();
+                if !args.json {
+                    println!("{}", report.line());
+                }
+                steps.push(report);
+                if !held {
+                    break;
+                }
+            }
+        }
+    }
+    runner.close()?;
+
+    let checked = if args.check {
+        let options = check::Options {
+            ack_directory: Some(seed.directory.clone()),
+            // Each was logged before it was counted; those of warm-ups and of earlier runs are there too.
+            acks_expected: steps.iter().map(|step| step.ok + step.declined).sum(),
+            asynchronous: args.asynchronous || stack.asynchronous,
+            ..args.check_options()
+        };
+        Some(check::check(&stack, &options, !args.json).await?)
+    } else {
+        None
+    };
+    let clean =
+        steps.iter().all(|step| step.errors == 0) && checked.as_ref().is_none_or(|report| report.ok());
+    let report = LoadReport::new(steps, checked);
+    if args.json {
+        println!("{}", serde_json::to_string(&report)?);
+    } else {
+        print!("{}", report.human());
+    }
+    // The highest step of a ladder is expected to fail: it is how the ladder finds its end.
+    Ok(if args.steps.is_some() { report.checked_ok() } else { clean })
+}

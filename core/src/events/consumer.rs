@@ -1,0 +1,88 @@
+//! What the consumers share: settings, batches and offsets.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use rdkafka::consumer::{CommitMode, Consumer, StreamConsumer};
+use rdkafka::error::KafkaError;
+use rdkafka::message::{BorrowedMessage, Headers, Message};
+use rdkafka::{Offset, TopicPartitionList};
+
+/// R14's settings; the group's own name and how much a fetch waits for are the caller's.
+pub fn settings(brokers: &str, group: &str, fetch_min_bytes: u32, fetch_wait: Duration) -> ClientConfig {
+    let mut c = ClientConfig::new();
+    c.set("bootstrap.servers", brokers)
+        .set("group.id", group)
+        .set("client.id", group)
+        .set("auto.offset.reset", "earliest")
+        .set("enable.auto.commit", "false")
+        .set("enable.auto.offset.store", "false")
+        .set("session.timeout.ms", "30000")
+        .set("heartbeat.interval.ms", "10000")
+        .set("fetch.min.bytes", fetch_min_bytes.to_string())
+        .set("fetch.wait.max.ms", fetch_wait.as_millis().to_string())
+        // Bounds what waits in librdkafka; its defaults would hold 64 MiB.
+        .set("queued.min.messages", "10000")
+        .set("queued.max.messages.kbytes", "16384")
+        .set("reconnect.backoff.max.ms", "1000")
+        // A consumer that retries a batch for a shard that is away must not be thrown out of its group meanwhile.
+        .set("max.poll.interval.ms", "300000")
+        .set_log_level(RDKafkaLogLevel::Error);
+    c
+}
+
+/// A header's value as text.
+pub fn header<'m>(message: &'m BorrowedMessage<'_>, name: &str) -> Option<&'m str> {
+    let found = message.headers()?.iter().find(|h| h.key == name)?;
+    std::str::from_utf8(found.value?).ok()
+}
+
+/// The offsets to commit once everything of a batch has its outcome.
+#[derive(Default, Debug)]
+pub struct Offsets(BTreeMap<i32, i64>);
+
+impl Offsets {
+    fn note(&mut self, partition: i32, offset: i64) {
+        let next = self.0.entry(partition).or_insert(0);
+        *next = (*next).max(offset + 1);
+    }
+
+    /// Committed without waiting: a commit that is lost is a batch seen twice.
+    pub fn commit(&self, consumer: &StreamConsumer, topic: &str, mode: CommitMode) -> Result<(), KafkaError> {
+        let mut list = TopicPartitionList::new();
+        for (partition, next) in &self.0 {
+            list.add_partition_offset(topic, *partition, Offset::Offset(*next))?;
+        }
+        consumer.commit(&list, mode)
+    }
+}
+
+/// Waits for a message, then lets others gather for `gather`, and parses up to `max` of them in place. Cancel-safe only
+/// before the first message; the callers cancel it only together with the consumer.
+pub async fn batch<T>(
+    consumer: &StreamConsumer,
+    max: usize,
+    gather: Duration,
+    mut parse: impl FnMut(&BorrowedMessage<'_>) -> T,
+) -> Result<(Vec<T>, Offsets), KafkaError> {
+    let mut parsed = Vec::new();
+    let mut offsets = Offsets::default();
+    let mut take = |message: BorrowedMessage<'_>, parsed: &mut Vec<T>| {
+        offsets.note(message.partition(), message.offset());
+        parsed.push(parse(&message));
+    };
+    take(consumer.recv().await?, &mut parsed);
+    if !gather.is_zero() {
+        tokio::time::sleep(gather).await;
+    }
+    while parsed.len() < max {
+        match consumer.recv().now_or_never() {
+            Some(Ok(message)) => take(message, &mut parsed),
+            // An error now would come again; what was read comes first.
+            Some(Err(_)) | None => break,
+        }
+    }
+    Ok((parsed, offsets))
+}

@@ -1,0 +1,11 @@
+//! The HTTP API over real sockets and a real PostgreSQL with the migrations of `sql/`.
+#![allow(clippy::unwrap_used, unreachable_pub)]
+
+mod bed;
+mod failures;
+mod idempotency;
+mod lists;
+mod malformed;
+mod overload;
+mod resources;
+mod shards;

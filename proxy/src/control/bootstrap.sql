@@ -1,0 +1,80 @@
+-- What the proxy keeps on every shard. Run by the control user (a superuser: event triggers need one) in one
+-- transaction, when shard_catalog.installed does not name this version. Clients get no right on any table here.
+CREATE SCHEMA IF NOT EXISTS shard_catalog;
+-- USAGE, so that the SECURITY DEFINER functions below can be named by the roles that commit through the proxy.
+GRANT USAGE ON SCHEMA shard_catalog TO PUBLIC;
+CREATE TABLE IF NOT EXISTS shard_catalog.installed (version int NOT NULL);
+
+-- One row a committed DDL statement. Rows, and not a counter: a counter's row lock would serialise all DDL and be
+-- held by prepared transactions. No NOTIFY: PREPARE TRANSACTION refuses a transaction that did one (H18), and DDL on
+-- all shards is such a transaction. Proxies compare count and sum.
+CREATE TABLE IF NOT EXISTS shard_catalog.schema_change (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    changed_at timestamptz NOT NULL DEFAULT now()
+);
+
+CREATE OR REPLACE FUNCTION shard_catalog.note_schema_change() RETURNS event_trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF tg_event = 'sql_drop' THEN
+        IF NOT EXISTS (SELECT FROM pg_event_trigger_dropped_objects() WHERE NOT is_temporary) THEN
+            RETURN;
+        END IF;
+    ELSIF tg_tag IN ('COMMENT', 'GRANT', 'REVOKE', 'SECURITY LABEL') OR NOT EXISTS (
+        SELECT FROM pg_event_trigger_ddl_commands() WHERE schema_name IS DISTINCT FROM 'pg_temp'
+    ) THEN
+        RETURN;
+    END IF;
+    INSERT INTO shard_catalog.schema_change DEFAULT VALUES;
+END
+$$;
+DROP EVENT TRIGGER IF EXISTS shard_catalog_ddl;
+DROP EVENT TRIGGER IF EXISTS shard_catalog_drop;
+CREATE EVENT TRIGGER shard_catalog_ddl ON ddl_command_end EXECUTE FUNCTION shard_catalog.note_schema_change();
+CREATE EVENT TRIGGER shard_catalog_drop ON sql_drop EXECUTE FUNCTION shard_catalog.note_schema_change();
+
+-- The shard map; kept on the default shard. The highest epoch counts.
+CREATE TABLE IF NOT EXISTS shard_catalog.map (
+    epoch bigint PRIMARY KEY,
+    buckets int NOT NULL,
+    ranges jsonb NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT now()
+);
+
+-- Transactions over several shards. The row of the first participant's own transaction is the decision: there after
+-- its COMMIT, or never. An 'abort' row is a tombstone put there by recovery, which makes that COMMIT impossible.
+CREATE TABLE IF NOT EXISTS shard_catalog.decision (
+    gid text PRIMARY KEY,
+    xid xid8 NOT NULL,
+    outcome text NOT NULL CHECK (outcome IN ('commit', 'abort')),
+    participants int[] NOT NULL,
+    decided_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
+-- Written by each prepared transaction itself: tells 'committed already' from 'lost with a failover' (H4).
+CREATE TABLE IF NOT EXISTS shard_catalog.applied (
+    gid text PRIMARY KEY,
+    owner name NOT NULL,
+    applied_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
+-- The gid ends in ':' and the full xid of the transaction that may decide it, so nobody can decide for another
+-- (H16).
+CREATE OR REPLACE FUNCTION shard_catalog.decide(p_gid text, p_participants int[]) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF p_gid NOT LIKE '%:' || pg_current_xact_id()::text THEN
+        RAISE EXCEPTION 'gid % does not belong to this transaction', p_gid USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    INSERT INTO shard_catalog.decision (gid, xid, outcome, participants)
+    VALUES (p_gid, pg_current_xact_id(), 'commit', p_participants);
+END
+$$;
+
+CREATE OR REPLACE FUNCTION shard_catalog.apply(p_gid text) RETURNS void
+LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    INSERT INTO shard_catalog.applied (gid, owner) VALUES (p_gid, session_user)
+$$;
+
+DELETE FROM shard_catalog.installed;
+INSERT INTO shard_catalog.installed VALUES (1);

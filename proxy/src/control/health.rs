@@ -1,0 +1,157 @@
+//! One task per server keeps one connection to it: the end of that connection is the fastest news of a death, and
+//! every poll brings its role, timeline and WAL position.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tokio_postgres::{Client, NoTls};
+
+use super::limits::{PROBE_BACKOFF_FIRST, PROBE_BACKOFF_LAST, PROBE_CONNECT, PROBE_QUERY};
+use super::roles::Observation;
+use super::servers::Servers;
+use crate::replica::{Freshness, Lsn};
+
+#[derive(Debug)]
+pub(super) struct Report {
+    pub(super) shard: usize,
+    pub(super) slot: u16,
+    pub(super) news: News,
+}
+
+#[derive(Debug)]
+pub(super) enum News {
+    Up(Probe),
+    Down(String),
+}
+
+#[derive(Debug)]
+pub(super) struct Probe {
+    pub(super) observation: Observation,
+    /// Of a primary: where it inserts. Of a standby: what it has replayed.
+    pub(super) lsn: Lsn,
+    /// Drawn before the question was sent.
+    pub(super) sequence: u64,
+    /// Of the process ids asked about: those that are no backends any more.
+    pub(super) gone: Vec<i32>,
+}
+
+/// The timeline: of a primary the one it inserts into, by its WAL file's name; the control file's lags behind a
+/// promotion until the next checkpoint. Of a standby the one it receives; without a receiver the control file's,
+/// which is never too high.
+const PROBE: &str = "
+SELECT r.rec, (SELECT system_identifier FROM pg_control_system()),
+    CASE WHEN r.rec THEN coalesce((SELECT received_tli FROM pg_stat_wal_receiver),
+                                  (SELECT timeline_id FROM pg_control_checkpoint()))
+         ELSE ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int END,
+    coalesce((SELECT status = 'streaming' FROM pg_stat_wal_receiver), false),
+    (CASE WHEN r.rec THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_insert_lsn() END - '0/0'::pg_lsn)::int8,
+    ARRAY(SELECT p FROM unnest($1::int4[]) p WHERE NOT EXISTS (SELECT FROM pg_stat_activity a WHERE a.pid = p))
+FROM (SELECT pg_is_in_recovery() AS rec) r";
+
+/// Runs for ever; ends when the receiver is gone.
+pub(super) async fn watch(
+    servers: Arc<Servers>,
+    freshness: Arc<Freshness>,
+    shard: usize,
+    slot: u16,
+    poll: Duration,
+    reports: mpsc::Sender<Report>,
+) {
+    let mut pause = PROBE_BACKOFF_FIRST;
+    loop {
+        let mut was_up = false;
+        let why = session(&servers, &freshness, shard, slot, poll, &reports, &mut was_up).await;
+        if was_up {
+            pause = PROBE_BACKOFF_FIRST;
+        }
+        if reports.send(Report { shard, slot, news: News::Down(why) }).await.is_err() {
+            return;
+        }
+        sleep(pause).await;
+        pause = (pause * 2).min(PROBE_BACKOFF_LAST);
+    }
+}
+
+/// Returns why the server counts as down.
+async fn session(
+    servers: &Servers,
+    freshness: &Freshness,
+    shard: usize,
+    slot: u16,
+    poll: Duration,
+    reports: &mpsc::Sender<Report>,
+    was_up: &mut bool,
+) -> String {
+    let server = servers.server(shard, slot);
+    let (client, connection) = match timeout(PROBE_CONNECT, server.connect.connect(NoTls)).await {
+        Ok(Ok(pair)) => pair,
+        Ok(Err(e)) => return describe(&e),
+        Err(_) => return "no answer to a connection attempt".to_owned(),
+    };
+    let polling = async {
+        let statement = match timeout(PROBE_QUERY, client.prepare(PROBE)).await {
+            Ok(Ok(statement)) => statement,
+            Ok(Err(e)) => return describe(&e),
+            Err(_) => return "no answer to the probe".to_owned(),
+        };
+        let mut tick = interval(poll);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tick.tick().await;
+            match timeout(PROBE_QUERY, probe(&client, &statement, freshness, shard)).await {
+                Ok(Ok(probe)) => {
+                    *was_up = true;
+                    if reports.send(Report { shard, slot, news: News::Up(probe) }).await.is_err() {
+                        return "shutting down".to_owned();
+                    }
+                }
+                Ok(Err(e)) => return describe(&e),
+                Err(_) => return format!("no answer within {} ms", PROBE_QUERY.as_millis()),
+            }
+        }
+    };
+    tokio::select! {
+        // The connection first: its end explains the failure of the query better than the query does.
+        biased;
+        ended = connection => match ended {
+            Ok(()) => "the server closed the connection".to_owned(),
+            Err(e) => describe(&e),
+        },
+        why = polling => why,
+    }
+}
+
+async fn probe(
+    client: &Client,
+    statement: &tokio_postgres::Statement,
+    freshness: &Freshness,
+    shard: usize,
+) -> Result<Probe, tokio_postgres::Error> {
+    let abandoned = freshness.abandoned(shard);
+    let sequence = freshness.sample_begins(shard);
+    let row = client.query_one(statement, &[&abandoned]).await?;
+    Ok(Probe {
+        observation: Observation {
+            in_recovery: row.try_get(0)?,
+            system_identifier: row.try_get(1)?,
+            timeline: row.try_get::<_, i32>(2)? as u32,
+            streaming: row.try_get(3)?,
+        },
+        lsn: Lsn(row.try_get::<_, Option<i64>>(4)?.unwrap_or(0) as u64),
+        sequence,
+        gone: row.try_get(5)?,
+    })
+}
+
+/// tokio-postgres says "db error" and keeps the reason in the source.
+pub(super) fn describe(error: &tokio_postgres::Error) -> String {
+    match error.as_db_error() {
+        Some(db) => format!("{} ({})", db.message(), db.code().code()),
+        None => {
+            let source = std::error::Error::source(error).map(|s| format!(": {s}"));
+            format!("{error}{}", source.unwrap_or_default())
+        }
+    }
+}

@@ -1,0 +1,58 @@
+//! Every bound of the control plane in one place.
+
+use std::time::Duration;
+
+/// Addresses of one shard: a primary and its replicas.
+pub const SERVERS_PER_SHARD_MAX: usize = 8;
+/// Positions of the primary kept while a replica catches up; at 100 ms a sample, 12 s before thinning starts.
+pub const FRESHNESS_SAMPLES_MAX: usize = 128;
+/// Writes of unknown outcome watched per shard.
+pub const ABANDONED_WRITES_MAX: usize = 4096;
+
+/// One connection attempt of a prober, and one question to a server. Longer = the server counts as down.
+pub const PROBE_CONNECT: Duration = Duration::from_millis(1000);
+pub const PROBE_QUERY: Duration = Duration::from_millis(2000);
+/// Pause after a refused connection: doubled from the first to the second.
+pub const PROBE_BACKOFF_FIRST: Duration = Duration::from_millis(50);
+pub const PROBE_BACKOFF_LAST: Duration = Duration::from_millis(500);
+
+/// How often each shard's schema version is compared.
+pub const SCHEMA_POLL: Duration = Duration::from_millis(500);
+/// A difference between shards that is gone after this long was a DDL in the middle of its commits.
+pub const DRIFT_SETTLE: Duration = Duration::from_millis(300);
+/// How long a starting proxy waits for every shard's primary before it serves the others.
+pub const PRIMARY_EXPECTED: Duration = Duration::from_secs(3);
+/// How often a shard that did not answer is asked again while a session waits to see its own DDL.
+pub const REFRESH_TRIES: u8 = 3;
+/// Reading one shard's catalog.
+pub const CATALOG_READ: Duration = Duration::from_secs(20);
+/// Relations and functions of one database that are read; more is refused, not truncated.
+pub const CATALOG_RELATIONS_MAX: usize = 100_000;
+
+/// Requests to the control thread that may wait (catalog refreshes after DDL).
+pub const CONTROL_QUEUE: usize = 1024;
+/// Pooled control connections to one server, beside its prober.
+pub const CONTROL_POOL: usize = 4;
+
+/// How often prepared transactions are looked for, and how old one is before another proxy finishes it.
+pub const RECOVERY_POLL: Duration = Duration::from_secs(1);
+pub const RECOVERY_AGE: Duration = Duration::from_secs(5);
+/// Waiting for a lock while finishing somebody's transaction.
+pub const RECOVERY_LOCK: Duration = Duration::from_millis(1000);
+
+/// A coordinator's backend that is in the way for so long is ended.
+pub const RECOVERY_TERMINATE: Duration = Duration::from_secs(30);
+/// One step of it on one shard; a commit may wait for a synchronous standby.
+pub const RECOVERY_STEP: Duration = Duration::from_secs(5);
+/// Transactions looked at in one round, and rounds between two clean-ups.
+pub const RECOVERY_BATCH: i64 = 1000;
+pub const RECOVERY_FORGET: u64 = 30;
+
+/// The HTTP door: connections at once, and how long a request's head may take.
+pub const HTTP_CONNECTIONS: usize = 64;
+pub const HTTP_HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+
+const _: () = assert!(SERVERS_PER_SHARD_MAX <= u16::MAX as usize);
+const _: () = assert!(PROBE_BACKOFF_FIRST.as_millis() < PROBE_BACKOFF_LAST.as_millis());
+// An orphan is older than any answer its own coordinator may still be waiting for from a healthy server.
+const _: () = assert!(RECOVERY_AGE.as_millis() > PROBE_QUERY.as_millis());

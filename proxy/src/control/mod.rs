@@ -1,0 +1,225 @@
+//! The control plane: one thread of its own that watches the shards and publishes what it learns through `Shared`.
+//!
+//! Rooms, in reading order: `servers` (addresses and control connections), `health` (one prober a server), `roles`
+//! (PURE: who is the primary), `memory` (what survives a restart), `raw` -> `build` (PURE: the catalog for routing),
+//! `schema` (DDL noticed, catalogs read again), `world` (all of it becomes one `State`).
+//!
+//! Invariants: nothing on the data path waits for this thread, except a session that asked for `refresh` after its own
+//! DDL; a primary is published only after its timeline is on disk; the map's epoch never goes back.
+
+mod build;
+mod builtin;
+mod health;
+pub mod limits;
+mod memory;
+mod raw;
+pub mod reload;
+mod roles;
+mod schema;
+mod servers;
+mod world;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use parking_lot::Mutex;
+use shard_config::{Config, ShardId};
+use tokio::net::TcpListener;
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+
+pub use servers::Servers;
+pub use world::{ServerStatus, World};
+
+use crate::replica::Freshness;
+use crate::shared::Shared;
+use crate::twophase::{Gid, Outcome, Recovery, Resolve};
+use crate::worker::WorkerHandle;
+use crate::{admin, http};
+
+/// What sessions, the admin console and the HTTP door hold of the control plane.
+#[derive(Debug, Clone)]
+pub struct Handle {
+    pub world: Arc<World>,
+    pub servers: Arc<Servers>,
+    pub freshness: Arc<Freshness>,
+    config_path: Arc<Path>,
+    started: Instant,
+    prepared: Arc<Mutex<Vec<(ShardId, u64)>>>,
+    requests: mpsc::Sender<schema::Refresh>,
+    resolves: mpsc::Sender<Resolve>,
+    ready: watch::Receiver<bool>,
+}
+
+/// The running thread. Dropping it does not stop it: call `stop`.
+#[derive(Debug)]
+pub struct Control {
+    pub handle: Handle,
+    door: mpsc::Sender<(std::net::TcpListener, admin::Context)>,
+    stop: watch::Sender<bool>,
+    thread: JoinHandle<()>,
+}
+
+impl Handle {
+    /// Returns when the published state shows every DDL that was committed before the call (H39).
+    pub async fn refresh(&self) {
+        let (answer, answered) = oneshot::channel();
+        if self.requests.send(answer).await.is_ok() {
+            let _ = answered.await; // An error means that the proxy is shutting down.
+        }
+    }
+
+    /// Returns when a catalog and a map are known: before that no statement can be routed. Waits for ever when no
+    /// shard can be reached.
+    pub async fn ready(&self) {
+        let mut ready = self.ready.clone();
+        let _ = ready.wait_for(|ready| *ready).await;
+    }
+
+    /// Reads the configuration file again and publishes it; returns when the catalog follows its tables and
+    /// functions. The error says what is wrong with the file; then nothing has changed.
+    pub async fn reload(&self) -> anyhow::Result<Arc<Config>> {
+        let config = Arc::new(reload::read(&self.config_path, &self.world.config())?);
+        self.world.set_config(config.clone());
+        self.refresh().await;
+        Ok(config)
+    }
+
+    /// A coordinator cannot tell what became of its transaction, or cannot finish it: finds out or decides, and
+    /// finishes it. Returns the outcome, and the participants that are not finished yet.
+    pub async fn resolve(&self, gid: Gid, participants: Vec<ShardId>) -> (Outcome, Vec<ShardId>) {
+        let (answer, answered) = oneshot::channel();
+        let unknown = (Outcome::Unknown, participants.clone());
+        match self.resolves.send(Resolve { gid, participants, answer }).await {
+            Ok(()) => answered.await.unwrap_or(unknown),
+            Err(_) => unknown,
+        }
+    }
+
+    pub fn uptime(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// Transactions over several shards that were prepared on each shard when recovery last looked.
+    pub fn prepared(&self) -> Vec<(ShardId, u64)> {
+        self.prepared.lock().clone()
+    }
+
+    pub fn is_ready(&self) -> bool {
+        *self.ready.borrow()
+    }
+}
+
+impl Control {
+    /// Starts the thread. Fails when the configuration's addresses cannot be resolved or `state_dir` cannot be used.
+    pub fn start(config: Arc<Config>, config_path: &Path, shared: Arc<Shared>) -> anyhow::Result<Self> {
+        let servers = Arc::new(Servers::new(&config)?);
+        let memory = memory::MemoryFile::open(Path::new(&config.proxy.state_dir))?;
+        let map_known = memory.get().map.is_some();
+        let freshness = Arc::new(Freshness::new(servers.shards.len(), config.key.buckets));
+        let world = Arc::new(World::new(config.clone(), shared, servers.clone(), freshness.clone(), memory));
+        let (requests, queue) = mpsc::channel(limits::CONTROL_QUEUE);
+        let (ready_tx, ready) = watch::channel(false);
+        let (stop, stopped) = watch::channel(false);
+        let (door, doors) = mpsc::channel(1);
+        let (resolves, resolve_queue) = mpsc::channel(limits::CONTROL_QUEUE);
+        let prepared = Arc::default();
+        let recovery = Recovery::new(servers.clone(), world.clone(), Arc::clone(&prepared));
+        let handle = Handle {
+            world: world.clone(),
+            servers: servers.clone(),
+            freshness,
+            config_path: config_path.into(),
+            started: Instant::now(),
+            prepared,
+            requests,
+            resolves,
+            ready,
+        };
+
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().context("control runtime")?;
+        let schema = schema::SchemaWatch::new(servers, world, map_known);
+        let inner = handle.clone();
+        let thread = std::thread::Builder::new()
+            .name("control".to_owned())
+            .spawn(move || {
+                runtime.block_on(run(
+                    config,
+                    inner,
+                    Tasks { schema, queue, recovery, resolve_queue, doors, ready: ready_tx },
+                    stopped,
+                ))
+            })
+            .context("control thread")?;
+        Ok(Self { handle, door, stop, thread })
+    }
+
+    /// Starts answering HTTP, once there are workers to ask. Fails when the address is taken.
+    pub fn open_door(&self, shared: Arc<Shared>, workers: Vec<WorkerHandle>) -> anyhow::Result<()> {
+        let address = shared.load().config.proxy.http;
+        let listener =
+            std::net::TcpListener::bind(address).with_context(|| format!("[proxy] http = \"{address}\""))?;
+        listener.set_nonblocking(true)?;
+        let context = admin::Context { shared, control: self.handle.clone(), workers };
+        self.door.try_send((listener, context)).context("the door is open already")
+    }
+
+    /// Blocks until the thread has ended.
+    pub fn stop(self) {
+        self.stop.send_replace(true);
+        if self.thread.join().is_err() {
+            tracing::error!("the control thread had panicked");
+        }
+    }
+}
+
+/// What the thread starts with.
+struct Tasks {
+    schema: schema::SchemaWatch,
+    queue: mpsc::Receiver<schema::Refresh>,
+    recovery: Recovery,
+    resolve_queue: mpsc::Receiver<Resolve>,
+    doors: mpsc::Receiver<(std::net::TcpListener, admin::Context)>,
+    ready: watch::Sender<bool>,
+}
+
+async fn run(config: Arc<Config>, handle: Handle, start: Tasks, mut stopped: watch::Receiver<bool>) {
+    let Tasks { schema, queue, recovery, resolve_queue, mut doors, ready } = start;
+    let poll = Duration::from_millis(config.reads.poll_ms);
+    let (reports_tx, mut reports) = mpsc::channel(limits::CONTROL_QUEUE);
+    let nudge = Arc::new(Notify::new());
+    let mut tasks = JoinSet::new();
+    for (shard, addresses) in handle.servers.shards.iter().enumerate() {
+        for slot in 0..addresses.servers.len() as u16 {
+            let (servers, freshness) = (handle.servers.clone(), handle.freshness.clone());
+            tasks.spawn(health::watch(servers, freshness, shard, slot, poll, reports_tx.clone()));
+        }
+    }
+    drop(reports_tx);
+    tasks.spawn(schema.run(queue, nudge.clone(), ready));
+    tasks.spawn(recovery.run(resolve_queue));
+    loop {
+        tokio::select! {
+            biased;
+            _ = stopped.wait_for(|stop| *stop) => break,
+            report = reports.recv() => match report {
+                Some(report) => if handle.world.report(report) { nudge.notify_one() },
+                None => break,
+            },
+            Some((listener, context)) = doors.recv() => match TcpListener::from_std(listener) {
+                Ok(listener) => drop(tasks.spawn(http::serve(listener, context))),
+                Err(error) => tracing::error!(%error, "no HTTP door"),
+            },
+            Some(Err(error)) = tasks.join_next() => {
+                // Without a prober a dead server would be used for ever: better to die visibly.
+                tracing::error!(?error, "a control task panicked");
+                std::process::abort();
+            }
+        }
+    }
+    tasks.shutdown().await;
+}

@@ -1,0 +1,328 @@
+//! Follows the schema: installs `shard_catalog` on every primary, notices DDL by the rows its event triggers write,
+//! reads the catalogs again and publishes what `build` makes of them (H39).
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use futures_util::future::join_all;
+use shard_config::Config;
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+use tokio_postgres::Client;
+
+use super::limits::{
+    CATALOG_READ, CONTROL_QUEUE, DRIFT_SETTLE, PRIMARY_EXPECTED, PROBE_QUERY, REFRESH_TRIES, SCHEMA_POLL,
+};
+use super::memory::StoredMap;
+use super::raw::{self, Part, RawCatalog};
+use super::roles::Placed;
+use super::servers::Servers;
+use super::world::World;
+use crate::catalog::Catalog;
+
+const BOOTSTRAP: &str = include_str!("bootstrap.sql");
+/// The version that `bootstrap.sql` writes; raise both together.
+const BOOTSTRAP_VERSION: i32 = 1;
+/// First key of the advisory locks that are the product's own (H10): "shrd".
+pub(super) const LOCK_CLASS: i32 = 0x7368_7264;
+const LOCK_BOOTSTRAP: i32 = 1;
+
+const SIGNATURE: &str = "SELECT count(*), coalesce(sum(id), 0)::int8 FROM shard_catalog.schema_change";
+
+/// Asks for a look at the schema now; the answer comes when the published state shows every DDL that was committed
+/// before the request.
+pub(super) type Refresh = oneshot::Sender<()>;
+
+/// From what a catalog was built: the configuration, and each shard's catalog.
+type Built = (Arc<Config>, Vec<Option<RawCatalog>>);
+
+#[derive(Debug)]
+pub(super) struct SchemaWatch {
+    servers: Arc<Servers>,
+    world: Arc<World>,
+    system: Option<RawCatalog>,
+    shards: Vec<Seen>,
+    published: Option<Built>,
+    map_known: bool,
+}
+
+#[derive(Debug, Default)]
+struct Seen {
+    /// The primary on which `shard_catalog` was last found or installed.
+    installed: Option<Placed>,
+    signature: Option<(i64, i64)>,
+    raw: Option<RawCatalog>,
+    complaint: Option<String>,
+}
+
+impl SchemaWatch {
+    pub(super) fn new(servers: Arc<Servers>, world: Arc<World>, map_known: bool) -> Self {
+        let shards = servers.shards.iter().map(|_| Seen::default()).collect();
+        Self { servers, world, system: None, shards, published: None, map_known }
+    }
+
+    /// `ready` turns true once a catalog is published and the map is known.
+    pub(super) async fn run(
+        mut self,
+        mut requests: mpsc::Receiver<Refresh>,
+        nudge: Arc<Notify>,
+        ready: watch::Sender<bool>,
+    ) {
+        let begun = Instant::now();
+        let mut tick = interval(SCHEMA_POLL);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut waiting = Vec::with_capacity(CONTROL_QUEUE);
+        loop {
+            tokio::select! {
+                n = requests.recv_many(&mut waiting, CONTROL_QUEUE) => if n == 0 { return },
+                () = nudge.notified() => {}
+                _ = tick.tick() => {}
+            }
+            self.look().await;
+            // Whoever waits did a DDL and relies on being shown it: a shard that gave no answer is asked again.
+            for _ in 0..REFRESH_TRIES {
+                if waiting.is_empty() || self.all_answered() {
+                    break;
+                }
+                sleep(DRIFT_SETTLE).await;
+                self.look().await;
+            }
+            if self.published.is_some() && self.map_known && self.all_installed(begun) {
+                ready.send_replace(true);
+            }
+            for answer in waiting.drain(..) {
+                let _ = answer.send(()); // Whoever asked may be gone.
+            }
+        }
+    }
+
+    /// Every shard has `shard_catalog`, which the first DDL needs. A shard that shows no primary for a while does not hold
+    /// the others up.
+    fn all_installed(&self, begun: Instant) -> bool {
+        let patient = begun.elapsed() < PRIMARY_EXPECTED;
+        let mut shards = self.shards.iter().enumerate();
+        shards.all(|(index, seen)| match self.world.primary(index) {
+            Some(_) => seen.installed.is_some(),
+            None => !patient,
+        })
+    }
+
+    /// False when the last look at a shard failed, or it had no primary to look at.
+    fn all_answered(&self) -> bool {
+        let silent = |(index, seen): (usize, &Seen)| seen.complaint.is_some() || self.world.primary(index).is_none();
+        !self.shards.iter().enumerate().any(silent)
+    }
+
+    async fn look(&mut self) {
+        self.look_at_shards().await;
+        let Some((catalog, built)) = self.build() else { return };
+        if self.new_drift(&catalog) {
+            // Most likely a DDL whose commits have not reached every shard. If it is still so later, it is real.
+            sleep(DRIFT_SETTLE).await;
+            self.look_at_shards().await;
+            if let Some((catalog, built)) = self.build() {
+                self.publish(catalog, built);
+            }
+        } else {
+            self.publish(catalog, built);
+        }
+    }
+
+    async fn look_at_shards(&mut self) {
+        let default = self.default_position();
+        let (servers, world) = (&self.servers, &self.world);
+        let looks = self.shards.iter_mut().enumerate().map(|(index, seen)| async move {
+            let Some(primary) = world.primary(index) else { return None };
+            let wanted_map = (index == default).then_some(world);
+            match timeout(CATALOG_READ, look_at(servers, index, primary, seen, wanted_map)).await {
+                Ok(Ok(map)) => {
+                    seen.complaint = None;
+                    map
+                }
+                Ok(Err(error)) => {
+                    complain(servers, index, seen, format!("{error:#}"));
+                    None
+                }
+                Err(_) => {
+                    complain(servers, index, seen, "no answer".to_owned());
+                    None
+                }
+            }
+        });
+        let maps = join_all(looks).await;
+        for map in maps.into_iter().flatten() {
+            match self.accept_map(&map) {
+                Ok(()) => self.map_known = true,
+                Err(error) => tracing::error!(?error, "the stored shard map is not used"),
+            }
+        }
+        if self.system.is_none() {
+            self.read_system().await;
+        }
+    }
+
+    async fn read_system(&mut self) {
+        for index in self.by_preference() {
+            let Some(primary) = self.world.primary(index) else { continue };
+            let read = async {
+                let mut client = self.servers.server(index, primary.slot).client().await?;
+                raw::read(&mut client, Part::System).await
+            };
+            match timeout(CATALOG_READ, read).await {
+                Ok(Ok(raw)) => {
+                    self.system = Some(raw);
+                    return;
+                }
+                Ok(Err(error)) => tracing::warn!(?error, "reading the system catalog"),
+                Err(_) => tracing::warn!("reading the system catalog: no answer"),
+            }
+        }
+    }
+
+    fn accept_map(&self, stored: &StoredMap) -> anyhow::Result<()> {
+        let map = stored.to_map().context("shard_catalog.map: the ranges are no map")?;
+        let config = self.world.config();
+        anyhow::ensure!(
+            map.buckets() == config.key.buckets,
+            "the stored map has {} buckets and the configuration {}; the number is fixed once rows exist",
+            map.buckets(),
+            config.key.buckets
+        );
+        for shard in map.shards() {
+            anyhow::ensure!(
+                config.shard(shard).is_some(),
+                "the stored map names shard {shard}, which is not configured"
+            );
+        }
+        self.world.set_map(map)
+    }
+
+    fn default_position(&self) -> usize {
+        self.servers.shards.iter().position(|s| s.id == self.world.config().proxy.default_shard).unwrap_or(0)
+    }
+
+    /// The default shard first.
+    fn by_preference(&self) -> Vec<usize> {
+        let default = self.default_position();
+        std::iter::once(default).chain((0..self.shards.len()).filter(move |i| *i != default)).collect()
+    }
+
+    /// `None` when nothing changed, or nothing was read yet.
+    fn build(&self) -> Option<(Catalog, Built)> {
+        let system = self.system.as_ref()?;
+        let config = self.world.config();
+        let order = self.by_preference();
+        let base = order.iter().copied().find(|i| self.shards[*i].raw.is_some())?;
+        let raws: Vec<Option<RawCatalog>> = self.shards.iter().map(|s| s.raw.clone()).collect();
+        if self.published.as_ref().is_some_and(|(of, before)| Arc::ptr_eq(of, &config) && *before == raws) {
+            return None;
+        }
+        let others: Vec<_> = (0..raws.len())
+            .filter(|i| *i != base)
+            .filter_map(|i| raws[i].as_ref().map(|raw| (self.servers.shards[i].id, raw)))
+            .collect();
+        let catalog = super::build::build(&config, system, raws[base].as_ref()?, &others);
+        Some((catalog, (config, raws)))
+    }
+
+    fn new_drift(&self, catalog: &Catalog) -> bool {
+        let known = self.world.catalog();
+        catalog.tables.iter().any(|(name, table)| {
+            table.drift.is_some() && known.tables.get(name).is_none_or(|before| before.drift != table.drift)
+        })
+    }
+
+    fn publish(&mut self, catalog: Catalog, built: Built) {
+        for ((schema, name), table) in catalog.tables.iter().filter(|(_, t)| t.drift.is_some()) {
+            tracing::warn!(table = %format!("{schema}.{name}"), why = table.drift.as_deref(), "table cannot be routed");
+        }
+        tracing::info!(
+            tables = catalog.tables.len(),
+            version = self.world.catalog_version() + 1,
+            "schema read"
+        );
+        self.published = Some(built);
+        self.world.set_catalog(catalog);
+    }
+}
+
+fn complain(servers: &Servers, index: usize, seen: &mut Seen, why: String) {
+    if seen.complaint.as_ref() != Some(&why) {
+        tracing::warn!(shard = servers.shards[index].id.0, %why, "the shard's catalog cannot be read");
+        seen.complaint = Some(why);
+    }
+}
+
+/// Returns the stored map when `map_of` is given (on the default shard).
+async fn look_at(
+    servers: &Servers,
+    index: usize,
+    primary: Placed,
+    seen: &mut Seen,
+    map_of: Option<&Arc<World>>,
+) -> anyhow::Result<Option<StoredMap>> {
+    let mut client = servers.server(index, primary.slot).client().await?;
+    if seen.installed != Some(primary) {
+        install(&mut client).await.context("installing shard_catalog")?;
+        seen.installed = Some(primary);
+        seen.signature = None;
+    }
+    let row = timeout(PROBE_QUERY, client.query_one(SIGNATURE, &[])).await.context("no answer")??;
+    let signature = (row.try_get(0)?, row.try_get(1)?);
+    if seen.signature != Some(signature) {
+        // The signature was taken before the read: a DDL in between is read now and once more at the next look.
+        let raw = raw::read(&mut client, Part::User).await?;
+        seen.raw = Some(raw);
+        seen.signature = Some(signature);
+        if signature.0 > 1000 {
+            client
+                .execute(
+                    "DELETE FROM shard_catalog.schema_change WHERE changed_at < now() - interval '1 day'",
+                    &[],
+                )
+                .await?;
+        }
+    }
+    match map_of {
+        Some(world) => Ok(Some(stored_map(&client, world).await.context("the shard map")?)),
+        None => Ok(None),
+    }
+}
+
+async fn install(client: &mut Client) -> anyhow::Result<()> {
+    let installed = "SELECT (xpath('/row/v/text()', query_to_xml(
+        'SELECT max(version) AS v FROM shard_catalog.installed', false, true, '')))[1]::text::int
+        WHERE to_regclass('shard_catalog.installed') IS NOT NULL";
+    let transaction = client.transaction().await?;
+    // The standby need not have it: after a promotion it is looked for again.
+    transaction.batch_execute("SET LOCAL synchronous_commit = local").await?;
+    transaction.query_one("SELECT pg_advisory_xact_lock($1, $2)", &[&LOCK_CLASS, &LOCK_BOOTSTRAP]).await?;
+    let version: Option<i32> = match transaction.query_opt(installed, &[]).await? {
+        Some(row) => row.try_get(0)?,
+        None => None,
+    };
+    if version.is_none_or(|v| v < BOOTSTRAP_VERSION) {
+        transaction.batch_execute(BOOTSTRAP).await?;
+    }
+    transaction.commit().await?;
+    Ok(())
+}
+
+/// The map with the highest epoch; the one this proxy serves is stored when there is none.
+async fn stored_map(client: &Client, world: &World) -> anyhow::Result<StoredMap> {
+    let newest = "SELECT epoch, buckets, ranges::text FROM shard_catalog.map ORDER BY epoch DESC LIMIT 1";
+    let mut row = client.query_opt(newest, &[]).await?;
+    if row.is_none() {
+        let ours = StoredMap::from_map(&world.map());
+        let ranges = serde_json::to_string(&ours.ranges)?;
+        let insert = "INSERT INTO shard_catalog.map (epoch, buckets, ranges) VALUES ($1, $2, $3::text::jsonb) ON CONFLICT DO NOTHING";
+        client.execute(insert, &[&(ours.epoch as i64), &i32::from(ours.buckets), &ranges]).await?;
+        row = client.query_opt(newest, &[]).await?;
+    }
+    let row = row.context("the map that was just stored is missing")?;
+    Ok(StoredMap {
+        epoch: row.try_get::<_, i64>(0)? as u64,
+        buckets: u16::try_from(row.try_get::<_, i32>(1)?)?,
+        ranges: serde_json::from_str(&row.try_get::<_, String>(2)?)?,
+    })
+}

@@ -1,0 +1,41 @@
+//! shard-proxy: speaks the Postgres wire protocol, looks like one database, and sends each statement to the shard
+//! that holds its tenant.
+//!
+//! The data path, in reading order: `listen` accepts -> `worker` (one thread, everything its clients share) ->
+//! `session` (one state machine a client) -> `route` (PURE: text -> shard) -> `pool` (server connections). Beside
+//! it: `wire` (PURE: frames), `auth` (SCRAM both ways), `replica` (read-your-writes), `multi` and `twophase`
+//! (statements and transactions over several shards), `control` (one thread that watches the shards and publishes
+//! `shared::State`), `admin`, `http` and `metrics` (what operators see).
+//!
+//! Invariants:
+//!
+//! - Never guess a shard: a statement is proved to belong to one, runs on all of them in one transaction, or is refused.
+//! - Never replay what may have been executed: lost after it was sent = the client is told so (08007).
+//! - Writes go only to what `State` calls the primary; a lower timeline is never one (H5).
+//! - Frames are forwarded, not decoded; a server's errors reach the client untouched.
+//! - No lock shared between clients, no allocation and no parse for a statement seen before.
+//! - Everything is bounded (`limits`).
+//!
+//! Deliberately absent: merging of results from several shards, TLS.
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+pub mod admin;
+pub mod auth;
+pub mod catalog;
+pub mod control;
+pub mod error;
+pub mod http;
+pub mod limits;
+pub mod listen;
+pub mod metrics;
+pub mod multi;
+pub mod pool;
+pub mod replica;
+pub mod route;
+pub mod session;
+pub mod shared;
+pub mod twophase;
+pub mod wire;
+pub mod worker;

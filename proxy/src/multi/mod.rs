@@ -1,0 +1,78 @@
+//! What spans several shards: one transaction on all of them, and statements that are cut or repeated.
+//!
+//! Sessions talk to one server at a time; for what needs several they lend their sockets (`Participants`) to this
+//! room until it is done. Nothing here is on the path of a statement that one shard can run.
+//!
+//! Rooms, in reading order: `exchange` (ask a server, collect its answer), `commit` (the end of a transaction with
+//! several participants: plain or in two phases), `statement` (DDL and reference writes on all shards, several
+//! statements in one message), `split_insert`, `copy` with `copy_split` (PURE) and `copy_lines` (PURE).
+//!
+//! Invariants:
+//!
+//! - All or nothing: what ran on several shards commits by `commit` only; any error aborts it on all (H20, H21).
+//! - Shards are visited in one order (by id) wherever locks may be taken, so that two of us cannot wait for each
+//!   other.
+//! - `now()` is each shard's own: the rows of one split statement may differ by the time between their BEGINs. A
+//!   stated deviation.
+
+mod commit;
+mod copy;
+mod copy_lines;
+mod copy_split;
+mod exchange;
+pub mod limits;
+mod several;
+mod split_insert;
+mod statement;
+
+use crate::error::ProxyError;
+use crate::session::multi_hook::{Message, MultiWork, Participants};
+
+/// Why it did not work: an error of ours, or a server's own ErrorResponse, which the client gets as it is.
+#[derive(Debug)]
+pub enum Failure {
+    Ours(ProxyError),
+    Server(Message),
+}
+
+impl From<ProxyError> for Failure {
+    fn from(error: ProxyError) -> Self {
+        Self::Ours(error)
+    }
+}
+
+/// Does what was asked and says its replies, all but the error. After an error the transaction is over on all
+/// servers (implicit), or failed on all of them (explicit block).
+pub async fn run(p: &mut Participants<'_>, work: &MultiWork) -> Result<(), Failure> {
+    p.count_multi_shard();
+    let result = match work {
+        MultiWork::Commit { tag, .. } => {
+            let result = commit::commit(p).await;
+            if result.is_ok() && *tag {
+                exchange::say_tag(p, "COMMIT").await;
+            }
+            return result;
+        }
+        MultiWork::Rollback { tag, .. } => {
+            commit::rollback(p).await;
+            if *tag {
+                exchange::say_tag(p, "ROLLBACK").await;
+            }
+            return Ok(());
+        }
+        MultiWork::Everywhere { sql, tag, .. } => statement::everywhere(p, sql, tag).await,
+        MultiWork::Statement(statement) => statement::run(p, statement).await,
+        MultiWork::Several { sql, routed } => several::run(p, sql, routed).await,
+    };
+    match result {
+        Ok(()) => Ok(()),
+        Err(failure) if !p.in_block() && !work.is_extended() => {
+            commit::rollback(p).await;
+            Err(failure)
+        }
+        Err(failure) => {
+            commit::fail_all(p).await;
+            Err(failure)
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! INSERT ... VALUES whose rows belong to several shards: each shard gets the statement with its own rows.
+//!
+//! Parameters keep their numbers, and every shard is given all of them with their types declared: a parameter that
+//! a shard's rows do not use is then accepted and ignored, and no value has to be copied into another place.
+
+use super::Failure;
+use super::exchange::{self, Reply, gather};
+use super::statement::{compose, say_rows};
+use crate::error::ProxyError;
+use crate::route::SplitRows;
+use crate::session::multi_hook::{MultiStatement, Participants, Protocol};
+use crate::wire::{build, read};
+
+/// OIDs below are the same on every shard (FirstNormalObjectId in src/include/access/transam.h).
+const FIRST_USER_OID: u32 = 16_384;
+
+pub(super) async fn run(
+    p: &mut Participants<'_>,
+    statement: &MultiStatement,
+    rows: &SplitRows,
+) -> Result<Vec<u8>, Failure> {
+    let parts = parts(p, statement, rows)?;
+    let mut oids: Option<Vec<u8>> = None;
+    // What can fail without having been sent comes first: nothing may be left unread when one of them fails.
+    let mut ready = Vec::new();
+    for part in &parts {
+        let at = p.enlist(part.shard, true).await?;
+        for bucket in part.rows.iter().map(|row| rows.buckets[*row]) {
+            p.mark_write(part.shard, bucket);
+        }
+        if let Protocol::Extended { entry, .. } = &statement.protocol
+            && !oids.as_ref().is_some_and(|oids| are_built_in(oids))
+        {
+            oids = if all_declared(&entry.oids, statement.routed.plan.parameters) {
+                Some(entry.oids.to_vec())
+            } else {
+                Some(describe(p, at, &entry.sql, &entry.oids).await?)
+            };
+        }
+        ready.push((at, oids.clone()));
+    }
+    let mut sent = Vec::new();
+    for (part, (at, oids)) in parts.iter().zip(ready) {
+        compose(p, at, statement, &part.text, oids.as_deref());
+        sent.push((at, p.flush(at).await.map_err(|_| exchange::lost(p, at))));
+    }
+    // All answers are read before any error is acted on: every server must be ready for the ROLLBACK.
+    let mut replies = Vec::new();
+    for (at, sent) in sent {
+        replies.push(match sent {
+            Ok(()) => gather(p, at).await,
+            Err(error) => Err(error),
+        });
+    }
+    let mut done: Vec<Reply> = Vec::new();
+    for reply in replies {
+        // The position is one in the text that the shard was given.
+        done.push(reply?.ok().map_err(without_position)?);
+    }
+    let count: u64 = done.iter().map(Reply::count).sum();
+    let description = done.first_mut().and_then(|reply| reply.description.take());
+    let returned = in_client_order(rows.shards.len(), &parts, done);
+    say_rows(p, statement, description.as_ref(), &returned).await;
+    let mut complete = Vec::new();
+    build::command_complete(&mut complete, &format!("INSERT 0 {count}"));
+    Ok(complete)
+}
+
+/// One shard's share.
+struct Part {
+    shard: usize,
+    /// Which of the client's rows, ascending.
+    rows: Vec<usize>,
+    text: Vec<u8>,
+}
+
+fn parts(p: &Participants<'_>, statement: &MultiStatement, rows: &SplitRows) -> Result<Vec<Part>, Failure> {
+    let text = statement.text();
+    let cut = |range: &std::ops::Range<u32>| text.get(range.start as usize..range.end as usize);
+    let broken = || ProxyError::internal("a row of this INSERT is outside of its text");
+    let mut parts: Vec<Part> = Vec::new();
+    for (number, shard) in rows.shards.iter().enumerate() {
+        let shard = p.position(*shard).ok_or_else(|| {
+            ProxyError::no_primary(shard.0, "the map names it but the configuration does not")
+        })?;
+        let row = cut(&rows.insert.rows[number].text).ok_or_else(broken)?;
+        match parts.iter_mut().find(|part| part.shard == shard) {
+            Some(part) => {
+                part.rows.push(number);
+                part.text.extend_from_slice(b", ");
+                part.text.extend_from_slice(row);
+            }
+            None => {
+                let mut text = cut(&rows.insert.head).ok_or_else(broken)?.to_vec();
+                text.extend_from_slice(row);
+                parts.push(Part { shard, rows: vec![number], text });
+            }
+        }
+    }
+    for part in &mut parts {
+        // Blanks, in case the cuts are tight.
+        part.text.push(b' ');
+        part.text.extend_from_slice(cut(&rows.insert.tail).ok_or_else(broken)?);
+    }
+    parts.sort_by_key(|part| part.shard);
+    Ok(parts)
+}
+
+/// Rows of RETURNING in the order of the client's rows. Where a shard returned fewer than it was given (ON CONFLICT DO
+/// NOTHING), nobody can say which is missing; then they come shard by shard, which SQL allows.
+fn in_client_order(count: usize, parts: &[Part], replies: Vec<Reply>) -> Vec<Vec<u8>> {
+    let complete = parts.iter().zip(&replies).all(|(part, reply)| part.rows.len() == reply.rows.len());
+    if !complete {
+        return replies.into_iter().flat_map(|reply| reply.rows).collect();
+    }
+    let mut ordered = vec![Vec::new(); count];
+    for (part, reply) in parts.iter().zip(replies) {
+        for (number, row) in part.rows.iter().zip(reply.rows) {
+            ordered[*number] = row;
+        }
+    }
+    ordered.retain(|row| !row.is_empty());
+    ordered
+}
+
+fn all_declared(oids: &[u8], parameters: u16) -> bool {
+    oids.len() / 4 >= usize::from(parameters) && oids.chunks_exact(4).all(|oid| oid != [0; 4])
+}
+
+fn are_built_in(oids: &[u8]) -> bool {
+    oids.chunks_exact(4).all(|oid| u32::from_be_bytes([oid[0], oid[1], oid[2], oid[3]]) < FIRST_USER_OID)
+}
+
+/// The parameter types that this server infers from the whole statement.
+async fn describe(p: &mut Participants<'_>, at: usize, sql: &[u8], oids: &[u8]) -> Result<Vec<u8>, Failure> {
+    let server = p.server(at);
+    server.unnamed = 0;
+    build::parse(&mut server.out, b"", sql, oids);
+    build::named(&mut server.out, b'D', b'S', b"");
+    server.out.extend_from_slice(build::SYNC);
+    p.flush(at).await.map_err(|_| exchange::lost(p, at))?;
+    let reply = gather(p, at).await?.ok()?;
+    let message =
+        reply.parameters.ok_or_else(|| ProxyError::internal("the server described no parameters"))?;
+    let mut reader = read::body(&message);
+    let count = reader.u16().unwrap_or(0);
+    Ok(reader.bytes(usize::from(count) * 4).unwrap_or_default().to_vec())
+}
+
+fn without_position(failure: Failure) -> Failure {
+    match failure {
+        Failure::Server(message) => Failure::Server(exchange::change_fields(&message, |tag, text| {
+            (tag != b'P').then(|| text.to_owned())
+        })),
+        ours => ours,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn part(rows: &[usize]) -> Part {
+        Part { shard: 0, rows: rows.to_vec(), text: Vec::new() }
+    }
+
+    fn reply(rows: &[u8]) -> Reply {
+        Reply { rows: rows.iter().map(|r| vec![*r]).collect(), ..Reply::default() }
+    }
+
+    #[test]
+    fn returned_rows_come_in_the_clients_order() {
+        let parts = [part(&[1, 2]), part(&[0, 3])];
+        assert_eq!(in_client_order(4, &parts, vec![reply(b"bc"), reply(b"ad")]), [b"a", b"b", b"c", b"d"]);
+        assert_eq!(
+            in_client_order(4, &parts, vec![reply(b"b"), reply(b"ad")]),
+            [b"b", b"a", b"d"],
+            "one was skipped"
+        );
+    }
+
+    #[test]
+    fn only_fully_declared_parameters_need_no_question() {
+        assert!(all_declared(&[0, 0, 0, 23], 1));
+        assert!(!all_declared(&[0, 0, 0, 23], 2));
+        assert!(!all_declared(&[0, 0, 0, 23, 0, 0, 0, 0], 2));
+        assert!(are_built_in(&[0, 0, 0x3f, 0xff]) && !are_built_in(&[0, 0, 0x40, 0]));
+    }
+}

@@ -1,0 +1,224 @@
+//! One statement on all shards.
+
+use super::exchange::{self, Reply, ask, gather};
+use super::{Failure, commit, copy, split_insert};
+use crate::error::ProxyError;
+use crate::route::Resolved;
+use crate::route::plan::Broadcast;
+use crate::session::multi_hook::{MultiStatement, Participants, Protocol};
+use crate::wire::{build, read};
+
+/// Runs it, and outside of any transaction commits it before its last reply.
+pub(super) async fn run(p: &mut Participants<'_>, statement: &MultiStatement) -> Result<(), Failure> {
+    let alone = !p.in_block() && matches!(statement.protocol, Protocol::Simple);
+    if let Resolved::All(Broadcast::DdlAutocommit) = statement.resolved {
+        return one_by_one(p, statement).await;
+    }
+    let complete = execute(p, statement).await?;
+    if alone {
+        commit::commit(p).await?;
+    }
+    p.reply(&complete).await;
+    Ok(())
+}
+
+/// Runs it within the transaction; returns the CommandComplete that is due.
+pub(super) async fn execute(
+    p: &mut Participants<'_>,
+    statement: &MultiStatement,
+) -> Result<Vec<u8>, Failure> {
+    // Servers that are in an implicit transaction must not commit by the Syncs that follow.
+    commit::settle(p).await?;
+    match &statement.resolved {
+        Resolved::All(kind) => everywhere_alike(p, statement, *kind).await,
+        Resolved::SplitInsert(rows) => split_insert::run(p, statement, rows).await,
+        Resolved::CopyIn(copy) => copy::run(p, statement, copy).await,
+        _ => Err(ProxyError::internal("a statement for one shard was sent to several").into()),
+    }
+}
+
+/// Composes the statement for one server: `text` in place of its own, `oids` in place of the declared types.
+pub(super) fn compose(
+    p: &mut Participants<'_>,
+    at: usize,
+    statement: &MultiStatement,
+    text: &[u8],
+    oids: Option<&[u8]>,
+) {
+    let server = p.server(at);
+    server.unnamed = 0;
+    match &statement.protocol {
+        Protocol::Simple => build::query(&mut server.out, text),
+        Protocol::Extended { entry, bind, describe, .. } => {
+            build::parse(&mut server.out, b"", text, oids.unwrap_or(&entry.oids));
+            let tail = read::bind(bind).map_or(&[0; 6][..], |b| b.tail);
+            commit::bind_execute(&mut server.out, tail, *describe);
+            server.out.extend_from_slice(build::SYNC);
+        }
+    }
+}
+
+/// Says a reply's rows, described as the protocol wants it.
+pub(super) async fn say_rows(
+    p: &mut Participants<'_>,
+    statement: &MultiStatement,
+    description: Option<&Vec<u8>>,
+    rows: &[Vec<u8>],
+) {
+    let describe = match &statement.protocol {
+        Protocol::Simple => description.is_some_and(|d| d[0] == b'T'),
+        Protocol::Extended { describe, .. } => *describe,
+    };
+    if let Some(description) = description.filter(|_| describe) {
+        p.reply(description).await;
+    }
+    for row in rows {
+        p.reply(row).await;
+    }
+}
+
+async fn run_on(p: &mut Participants<'_>, at: usize, statement: &MultiStatement) -> Result<Reply, Failure> {
+    compose(p, at, statement, statement.text(), None);
+    p.flush(at).await.map_err(|_| exchange::lost(p, at))?;
+    gather(p, at).await?.ok()
+}
+
+/// DDL and writes to reference tables: one shard after the other in order of their ids, so that the first shard's
+/// locks keep a second one of us waiting there, before either holds anything the other needs (H22).
+async fn everywhere_alike(
+    p: &mut Participants<'_>,
+    statement: &MultiStatement,
+    kind: Broadcast,
+) -> Result<Vec<u8>, Failure> {
+    let mut first: Option<Reply> = None;
+    for shard in 0..p.shard_count() {
+        let at = p.enlist(shard, true).await?;
+        p.mark_write(shard, None);
+        let reply = run_on(p, at, statement).await?;
+        match &first {
+            None => first = Some(reply),
+            Some(first) if kind == Broadcast::ReferenceWrite && first.tag != reply.tag => {
+                let message = format!(
+                    "the shards disagree on a reference table: {} on the first, {} on shard {}",
+                    first.tag.as_deref().unwrap_or("nothing"),
+                    reply.tag.as_deref().unwrap_or("nothing"),
+                    p.shard_id(at)
+                );
+                return Err(ProxyError::new("XX001", message)
+                    .hint("Compare the table's rows on the shards; nothing was changed.")
+                    .into());
+            }
+            Some(_) => {}
+        }
+    }
+    if kind == Broadcast::Ddl {
+        p.set_schema_changed();
+    }
+    let reply = first.ok_or_else(|| ProxyError::internal("a cluster without shards"))?;
+    for notice in &reply.notices {
+        p.reply(notice).await;
+    }
+    say_rows(p, statement, reply.description.as_ref(), &reply.rows).await;
+    let mut complete = Vec::new();
+    build::command_complete(&mut complete, reply.tag.as_deref().unwrap_or_default());
+    Ok(complete)
+}
+
+/// DDL that cannot be in a transaction (CREATE INDEX CONCURRENTLY, VACUUM): not atomic, and says how far it came.
+async fn one_by_one(p: &mut Participants<'_>, statement: &MultiStatement) -> Result<(), Failure> {
+    if p.in_block() || !p.indices().is_empty() {
+        let verb = String::from_utf8_lossy(statement.text())
+            .split_whitespace()
+            .next()
+            .unwrap_or("this")
+            .to_uppercase();
+        return Err(ProxyError::new("25001", format!("{verb} cannot run inside a transaction block")).into());
+    }
+    let mut done: Vec<String> = Vec::new();
+    let mut complete = Vec::new();
+    let mut result = Ok(());
+    for shard in 0..p.shard_count() {
+        let one = async {
+            let at = p.enlist(shard, false).await?;
+            p.mark_write(shard, None);
+            let reply = run_on(p, at, statement).await?;
+            if shard == 0 {
+                for notice in &reply.notices {
+                    p.reply(notice).await;
+                }
+                say_rows(p, statement, reply.description.as_ref(), &reply.rows).await;
+                build::command_complete(&mut complete, reply.tag.as_deref().unwrap_or_default());
+            }
+            Ok::<_, Failure>(())
+        };
+        match one.await {
+            Ok(()) => done.push(p.shard_id_at(shard).to_string()),
+            Err(failure) => {
+                let left: Vec<_> =
+                    (shard + 1..p.shard_count()).map(|s| p.shard_id_at(s).to_string()).collect();
+                let detail = format!(
+                    "Done on shards: {}. Failed on shard {}. Not tried on: {}.",
+                    list(&done),
+                    p.shard_id_at(shard),
+                    list(&left)
+                );
+                result = Err(explain(failure, &detail));
+                break;
+            }
+        }
+        p.finish(true); // Each is a transaction of its own.
+    }
+    p.finish(result.is_ok());
+    p.control().refresh().await;
+    result?;
+    p.reply(&complete).await;
+    Ok(())
+}
+
+fn list(shards: &[String]) -> String {
+    if shards.is_empty() { "none".to_owned() } else { shards.join(", ") }
+}
+
+fn explain(failure: Failure, detail: &str) -> Failure {
+    let hint = "Repair the shard that failed, then run the statement again; use IF NOT EXISTS or IF EXISTS where it is done.";
+    match failure {
+        Failure::Ours(error) => Failure::Ours(error.detail(detail).hint(hint)),
+        Failure::Server(message) => {
+            let field = |tag| {
+                String::from_utf8_lossy(read::error_field(&message, tag).unwrap_or_default()).into_owned()
+            };
+            let (old_detail, code) = (field(b'D'), field(b'C'));
+            let text = format!("{} {old_detail}", detail).trim().to_owned();
+            let mut changed = exchange::change_fields(&message, |tag, text| {
+                (tag != b'D' && tag != b'H').then(|| text.to_owned())
+            });
+            changed.pop();
+            for (tag, text) in [(b'D', text.as_str()), (b'H', hint)] {
+                changed.push(tag);
+                build::cstr(&mut changed, text.as_bytes());
+            }
+            changed.push(0);
+            build::end(&mut changed, 1);
+            tracing::warn!(code, detail, "DDL outside of a transaction was not completed on all shards");
+            Failure::Server(changed)
+        }
+    }
+}
+
+/// SAVEPOINT and its kin, SET LOCAL, SET TRANSACTION: said to every participant.
+pub(super) async fn everywhere(p: &mut Participants<'_>, sql: &str, tag: &str) -> Result<(), Failure> {
+    commit::settle(p).await?;
+    let mut result = Ok(());
+    for at in p.indices() {
+        let reply = ask(p, at, sql).await;
+        if result.is_ok() {
+            result = match reply {
+                Ok(reply) => reply.ok().map(drop),
+                Err(error) => Err(error.into()),
+            };
+        }
+    }
+    result?;
+    exchange::say_tag(p, tag).await;
+    Ok(())
+}

@@ -1,0 +1,163 @@
+//! COPY.
+
+use pg_raw_parse::{ConstValue, Node, nodes};
+use std::sync::Arc;
+
+use super::ir::{Builder, Result};
+use super::names::Found;
+use super::plain_plan;
+use crate::catalog::{Table, TableKind};
+use crate::route::plan::{Access, CopyFormat, CopyIn, Effect, Plan, Refusal, Route};
+
+impl Builder<'_> {
+    pub(super) fn copy(&mut self, copy: &nodes::CopyStmt) -> Result<Plan> {
+        if copy.is_program || copy.filename().is_some() {
+            return Err(Refusal::unsupported(
+                "COPY to or from a file or program of the server",
+                "Use COPY ... FROM STDIN or TO STDOUT (\\copy in psql).",
+            ));
+        }
+        if !matches!(copy.query(), Node::None) {
+            return self.inner(copy.query());
+        }
+        let Some(var) = copy.relation() else {
+            return Err(Refusal::unsupported("this COPY could not be analysed", "Please report it."));
+        };
+        let access = if copy.is_from { Access::Write } else { Access::Read };
+        let table = match self.relation(var)? {
+            Found::Table(table) => table,
+            Found::Temporary => return Ok(plain_plan(Route::Any, Access::Write, Effect::None)),
+            Found::System(_) | Found::Cte(_) => return Ok(plain_plan(Route::Default, access, Effect::None)),
+        };
+        let full = format!("{}.{}", table.schema, table.name);
+        if let Some(trigger) = table.opaque_trigger.as_ref().filter(|_| copy.is_from) {
+            return Err(Refusal::unsupported(
+                format!("table {full} has a trigger that may touch other shards: {trigger}"),
+                "Declare the trigger's function local in the configuration, or drop the trigger.",
+            ));
+        }
+        match (&table.kind, copy.is_from) {
+            (TableKind::Sharded { key_index, key_type }, true) => {
+                let key_position = key_position(copy, table, *key_index)?;
+                let route = CopyIn {
+                    table: (table.schema.clone(), table.name.clone()),
+                    key_position,
+                    key_type: *key_type,
+                    format: format(copy)?,
+                };
+                Ok(plain_plan(Route::CopyIn(Arc::new(route)), Access::Write, Effect::None))
+            }
+            (TableKind::Sharded { key_index, .. }, false) => {
+                let key = table.columns.get(*key_index).map_or("the key", |c| c.name.as_str());
+                Err(Refusal::unsupported(
+                    format!("COPY {full} TO STDOUT would have to read every shard"),
+                    format!("COPY (SELECT ... WHERE {key} = ...) TO STDOUT, or SET shard.target."),
+                ))
+            }
+            (TableKind::Reference, true) => Err(Refusal::unsupported(
+                format!("COPY {full} FROM STDIN: a reference table is written on every shard"),
+                "Use INSERT, which is run on every shard.",
+            )),
+            (TableKind::Reference, false) => Ok(plain_plan(Route::Any, access, Effect::None)),
+            (TableKind::Plain | TableKind::System, _) => Ok(plain_plan(Route::Default, access, Effect::None)),
+            (TableKind::View, _) => Err(Refusal::unsupported(
+                format!("COPY of view {full}"),
+                "COPY (SELECT ... FROM the view) TO STDOUT.",
+            )),
+        }
+    }
+}
+
+fn key_position(copy: &nodes::CopyStmt, table: &Table, key_index: usize) -> Result<usize> {
+    let key = table.columns.get(key_index).map_or("", |c| c.name.as_str());
+    let position = if copy.attlist().is_empty() {
+        table.columns.iter().filter(|c| !c.generated).position(|c| c.name == key)
+    } else {
+        copy.attlist().iter().position(|n| n.as_str() == Some(key))
+    };
+    position.ok_or_else(|| {
+        Refusal::unsupported(
+            format!("COPY into {}.{} without its sharding key {key}", table.schema, table.name),
+            format!("Name {key} among the columns."),
+        )
+    })
+}
+
+fn format(copy: &nodes::CopyStmt) -> Result<CopyFormat> {
+    let mut name = "text".to_owned();
+    let (mut delimiter, mut quote, mut escape, mut null) = (None, None, None, None);
+    let mut header = false;
+    for option in copy.options().iter() {
+        let text = || option_text(option.arg());
+        match option.defname().unwrap_or_default() {
+            "format" => name = text().unwrap_or_default().to_ascii_lowercase(),
+            "delimiter" => delimiter = Some(byte(text())?),
+            "quote" => quote = Some(byte(text())?),
+            "escape" => escape = Some(byte(text())?),
+            "null" => null = text().map(String::into_bytes),
+            "header" => {
+                header =
+                    text().is_none_or(|t| !matches!(t.to_ascii_lowercase().as_str(), "false" | "off" | "0"))
+            }
+            "freeze" | "force_not_null" | "force_null" | "force_quote" => {}
+            "encoding"
+                if text().is_some_and(|t| matches!(t.to_ascii_lowercase().as_str(), "utf8" | "utf-8")) => {}
+            other => {
+                return Err(Refusal::unsupported(
+                    format!("COPY option {other} for a sharded table"),
+                    "Leave the option out.",
+                ));
+            }
+        }
+    }
+    match name.as_str() {
+        "binary" => Ok(CopyFormat::Binary),
+        "csv" => {
+            let quote = quote.unwrap_or(b'"');
+            Ok(CopyFormat::Csv {
+                delimiter: delimiter.unwrap_or(b','),
+                quote,
+                escape: escape.unwrap_or(quote),
+                null: null.unwrap_or_default(),
+                header,
+            })
+        }
+        "text" if header => Err(Refusal::unsupported(
+            "COPY with HEADER in text format for a sharded table",
+            "Use FORMAT csv, or leave the header out.",
+        )),
+        "text" => Ok(CopyFormat::Text {
+            delimiter: delimiter.unwrap_or(b'\t'),
+            null: null.unwrap_or_else(|| b"\\N".to_vec()),
+        }),
+        other => Err(Refusal::new(
+            "22023",
+            format!("COPY format \"{other}\" not recognized"),
+            "Use text, csv or binary.",
+        )),
+    }
+}
+
+fn option_text(node: Node<'_>) -> Option<String> {
+    match node {
+        Node::String(s) => s.sval().map(str::to_owned),
+        Node::Integer(i) => Some(i.ival.to_string()),
+        Node::Boolean(b) => Some(b.boolval.to_string()),
+        Node::A_Const(c) => match c.val()? {
+            ConstValue::String(s) => Some(s.to_owned()),
+            other => Some(other.to_string()),
+        },
+        _ => None,
+    }
+}
+
+fn byte(text: Option<String>) -> Result<u8> {
+    match text.as_deref().map(str::as_bytes) {
+        Some([one]) => Ok(*one),
+        _ => Err(Refusal::new(
+            "0A000",
+            "COPY delimiter, quote and escape must be a single one-byte character",
+            "Use one ASCII character.",
+        )),
+    }
+}

@@ -1,0 +1,446 @@
+//! INSERT, UPDATE, DELETE, MERGE -> blocks.
+
+use pg_raw_parse::raw::OnConflictAction;
+use pg_raw_parse::{Node, nodes};
+
+use super::expr::Place;
+use super::facts::{Fact, Term};
+use super::ir::{BlockId, Builder, Item, ItemColumn, Rel, RelColumn, RelKind, Result, Value, family};
+use super::names::Found;
+use super::select::merge;
+use super::tokens::split_rows;
+use crate::catalog::{Table, TableKind};
+use crate::route::plan::{KeyRef, Refusal, SplitInsert};
+
+impl<'a> Builder<'a> {
+    /// The table written to; `None` for temporary ones.
+    pub(super) fn target_table(&mut self, var: &nodes::RangeVar) -> Result<Option<&'a Table>> {
+        self.seen.writes = true;
+        let table = match self.relation(var)? {
+            Found::Cte(_) => {
+                let name = var.relname().unwrap_or_default();
+                match self.find_table(name) {
+                    Some(table) => table,
+                    None => return Err(self.no_relation(name, var.location)),
+                }
+            }
+            Found::Temporary => {
+                self.seen.temporary = true;
+                return Ok(None);
+            }
+            Found::System(name) => {
+                self.seen.default = Some(format!("system table {name}"));
+                return Ok(None);
+            }
+            Found::Table(table) => table,
+        };
+        let full = format!("{}.{}", table.schema, table.name);
+        if let Some(trigger) = &table.opaque_trigger {
+            return Err(Refusal::unsupported(
+                format!("table {full} has a trigger that may touch other shards: {trigger}"),
+                "Declare the trigger's function local in the configuration, or drop the trigger.",
+            ));
+        }
+        match table.kind {
+            TableKind::View => Err(Refusal::unsupported(
+                format!("{full} is a view; writing through views is not supported"),
+                "Write to its table.",
+            )),
+            TableKind::Reference => {
+                self.seen.reference_write = Some(full);
+                Ok(Some(table))
+            }
+            TableKind::Plain | TableKind::System => {
+                self.seen.default = Some(format!("plain table {full}"));
+                Ok(Some(table))
+            }
+            TableKind::Sharded { .. } => Ok(Some(table)),
+        }
+    }
+
+    /// The target as a relation of the block; it must be bound like any other.
+    pub(super) fn add_target(
+        &mut self,
+        var: &nodes::RangeVar,
+        table: Option<&Table>,
+        block: BlockId,
+    ) -> (usize, Item) {
+        let name = var.relname().unwrap_or_default();
+        let alias = var.alias().and_then(nodes::Alias::aliasname).unwrap_or(name).to_owned();
+        let columns: Vec<RelColumn> = table.map_or_else(Vec::new, |t| {
+            t.columns.iter().map(|c| RelColumn { name: c.name.clone(), type_oid: c.type_oid }).collect()
+        });
+        let kind = match table.map(|t| &t.kind) {
+            Some(TableKind::Sharded { key_index, key_type }) => {
+                RelKind::Sharded { key: *key_index, key_type: *key_type }
+            }
+            _ => RelKind::Other,
+        };
+        let full = table.map_or_else(|| name.to_owned(), |t| format!("{}.{}", t.schema, t.name));
+        let rel = self.add_rel(block, 0, Rel { kind, name: full, columns });
+        let schema = table.filter(|_| var.alias().is_none()).map(|t| t.schema.clone());
+        (rel, self.item(rel, alias, schema, table.is_none()))
+    }
+
+    /// `top`: a statement of its own, which may be split by rows.
+    pub(super) fn insert(
+        &mut self,
+        insert: &nodes::InsertStmt,
+        top: bool,
+    ) -> Result<(BlockId, Option<SplitInsert>)> {
+        let ctes_before = self.visible_ctes.len();
+        let block = self.new_block();
+        if let Some(with) = insert.with_clause() {
+            self.with(with, block)?;
+        }
+        let Some(var) = insert.relation() else { return Err(odd_statement()) };
+        let table = self.target_table(var)?;
+        let (rel, item) = self.add_target(var, table, block);
+        let named: Vec<&str> = insert
+            .cols()
+            .iter()
+            .filter_map(|node| match node {
+                Node::ResTarget(target) => target.name(),
+                _ => None,
+            })
+            .collect();
+        let key = match table.map(|t| (&t.kind, t)) {
+            Some((TableKind::Sharded { key_index, .. }, table)) => {
+                let column = table.columns.get(*key_index).map_or("", |c| c.name.as_str());
+                let position = if named.is_empty() {
+                    Some(*key_index)
+                } else {
+                    named.iter().position(|name| *name == column)
+                };
+                Some((*key_index, position.ok_or_else(|| no_key(table, column))?, column))
+            }
+            _ => None,
+        };
+        if let Some(table) = table.filter(|t| t.kind == TableKind::Reference) {
+            self.reference_defaults(table, &named, insert)?;
+        }
+        let place = Place { block, scope: Some(0) };
+        let mut split = None;
+        self.levels.push(Vec::new());
+        match insert.select_stmt() {
+            Node::None => {
+                if let (Some((_, _, column)), Some(table)) = (key, table) {
+                    return Err(no_key(table, column));
+                }
+            }
+            Node::SelectStmt(select) if is_values(select) => {
+                let mut values = Vec::new();
+                for row in select.values_lists() {
+                    let Node::NodeList(row) = row else { continue };
+                    self.expressions(row, place)?;
+                    let Some((_, position, column)) = key else { continue };
+                    match row.get(position).and_then(|node| self.value(node)) {
+                        Some(value) => values.push(value),
+                        None => return Err(unknown_key(column)),
+                    }
+                }
+                if let Some((index, _, _)) = key {
+                    split = self.insert_rows(insert, rel, index, values, block, top);
+                }
+            }
+            Node::SelectStmt(select) => {
+                let inner = self.select(select)?;
+                let columns = self.block_columns(inner, &[]);
+                let output = key.and_then(|(_, position, _)| {
+                    self.blocks[inner].outputs.as_ref().and_then(|o| o.get(position)).cloned()
+                });
+                let exports = self.exports(inner);
+                let derived =
+                    Rel { kind: RelKind::Derived(inner), name: "the inserted rows".to_owned(), columns };
+                let derived = self.add_rel(block, 0, derived);
+                self.export_facts(derived, &exports, block, 0);
+                if let Some((index, position, column)) = key {
+                    let wanted = self.rels[rel].columns.get(index).map_or(0, |c| c.type_oid);
+                    let fits = |oid: u32| oid == 0 || family(oid) == family(wanted);
+                    if !output.is_some_and(|o| fits(o.type_oid)) {
+                        return Err(unknown_key(column));
+                    }
+                    self.add_fact(
+                        block,
+                        Some(0),
+                        Fact::same(Term::Column(rel, index), Term::Column(derived, position)),
+                    );
+                }
+            }
+            _ => return Err(odd_statement()),
+        }
+        self.levels.pop();
+        self.levels.push(vec![item.clone()]);
+        if let Some(conflict) = insert.on_conflict_clause() {
+            self.on_conflict(conflict, &item, table, place)?;
+        }
+        self.returning(insert.returning_clause(), place)?;
+        self.levels.pop();
+        self.visible_ctes.truncate(ctes_before);
+        Ok((block, split))
+    }
+
+    /// Binds the target to the rows' keys; several rows of a statement of its own may be split instead.
+    fn insert_rows(
+        &mut self,
+        insert: &nodes::InsertStmt,
+        rel: usize,
+        index: usize,
+        values: Vec<Value>,
+        block: BlockId,
+        top: bool,
+    ) -> Option<SplitInsert> {
+        let RelKind::Sharded { key_type, .. } = self.rels[rel].kind else { return None };
+        let column = self.rels[rel].columns.get(index).map_or(0, |c| c.type_oid);
+        let term = Term::Column(rel, index);
+        let keys: Vec<KeyRef> =
+            values.iter().map(|v| KeyRef { key_type, place: v.place.clone(), batch: false }).collect();
+        let fits = values.iter().all(|v| v.family.is_none_or(|f| Some(f) == family(column)));
+        let several = values.len() > 1 && values.iter().any(|v| v.place != values[0].place);
+        if fits
+            && let Some(value) = merge(values)
+            && let Some(fact) = self.bind(term, family(column), Value { family: None, ..value })
+        {
+            self.add_fact(block, Some(0), fact);
+        }
+        let alone = top
+            && self.blocks[block].subs.is_empty()
+            && insert.with_clause().is_none()
+            && self.keys.is_empty();
+        if !(fits && several && alone) {
+            return None;
+        }
+        let returning = insert.returning_clause().is_some();
+        split_rows(self.text, self.context.standard_conforming_strings, keys, returning)
+    }
+
+    fn on_conflict(
+        &mut self,
+        conflict: &nodes::OnConflictClause,
+        item: &Item,
+        table: Option<&Table>,
+        place: Place,
+    ) -> Result<()> {
+        let key = table.and_then(|t| match t.kind {
+            TableKind::Sharded { key_index, .. } => t.columns.get(key_index).map(|c| c.name.clone()),
+            _ => None,
+        });
+        if let Some(infer) = conflict.infer() {
+            let mut names = Vec::new();
+            for node in infer.index_elems() {
+                if let Node::IndexElem(element) = node {
+                    names.extend(element.name().map(str::to_owned));
+                    self.expression(element.expr(), place)?;
+                }
+            }
+            self.expression(infer.where_clause(), place)?;
+            if let Some(key) = key.as_ref().filter(|key| !names.is_empty() && !names.contains(key)) {
+                return Err(Refusal::unsupported(
+                    format!("ON CONFLICT without the sharding key {key} would only see one shard's rows"),
+                    format!("Make {key} part of the unique index and of the conflict target."),
+                ));
+            }
+        }
+        if conflict.action != OnConflictAction::ONCONFLICT_UPDATE {
+            return Ok(());
+        }
+        let excluded = Item {
+            alias: Some("excluded".to_owned()),
+            schema: None,
+            // Not terms: the row proposed and the row stored have the same key, but nothing needs to know.
+            columns: item.columns.iter().map(|c| ItemColumn { term: None, ..c.clone() }).collect(),
+            open: item.open,
+        };
+        if let Some(level) = self.levels.last_mut() {
+            level.push(excluded);
+        }
+        for target in conflict.target_list().iter() {
+            if target.name() == key.as_deref() && key.is_some() && !keeps_key(target) {
+                return Err(key_update(key.as_deref().unwrap_or_default()));
+            }
+            self.expression(target.val(), place)?;
+        }
+        self.expression(conflict.where_clause(), place)?;
+        if let Some(level) = self.levels.last_mut() {
+            level.pop();
+        }
+        Ok(())
+    }
+
+    pub(super) fn update(&mut self, update: &nodes::UpdateStmt) -> Result<BlockId> {
+        let ctes_before = self.visible_ctes.len();
+        let block = self.new_block();
+        if let Some(with) = update.with_clause() {
+            self.with(with, block)?;
+        }
+        let Some(var) = update.relation() else { return Err(odd_statement()) };
+        let table = self.target_table(var)?;
+        let (rel, item) = self.add_target(var, table, block);
+        let place = Place { block, scope: Some(0) };
+        self.levels.push(vec![item]);
+        for node in update.from_clause() {
+            self.range_item(node, block, 0)?;
+        }
+        self.condition(update.where_clause(), place)?;
+        for target in update.target_list().iter() {
+            self.assignment(target, rel)?;
+            self.expression(target.val(), place)?;
+        }
+        // RETURNING shows the new row; WHERE spoke of the old one.
+        self.returning(update.returning_clause(), Place { block, scope: None })?;
+        let assigned: Vec<&str> = update.target_list().iter().filter_map(nodes::ResTarget::name).collect();
+        let columns = &self.rels[rel].columns;
+        for output in self.blocks[block].outputs.iter_mut().flatten() {
+            if let Some(Term::Column(of, i)) = output.term
+                && of == rel
+                && columns.get(i).is_none_or(|column| assigned.contains(&column.name.as_str()))
+            {
+                output.term = None;
+            }
+        }
+        self.levels.pop();
+        self.visible_ctes.truncate(ctes_before);
+        Ok(block)
+    }
+
+    /// SET key = ... only to a value that is then known to be on the same shard.
+    pub(super) fn assignment(&mut self, target: &nodes::ResTarget, rel: usize) -> Result<()> {
+        let RelKind::Sharded { key, key_type } = self.rels[rel].kind else { return Ok(()) };
+        let Some(column) = self.rels[rel].columns.get(key).cloned() else { return Ok(()) };
+        if target.name() != Some(column.name.as_str()) {
+            return Ok(());
+        }
+        if let Some(value) = self.value(target.val())
+            && value.family.is_none_or(|f| Some(f) == family(column.type_oid))
+        {
+            // Both the old and the new key are resolved, and must be on one shard.
+            self.evidence.push(format!("SET {} = {}", column.name, super::calls::describe(&value.place)));
+            self.add_key(KeyRef { key_type, place: value.place, batch: false });
+            return Ok(());
+        }
+        if self.column_term(target.val()).is_some_and(|(term, _)| term == Term::Column(rel, key)) {
+            return Ok(());
+        }
+        Err(key_update(&column.name))
+    }
+
+    pub(super) fn delete(&mut self, delete: &nodes::DeleteStmt) -> Result<BlockId> {
+        let ctes_before = self.visible_ctes.len();
+        let block = self.new_block();
+        if let Some(with) = delete.with_clause() {
+            self.with(with, block)?;
+        }
+        let Some(var) = delete.relation() else { return Err(odd_statement()) };
+        let table = self.target_table(var)?;
+        let (_, item) = self.add_target(var, table, block);
+        self.levels.push(vec![item]);
+        for node in delete.using_clause() {
+            self.range_item(node, block, 0)?;
+        }
+        self.condition(delete.where_clause(), Place { block, scope: Some(0) })?;
+        self.returning(delete.returning_clause(), Place { block, scope: Some(0) })?;
+        self.levels.pop();
+        self.visible_ctes.truncate(ctes_before);
+        Ok(block)
+    }
+
+    pub(super) fn returning(&mut self, clause: Option<&nodes::ReturningClause>, place: Place) -> Result<()> {
+        let mut outputs = Some(Vec::new());
+        if let Some(clause) = clause {
+            for node in clause.exprs() {
+                let Node::ResTarget(target) = node else { continue };
+                self.expression(target.val(), place)?;
+                let found = self.target(target);
+                outputs = match (outputs, found) {
+                    (Some(mut all), Some(found)) => {
+                        all.extend(found);
+                        Some(all)
+                    }
+                    _ => None,
+                };
+            }
+        }
+        // What is written does not depend on who reads RETURNING.
+        if let Some(outputs) = outputs.as_mut() {
+            outputs.iter_mut().for_each(|o: &mut super::ir::Output| o.pushable = false);
+        }
+        self.blocks[place.block].outputs = outputs;
+        Ok(())
+    }
+
+    /// Every shard computes its own defaults: they must come out the same.
+    fn reference_defaults(&self, table: &Table, named: &[&str], insert: &nodes::InsertStmt) -> Result<()> {
+        let given = |i: usize, name: &str| {
+            if matches!(insert.select_stmt(), Node::None) {
+                false
+            } else if named.is_empty() {
+                // Without a list, the first columns; a row's length is checked only for VALUES.
+                match insert.select_stmt() {
+                    Node::SelectStmt(s) if is_values(s) => {
+                        s.values_lists().iter().all(|row| row.as_node_list().is_some_and(|row| i < row.len()))
+                    }
+                    _ => false,
+                }
+            } else {
+                named.contains(&name)
+            }
+        };
+        let default = |node: Node<'_>| matches!(node, Node::SetToDefault(_));
+        let explicit = matches!(insert.select_stmt(), Node::SelectStmt(s)
+            if s.values_lists().iter().any(|row| row.as_node_list().is_some_and(|row| row.iter().any(default))));
+        let missing = table
+            .columns
+            .iter()
+            .enumerate()
+            .find(|(i, c)| c.volatile_default && (explicit || !given(*i, &c.name)));
+        match missing {
+            None => Ok(()),
+            Some((_, column)) => Err(Refusal::unsupported(
+                format!(
+                    "the default of column {} of reference table {}.{} would differ from shard to shard",
+                    column.name, table.schema, table.name
+                ),
+                "Give the column a value.",
+            )),
+        }
+    }
+}
+
+fn is_values(select: &nodes::SelectStmt) -> bool {
+    !select.values_lists().is_empty()
+        && select.with_clause().is_none()
+        && select.sort_clause().is_empty()
+        && matches!(select.limit_count(), Node::None)
+        && matches!(select.limit_offset(), Node::None)
+}
+
+fn keeps_key(target: &nodes::ResTarget) -> bool {
+    let Node::ColumnRef(reference) = target.val() else { return false };
+    let parts: Vec<&str> = reference.fields().iter().filter_map(Node::as_str).collect();
+    matches!(parts.as_slice(), ["excluded", column] if Some(*column) == target.name())
+}
+
+fn no_key(table: &Table, column: &str) -> Refusal {
+    Refusal::unsupported(
+        format!("INSERT into {}.{} does not give its sharding key {column}", table.schema, table.name),
+        format!("Name {column} among the columns and give it a value."),
+    )
+}
+
+pub(super) fn unknown_key(column: &str) -> Refusal {
+    Refusal::unsupported(
+        format!("the value of the sharding key {column} is not known before execution"),
+        "Give the key as a constant or a parameter of its own type.",
+    )
+}
+
+fn key_update(column: &str) -> Refusal {
+    Refusal::unsupported(
+        format!("changing the sharding key {column} would move the row to another shard"),
+        "Delete the row and insert it under the other key.",
+    )
+}
+
+pub(super) fn odd_statement() -> Refusal {
+    Refusal::unsupported("the statement could not be analysed", "Please report it.")
+}

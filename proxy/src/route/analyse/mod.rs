@@ -1,0 +1,232 @@
+//! Statement -> plan, by PostgreSQL's own grammar. Runs on a cache miss only.
+//!
+//! - [`ir`], [`facts`]: relation occurrences, query blocks and equalities.
+//! - [`names`], [`from`], [`select`], [`dml`], [`merge`], [`expr`], [`calls`]: the parse tree becomes blocks.
+//! - [`prove`]: every sharded occurrence is bound to the key, or the statement is refused.
+//! - [`utility`], [`ddl`], [`copy`]: statements that are not queries.
+//! - [`syntax`]: texts that the grammar refuses, and texts that are not UTF-8.
+
+mod calls;
+mod copy;
+mod ddl;
+mod dml;
+mod expr;
+mod facts;
+mod from;
+mod ir;
+mod merge;
+mod names;
+mod prove;
+mod select;
+mod syntax;
+mod tokens;
+mod utility;
+
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use pg_raw_parse::Node;
+
+use super::RouteContext;
+use super::cache::Sharing;
+use super::lex::Literals;
+use super::plan::{Access, Broadcast, Effect, Plan, Refusal, Route, SplitInsert};
+use ir::{BlockId, Builder, Result};
+
+pub use syntax::split;
+
+/// A plan and how much of the text it depends on.
+#[derive(Debug)]
+pub struct Analysed {
+    pub plan: Plan,
+    pub sharing: Sharing,
+}
+
+/// The plan of an empty text.
+pub fn empty() -> Plan {
+    plain_plan(Route::Any, Access::Read, Effect::None)
+}
+
+fn plain_plan(route: Route, access: Access, effect: Effect) -> Plan {
+    Plan { route, access, effect, evidence: Vec::new(), parameters: 0 }
+}
+
+fn refused(refusal: Refusal) -> Plan {
+    let evidence = vec![refusal.message.clone()];
+    Plan { evidence, ..plain_plan(Route::Refuse(refusal), Access::Write, Effect::None) }
+}
+
+/// Analyses the one statement `sql[range]`. `sure`: the lexer vouches for `literals`.
+pub fn statement(
+    context: &RouteContext<'_>,
+    sql: &[u8],
+    range: Range<usize>,
+    literals: &Literals,
+    sure: bool,
+) -> Analysed {
+    let text = sql.get(range).unwrap_or_default();
+    // The grammar's library reports what it does not expect by panicking; that is no reason to lose a worker.
+    let analysed = catch_unwind(AssertUnwindSafe(|| analyse(context, text, literals, sure)));
+    analysed.unwrap_or_else(|_| Analysed {
+        plan: refused(Refusal::unsupported(
+            "the statement could not be analysed",
+            "Please report it; SET shard.target sends statements to one shard as they are.",
+        )),
+        sharing: Sharing::Never,
+    })
+}
+
+fn analyse(context: &RouteContext<'_>, text: &[u8], literals: &Literals, sure: bool) -> Analysed {
+    let never = |plan| Analysed { plan, sharing: Sharing::Never };
+    let none = Literals::new();
+    let literals = if sure { literals } else { &none };
+    let text = match syntax::readable(context, text, literals) {
+        Ok(text) => text,
+        Err(refusal) => return never(refused(refusal)),
+    };
+    if let Some(plan) = utility::explain_route(&text, context.standard_conforming_strings) {
+        return Analysed { plan, sharing: Sharing::Exact };
+    }
+    let tree = match pg_raw_parse::parse(&text) {
+        Ok(tree) => tree,
+        Err(error) => return never(refused(syntax::error(&text, &error.to_string()))),
+    };
+    let mut statements = tree.stmts();
+    let (Some(node), None) = (statements.next(), statements.next()) else {
+        return never(if tree.is_empty() { empty() } else { refused(syntax::several_commands()) });
+    };
+    let mut builder = Builder::new(context, &text, literals);
+    let mut plan = match builder.plan(node) {
+        Ok(plan) => plan,
+        Err(refusal) => refused(refusal),
+    };
+    plan.parameters = plan.parameters.max(builder.seen.parameters);
+    // A cut constant that the grammar did not see where the lexer did, or whose value mattered: the plan is this
+    // text's only (H25).
+    let disagree = literals.iter().zip(&builder.agreed).any(|(literal, agreed)| literal.cut && !agreed);
+    let any_cut = literals.iter().any(|literal| literal.cut);
+    let sharing = match &plan.route {
+        // Spans are of this text.
+        Route::SplitInsert(_) if any_cut => Sharing::Never,
+        _ if disagree || builder.peeked => Sharing::Exact,
+        _ => Sharing::Shape,
+    };
+    Analysed { plan, sharing }
+}
+
+impl Builder<'_> {
+    fn plan(&mut self, node: Node<'_>) -> Result<Plan> {
+        match node {
+            Node::SelectStmt(select) => match self.set_config(select)? {
+                Some(plan) => Ok(plan),
+                None => {
+                    let block = self.select(select)?;
+                    self.finish(block, None)
+                }
+            },
+            Node::InsertStmt(insert) => {
+                let (block, split) = self.insert(insert, true)?;
+                self.finish(block, split)
+            }
+            Node::UpdateStmt(update) => {
+                let block = self.update(update)?;
+                self.finish(block, None)
+            }
+            Node::DeleteStmt(delete) => {
+                let block = self.delete(delete)?;
+                self.finish(block, None)
+            }
+            Node::MergeStmt(merge) => {
+                let block = self.merge_statement(merge)?;
+                self.finish(block, None)
+            }
+            other => self.utility(other),
+        }
+    }
+
+    /// The proof, and what follows from it and from everything seen.
+    fn finish(&mut self, block: BlockId, split: Option<SplitInsert>) -> Result<Plan> {
+        self.prove(block, &[], &[])?;
+        let route = self.decide(split)?;
+        let seen = &self.seen;
+        let writes = seen.writes || seen.volatile || seen.default_function;
+        let effect = if seen.session_lock { Effect::Pin("session advisory lock") } else { Effect::None };
+        Ok(Plan {
+            route,
+            access: if writes { Access::Write } else { Access::Read },
+            effect,
+            evidence: std::mem::take(&mut self.evidence),
+            parameters: seen.parameters,
+        })
+    }
+
+    fn decide(&mut self, split: Option<SplitInsert>) -> Result<Route> {
+        let sharded = !self.keys.is_empty();
+        if let Some(table) = self.seen.reference_write.clone() {
+            return self.reference_write(&table);
+        }
+        if let Some(what) = self.seen.default.clone() {
+            if sharded {
+                return Err(Refusal::unsupported(
+                    format!(
+                        "the statement uses {what}, which lives on the default shard, together with a sharded table"
+                    ),
+                    "Run it as two statements, or make the table a reference table.",
+                ));
+            }
+            self.evidence.push(format!("{what}: default shard"));
+            return Ok(Route::Default);
+        }
+        if let Some(split) = split {
+            self.evidence.push(format!("{} rows, each to the shard of its key", split.rows.len()));
+            return Ok(Route::SplitInsert(std::sync::Arc::new(split)));
+        }
+        if sharded {
+            let mut keys = Vec::new();
+            for key in std::mem::take(&mut self.keys) {
+                if !keys.contains(&key) {
+                    keys.push(key);
+                }
+            }
+            return Ok(Route::Key(keys.into()));
+        }
+        if self.seen.locks && !self.seen.temporary {
+            // Everybody must lock the same copy of a reference row.
+            self.evidence.push("row locks on reference tables: default shard".to_owned());
+            return Ok(Route::Default);
+        }
+        self.evidence.push(if self.seen.temporary {
+            "temporary table: the session's own server".to_owned()
+        } else {
+            "no sharded and no plain table: any shard".to_owned()
+        });
+        Ok(Route::Any)
+    }
+
+    fn reference_write(&mut self, table: &str) -> Result<Route> {
+        let seen = &self.seen;
+        let why = if !self.keys.is_empty() {
+            Some("a sharded table".to_owned())
+        } else if let Some(what) = &seen.default {
+            Some(what.clone())
+        } else if seen.temporary {
+            Some("a temporary table".to_owned())
+        } else if let Some(what) = &seen.unstable {
+            Some(format!("{what}, which may differ from shard to shard"))
+        } else if seen.limit {
+            Some("LIMIT, which may choose other rows on each shard".to_owned())
+        } else {
+            None
+        };
+        match why {
+            None => {
+                self.evidence.push(format!("{table}: reference table, written on every shard"));
+                Ok(Route::All(Broadcast::ReferenceWrite))
+            }
+            Some(what) => Err(Refusal::unsupported(
+                format!("the statement writes reference table {table} and uses {what}"),
+                "Every shard must write the same rows: read first, then write constants or parameters.",
+            )),
+        }
+    }
+}

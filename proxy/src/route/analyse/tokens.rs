@@ -1,0 +1,104 @@
+//! Token borders of a statement that PostgreSQL's grammar accepted: for the spans of VALUES rows and of SET values.
+
+use std::ops::Range;
+
+use crate::route::lex::{Literals, Scanned};
+use crate::route::plan::{KeyRef, SplitInsert, SplitRow};
+use crate::route::tokens::{Token, TokenKind, tokens};
+
+/// Cuts `INSERT ... VALUES (..), (..) tail` at its rows. `None` if the text does not look like that.
+pub(super) fn split_rows(
+    text: &str,
+    standard_strings: bool,
+    keys: Vec<KeyRef>,
+    returning: bool,
+) -> Option<SplitInsert> {
+    let all = tokens(text.as_bytes(), standard_strings)?;
+    let mut depth = 0usize;
+    let mut values = None;
+    for (i, token) in all.iter().enumerate() {
+        match token.kind {
+            TokenKind::Open => depth += 1,
+            TokenKind::Close => depth = depth.checked_sub(1)?,
+            TokenKind::Word
+                if depth == 0 && text.get(token.range.clone())?.eq_ignore_ascii_case("values") =>
+            {
+                values = Some(i);
+                break;
+            }
+            _ => {}
+        }
+    }
+    let mut at = values? + 1;
+    let head = 0..narrow(all.get(at)?.range.start)?;
+    let mut rows = Vec::with_capacity(keys.len());
+    let mut tail = text.len();
+    for (n, key) in keys.into_iter().enumerate() {
+        if n > 0 {
+            if all.get(at)?.kind != TokenKind::Comma {
+                return None;
+            }
+            at += 1;
+        }
+        let (range, parameters, next) = row(&all, at)?;
+        at = next;
+        tail = range.end;
+        rows.push(SplitRow {
+            text: narrow(range.start)?..narrow(range.end)?,
+            key,
+            parameters: parameters.into(),
+        });
+    }
+    // Another comma here would be a row that the grammar did not count.
+    if all.get(at).is_some_and(|token| token.kind == TokenKind::Comma) {
+        return None;
+    }
+    Some(SplitInsert { head, tail: narrow(tail)?..narrow(text.len())?, rows: rows.into(), returning })
+}
+
+type Row = (Range<usize>, Vec<(u16, Range<u32>)>, usize);
+
+/// From `(` to its `)`.
+fn row(all: &[Token], from: usize) -> Option<Row> {
+    let start = all.get(from).filter(|token| token.kind == TokenKind::Open)?.range.start;
+    let mut depth = 0usize;
+    let mut parameters = Vec::new();
+    for (i, token) in all.iter().enumerate().skip(from) {
+        match token.kind {
+            TokenKind::Open => depth += 1,
+            TokenKind::Close => {
+                depth = depth.checked_sub(1)?;
+                if depth == 0 {
+                    return Some((start..token.range.end, parameters, i + 1));
+                }
+            }
+            TokenKind::Parameter(n) => {
+                parameters.push((n.checked_sub(1)?, narrow(token.range.start)?..narrow(token.range.end)?));
+            }
+            _ => {}
+        }
+    }
+    None
+}
+
+fn narrow(offset: usize) -> Option<u32> {
+    u32::try_from(offset).ok()
+}
+
+/// The first words of a text, lower case, with what follows them: for statements that are ours, not PostgreSQL's.
+pub(super) fn leading_words(text: &str, standard_strings: bool, count: usize) -> Option<(Vec<String>, &str)> {
+    let mut literals = Literals::new();
+    let Scanned { start, .. } = crate::route::lex::scan(text.as_bytes(), 0, standard_strings, &mut literals);
+    let mut rest = text.get(start..)?;
+    let mut words = Vec::new();
+    for _ in 0..count {
+        let end = rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(rest.len());
+        let (word, after) = rest.split_at_checked(end)?;
+        if word.is_empty() {
+            return None;
+        }
+        words.push(word.to_ascii_lowercase());
+        rest = after.trim_start();
+    }
+    Some((words, rest))
+}

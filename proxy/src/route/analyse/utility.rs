@@ -1,0 +1,359 @@
+//! Statements that are not queries: transactions, settings, cursors, maintenance, EXPLAIN.
+
+use pg_raw_parse::raw::{DiscardMode, ReindexObjectType, TransactionStmtKind, VariableSetKind};
+use pg_raw_parse::{ConstValue, Node, nodes};
+
+use super::ir::{Builder, Result};
+use super::names::Found;
+use super::tokens::leading_words;
+use super::{plain_plan, prove};
+use crate::catalog::TableKind;
+use crate::route::plan::{Access, Broadcast, Effect, Plan, Refusal, Route, SavepointVerb};
+
+/// `CURSOR_OPT_HOLD` of parsenodes.h.
+const CURSOR_HOLD: i32 = 0x0020;
+
+/// `EXPLAIN ROUTE <sql>`, which is ours and no PostgreSQL grammar's.
+pub(super) fn explain_route(text: &str, standard_strings: bool) -> Option<Plan> {
+    if !text.get(..7)?.eq_ignore_ascii_case("explain") {
+        return None;
+    }
+    let (words, rest) = leading_words(text, standard_strings, 2)?;
+    (words == ["explain", "route"])
+        .then(|| plain_plan(Route::Session, Access::Read, Effect::ExplainRoute(rest.to_owned())))
+}
+
+fn session(effect: Effect) -> Plan {
+    plain_plan(Route::Session, Access::Read, effect)
+}
+
+fn ddl() -> Plan {
+    plain_plan(Route::All(Broadcast::Ddl), Access::Write, Effect::CreatesObject)
+}
+
+pub(super) fn autocommit() -> Plan {
+    plain_plan(Route::All(Broadcast::DdlAutocommit), Access::Write, Effect::CreatesObject)
+}
+
+impl Builder<'_> {
+    pub(super) fn utility(&mut self, node: Node<'_>) -> Result<Plan> {
+        match node {
+            Node::TransactionStmt(t) => transaction(t),
+            Node::VariableSetStmt(set) => set_variable(set),
+            Node::VariableShowStmt(show) => Ok(self.show(show.name().unwrap_or_default())),
+            Node::ConstraintsSetStmt(_) => {
+                Ok(plain_plan(Route::Any, Access::Write, Effect::SetTransaction { read_only: None }))
+            }
+            Node::DiscardStmt(discard) => Ok(session(Effect::Discard(
+                match discard.target {
+                    DiscardMode::DISCARD_PLANS => "PLANS",
+                    DiscardMode::DISCARD_SEQUENCES => "SEQUENCES",
+                    DiscardMode::DISCARD_TEMP => "TEMP",
+                    _ => "ALL",
+                }
+                .to_owned(),
+            ))),
+            Node::DeallocateStmt(d) => {
+                Ok(session(Effect::Deallocate(d.name().filter(|_| !d.isall).map(str::to_owned))))
+            }
+            Node::ListenStmt(_) => Ok(plain_plan(Route::Default, Access::Write, Effect::Pin("LISTEN"))),
+            Node::UnlistenStmt(_) | Node::NotifyStmt(_) => {
+                Ok(plain_plan(Route::Default, Access::Write, Effect::None))
+            }
+            Node::DeclareCursorStmt(cursor) => self.cursor(cursor),
+            Node::FetchStmt(_) | Node::ClosePortalStmt(_) => {
+                Ok(plain_plan(Route::Any, Access::Write, Effect::None))
+            }
+            Node::ExplainStmt(explain) => self.explain(explain),
+            Node::CallStmt(call) => self.call(call),
+            Node::CopyStmt(copy) => self.copy(copy),
+            Node::LockStmt(lock) => self.on_tables(lock.relations(), "LOCK"),
+            Node::TruncateStmt(truncate) => self.on_tables(truncate.relations(), "TRUNCATE"),
+            Node::VacuumStmt(vacuum) if vacuum.is_vacuumcmd => Ok(autocommit()),
+            Node::VacuumStmt(_) => Ok(ddl()),
+            Node::ReindexStmt(reindex) => {
+                let concurrently = reindex.params().iter().any(|p| p.defname() == Some("concurrently"));
+                let one = matches!(
+                    reindex.kind,
+                    ReindexObjectType::REINDEX_OBJECT_INDEX | ReindexObjectType::REINDEX_OBJECT_TABLE
+                );
+                Ok(if one && !concurrently { ddl() } else { autocommit() })
+            }
+            Node::ClusterStmt(cluster) => Ok(if cluster.relation().is_some() { ddl() } else { autocommit() }),
+            Node::CheckPointStmt(_) => Ok(autocommit()),
+            Node::PrepareStmt(_) | Node::ExecuteStmt(_) => Err(Refusal::unsupported(
+                "SQL PREPARE and EXECUTE are not supported yet",
+                "Use the protocol's prepared statements (every driver does), or plain statements.",
+            )),
+            Node::DoStmt(_) => Err(Refusal::unsupported(
+                "a DO block may touch any table, so it cannot be routed",
+                "SET shard.target = 'n' runs it on one shard; or put it in a function that is declared.",
+            )),
+            other => self.definition(other),
+        }
+    }
+
+    fn show(&self, name: &str) -> Plan {
+        match name.get(..6).filter(|prefix| prefix.eq_ignore_ascii_case("shard.")) {
+            Some(_) => session(Effect::ShowProxy(name.get(6..).unwrap_or_default().to_ascii_lowercase())),
+            None => plain_plan(Route::Any, Access::Read, Effect::None),
+        }
+    }
+
+    fn cursor(&mut self, cursor: &nodes::DeclareCursorStmt) -> Result<Plan> {
+        let mut plan = self.inner(cursor.query())?;
+        // FETCH must find the server again.
+        plan.access = Access::Write;
+        if cursor.options & CURSOR_HOLD != 0 {
+            plan.effect = Effect::Pin("WITH HOLD cursor");
+        }
+        Ok(plan)
+    }
+
+    /// A query within another statement.
+    pub(super) fn inner(&mut self, query: Node<'_>) -> Result<Plan> {
+        if prove::is_query(query) {
+            return self.plan(query);
+        }
+        Err(Refusal::unsupported("this statement is not supported here", "Run it by itself."))
+    }
+
+    /// Runs where its statement runs.
+    fn explain(&mut self, explain: &nodes::ExplainStmt) -> Result<Plan> {
+        let analyze = explain.options().iter().any(|o| {
+            o.defname() == Some("analyze")
+                && match o.arg() {
+                    Node::String(s) => !matches!(s.sval(), Some("off" | "false")),
+                    Node::Integer(i) => i.ival != 0,
+                    Node::Boolean(b) => b.boolval,
+                    _ => true,
+                }
+        });
+        let mut plan = match explain.query() {
+            Node::DeclareCursorStmt(cursor) => self.cursor(cursor)?,
+            query => self.inner(query)?,
+        };
+        match plan.route {
+            Route::All(_) | Route::SplitInsert(_) if analyze => {
+                return Err(Refusal::unsupported(
+                    "EXPLAIN ANALYZE of a statement that runs on several shards",
+                    "EXPLAIN without ANALYZE, or SET shard.target.",
+                ));
+            }
+            Route::All(_) | Route::SplitInsert(_) => plan.route = Route::Default,
+            _ => {}
+        }
+        plan.effect = Effect::None;
+        Ok(plan)
+    }
+
+    fn call(&mut self, call: &nodes::CallStmt) -> Result<Plan> {
+        let Some(function) = call.funccall() else {
+            return Err(Refusal::unsupported("this CALL could not be analysed", "Please report it."));
+        };
+        self.seen.writes = true;
+        let block = self.new_block();
+        self.levels.push(Vec::new());
+        self.function(function, super::expr::Place { block, scope: Some(0) })?;
+        self.levels.pop();
+        self.finish(block, None)
+    }
+
+    /// LOCK and TRUNCATE: plain tables on the default shard, all others everywhere.
+    fn on_tables(&mut self, relations: &pg_raw_parse::list::NodeList, verb: &str) -> Result<Plan> {
+        let (mut plain, mut everywhere, mut temporary) = (false, false, false);
+        for node in relations {
+            let Node::RangeVar(var) = node else { continue };
+            match self.relation(var)? {
+                Found::Table(table) => match table.kind {
+                    TableKind::Plain | TableKind::System => plain = true,
+                    TableKind::Sharded { .. } | TableKind::Reference => everywhere = true,
+                    TableKind::View => {
+                        return Err(Refusal::unsupported(format!("{verb} of a view"), "Name its tables."));
+                    }
+                },
+                Found::Temporary => temporary = true,
+                Found::System(_) | Found::Cte(_) => plain = true,
+            }
+        }
+        let route = match (plain, everywhere, temporary) {
+            (true, false, _) => Route::Default,
+            (false, true, _) => Route::All(Broadcast::Ddl),
+            (false, false, _) => Route::Any,
+            (true, true, _) => {
+                return Err(Refusal::unsupported(
+                    format!("{verb} of plain and sharded tables together"),
+                    "Use one statement for each kind.",
+                ));
+            }
+        };
+        Ok(plain_plan(route, Access::Write, Effect::None))
+    }
+
+    /// `SELECT set_config('name', 'value', local)` is a SET.
+    pub(super) fn set_config(&mut self, select: &nodes::SelectStmt) -> Result<Option<Plan>> {
+        let calls = select.target_list().iter().filter(|t| is_set_config(t.val())).count();
+        if calls == 0 {
+            return Ok(None);
+        }
+        let alone = calls == 1
+            && select.target_list().len() == 1
+            && select.from_clause().is_empty()
+            && matches!(select.where_clause(), Node::None)
+            && select.op == 0;
+        let refusal = || {
+            Refusal::unsupported(
+                "set_config() in this form",
+                "Use SET, or SELECT set_config('name', 'value', false) by itself with constants.",
+            )
+        };
+        let Some(Node::FuncCall(call)) = select.target_list().iter().next().map(nodes::ResTarget::val) else {
+            return Err(refusal());
+        };
+        if !alone {
+            return Err(refusal());
+        }
+        let arguments: Vec<Node<'_>> = call.args().iter().collect();
+        let [Node::A_Const(name), Node::A_Const(value), Node::A_Const(local)] = arguments.as_slice() else {
+            return Err(refusal());
+        };
+        let (
+            Some(ConstValue::String(name)),
+            Some(ConstValue::String(value)),
+            Some(ConstValue::Boolean(local)),
+        ) = (name.val(), value.val(), local.val())
+        else {
+            return Err(refusal());
+        };
+        // The plan holds these values.
+        arguments.iter().for_each(|node| self.peek(*node));
+        self.peeked = true;
+        let name = name.to_ascii_lowercase();
+        let ours = name.starts_with("shard.");
+        let effect = Effect::Set { name, value: Some(quote(value)), local };
+        Ok(Some(plain_plan(if ours { Route::Session } else { Route::Any }, Access::Write, effect)))
+    }
+}
+
+fn is_set_config(node: Node<'_>) -> bool {
+    matches!(node, Node::FuncCall(call) if call.funcname().iter().next_back().and_then(|n| n.as_str()) == Some("set_config"))
+}
+
+fn transaction(t: &nodes::TransactionStmt) -> Result<Plan> {
+    let name = || t.savepoint_name().unwrap_or_default().to_owned();
+    let effect = match t.kind {
+        TransactionStmtKind::TRANS_STMT_BEGIN | TransactionStmtKind::TRANS_STMT_START => {
+            Effect::Begin { read_only: read_only(t.options()).unwrap_or(false) }
+        }
+        TransactionStmtKind::TRANS_STMT_COMMIT => Effect::Commit { chain: t.chain },
+        TransactionStmtKind::TRANS_STMT_ROLLBACK => Effect::Rollback { chain: t.chain },
+        TransactionStmtKind::TRANS_STMT_SAVEPOINT => Effect::Savepoint(SavepointVerb::Savepoint, name()),
+        TransactionStmtKind::TRANS_STMT_RELEASE => Effect::Savepoint(SavepointVerb::Release, name()),
+        TransactionStmtKind::TRANS_STMT_ROLLBACK_TO => Effect::Savepoint(SavepointVerb::RollbackTo, name()),
+        _ => {
+            return Err(Refusal::unsupported(
+                "prepared transactions are the proxy's own means of committing on several shards",
+                "Use BEGIN and COMMIT; they are atomic over all shards.",
+            ));
+        }
+    };
+    Ok(session(effect))
+}
+
+/// `transaction_read_only` among transaction modes.
+fn read_only(options: &pg_raw_parse::list::NodeList) -> Option<bool> {
+    options.iter().find_map(|node| match node {
+        Node::DefElem(option) if option.defname() == Some("transaction_read_only") => match option.arg() {
+            Node::A_Const(c) => c.val().and_then(|v| v.numeric_value::<i32>()).map(|n| n != 0),
+            Node::Integer(i) => Some(i.ival != 0),
+            _ => None,
+        },
+        _ => None,
+    })
+}
+
+fn set_variable(set: &nodes::VariableSetStmt) -> Result<Plan> {
+    let name = set.name().unwrap_or_default().to_ascii_lowercase();
+    if set.kind == VariableSetKind::VAR_SET_MULTI {
+        return set_modes(&name, set);
+    }
+    let effect = match set.kind {
+        VariableSetKind::VAR_RESET_ALL => Effect::ResetAll,
+        VariableSetKind::VAR_SET_VALUE => {
+            Effect::Set { value: Some(setting(set)?), name, local: set.is_local }
+        }
+        // DEFAULT and RESET; FROM CURRENT is only part of CREATE FUNCTION.
+        _ => Effect::Set { name, value: None, local: set.is_local },
+    };
+    // Ours never reach a server; others are validated by one.
+    let ours = matches!(&effect, Effect::Set { name, .. } if name.starts_with("shard."));
+    Ok(plain_plan(if ours { Route::Session } else { Route::Any }, Access::Write, effect))
+}
+
+/// SET TRANSACTION, SET SESSION CHARACTERISTICS.
+fn set_modes(name: &str, set: &nodes::VariableSetStmt) -> Result<Plan> {
+    match name {
+        "transaction" => {
+            let effect = Effect::SetTransaction { read_only: read_only(set.args()) };
+            Ok(plain_plan(Route::Any, Access::Write, effect))
+        }
+        "session characteristics" => {
+            // Each mode is the setting `default_<mode>`; one is what drivers send.
+            let refusal = || {
+                Refusal::unsupported(
+                    "SET SESSION CHARACTERISTICS with several modes",
+                    "Set one mode at a time.",
+                )
+            };
+            let mut options = set.args().iter();
+            let (Some(Node::DefElem(option)), None) = (options.next(), options.next()) else {
+                return Err(refusal());
+            };
+            let mode = option.defname().unwrap_or_default();
+            let value = match option.arg() {
+                Node::A_Const(c) => match c.val() {
+                    Some(ConstValue::String(s)) => quote(s),
+                    Some(ConstValue::Integer(i)) => quote(if i == 0 { "off" } else { "on" }),
+                    _ => return Err(refusal()),
+                },
+                _ => return Err(refusal()),
+            };
+            let effect = Effect::Set { name: format!("default_{mode}"), value: Some(value), local: false };
+            Ok(plain_plan(Route::Any, Access::Write, effect))
+        }
+        _ => Err(Refusal::unsupported(
+            "SET TRANSACTION SNAPSHOT: a snapshot is one server's",
+            "Use SET shard.target to work on one shard.",
+        )),
+    }
+}
+
+/// The value's text, fit for `SET name = value`.
+fn setting(set: &nodes::VariableSetStmt) -> Result<String> {
+    let mut values = Vec::new();
+    for node in set.args() {
+        let constant = match node {
+            Node::A_Const(c) => c.val(),
+            _ => None,
+        };
+        values.push(match constant {
+            Some(ConstValue::Integer(i)) => i.to_string(),
+            Some(ConstValue::Float(f)) => f.to_owned(),
+            Some(ConstValue::String(s)) => quote(s),
+            Some(ConstValue::Boolean(b)) => quote(if b { "on" } else { "off" }),
+            _ => {
+                return Err(Refusal::unsupported("this form of SET", "Write SET name = 'value'."));
+            }
+        });
+    }
+    Ok(values.join(", "))
+}
+
+pub(super) fn quote(value: &str) -> String {
+    let doubled = value.replace('\'', "''");
+    if doubled.contains('\\') {
+        format!("E'{}'", doubled.replace('\\', "\\\\"))
+    } else {
+        format!("'{doubled}'")
+    }
+}

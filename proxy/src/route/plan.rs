@@ -1,0 +1,195 @@
+//! What the analyser concludes about a statement, and what the session does with it.
+
+use std::sync::Arc;
+
+/// The conclusion about ONE statement. Holds no literal and no parameter value: values are looked up at
+/// execution by `resolve`, so one plan serves every statement of the same shape.
+#[derive(Debug)]
+pub struct Plan {
+    pub route: Route,
+    pub access: Access,
+    /// What the statement does to the session or the transaction, beside running.
+    pub effect: Effect,
+    /// The proof, one line a step, as `EXPLAIN ROUTE` prints it.
+    pub evidence: Vec<String>,
+    /// Highest `$n` used.
+    pub parameters: u16,
+}
+
+#[derive(Debug)]
+pub enum Route {
+    /// The session answers or handles it alone (see `Effect`); no shard is needed to know where.
+    Session,
+    /// Every sharded table is bound to the key by one of these values. They must all fall on one shard.
+    Key(Box<[KeyRef]>),
+    /// Touches reference tables or no table at all: any one shard answers it. Within a transaction the shard
+    /// already enlisted is preferred.
+    Any,
+    /// Plain and system tables: the default shard.
+    Default,
+    /// DDL, or a write to a reference table: runs on every shard, atomically.
+    All(Broadcast),
+    /// `INSERT ... VALUES` of several rows whose keys may fall on several shards.
+    SplitInsert(Arc<SplitInsert>),
+    /// `COPY sharded FROM STDIN`: rows are dealt out by the key column.
+    CopyIn(Arc<CopyIn>),
+    /// Not proved; never guessed.
+    Refuse(Refusal),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Broadcast {
+    Ddl,
+    /// DDL that cannot run in a transaction block (CREATE INDEX CONCURRENTLY, VACUUM, ...).
+    DdlAutocommit,
+    ReferenceWrite,
+}
+
+/// Where a key value is found at execution time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyRef {
+    pub key_type: shard_config::KeyType,
+    pub place: KeyPlace,
+    /// The key array of a registered function: straddling is SP001 (the caller splits again by the new map, H31),
+    /// and a NULL element is refused.
+    pub batch: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KeyPlace {
+    /// n-th literal that the lexer found in this statement, cut or not.
+    Literal(u16),
+    /// `$n`, 0-based.
+    Parameter(u16),
+    /// `$n` (0-based) is an array of keys.
+    ParameterArray(u16),
+    /// n-th literal is an array constant ('{...}').
+    LiteralArray(u16),
+    /// `IN (...)` and the like: the row may have any of these keys; all must be on one shard.
+    OneOf(Box<[KeyPlace]>),
+    /// NULL: no row can match; an INSERT of it is the server's error to raise.
+    Null,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Provably changes nothing: a replica may serve it.
+    Read,
+    /// Writes, locks, or calls something that may.
+    Write,
+}
+
+/// A multi-row INSERT cut at its VALUES rows. Spans are byte ranges of the statement's text.
+#[derive(Debug)]
+pub struct SplitInsert {
+    /// Text before the first row, e.g. `INSERT INTO t (a, b) VALUES `.
+    pub head: std::ops::Range<u32>,
+    /// Text after the last row (RETURNING, ON CONFLICT ...).
+    pub tail: std::ops::Range<u32>,
+    pub rows: Box<[SplitRow]>,
+    pub returning: bool,
+}
+
+#[derive(Debug)]
+pub struct SplitRow {
+    pub text: std::ops::Range<u32>,
+    pub key: KeyRef,
+    /// `$n` used in this row (0-based) with the span of each occurrence, in text order.
+    pub parameters: Box<[(u16, std::ops::Range<u32>)]>,
+}
+
+#[derive(Debug)]
+pub struct CopyIn {
+    pub table: (String, String),
+    /// Position of the key column among the copied columns.
+    pub key_position: usize,
+    pub key_type: shard_config::KeyType,
+    pub format: CopyFormat,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CopyFormat {
+    Text { delimiter: u8, null: Vec<u8> },
+    Csv { delimiter: u8, quote: u8, escape: u8, null: Vec<u8>, header: bool },
+    Binary,
+}
+
+/// Why a statement is not run. Rendered with ROUTINE 'shard_proxy' so that nobody takes it for a server's own
+/// error (H37).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    pub sqlstate: &'static str,
+    pub message: String,
+    pub detail: Option<String>,
+    pub hint: String,
+    /// Field 'P' of the error: 1-based, in characters, within the statement's own text. For errors that PostgreSQL
+    /// itself would report with a position (syntax, unknown relation).
+    pub position: Option<u32>,
+}
+
+impl Refusal {
+    pub fn new(sqlstate: &'static str, message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { sqlstate, message: message.into(), detail: None, hint: hint.into(), position: None }
+    }
+
+    /// 0A000: correct SQL that this proxy does not run (yet).
+    pub fn unsupported(message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self::new("0A000", message, hint)
+    }
+
+    #[must_use]
+    pub fn detail(mut self, detail: impl Into<String>) -> Self {
+        self.detail = Some(detail.into());
+        self
+    }
+
+    #[must_use]
+    pub fn at(mut self, position: Option<u32>) -> Self {
+        self.position = position;
+        self
+    }
+}
+
+/// Effects on the session's own state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Effect {
+    None,
+    Begin {
+        read_only: bool,
+    },
+    Commit {
+        chain: bool,
+    },
+    Rollback {
+        chain: bool,
+    },
+    /// SAVEPOINT, RELEASE, ROLLBACK TO: goes to every enlisted shard.
+    Savepoint(SavepointVerb, String),
+    /// `SET [SESSION|LOCAL] name = value`; `value` is the text to replay, `None` for DEFAULT / RESET.
+    Set {
+        name: String,
+        value: Option<String>,
+        local: bool,
+    },
+    ResetAll,
+    /// SET TRANSACTION / SET SESSION CHARACTERISTICS: passed to the servers of the transaction.
+    SetTransaction {
+        read_only: Option<bool>,
+    },
+    /// `SHOW shard.map` and the like, answered by the proxy; the rest of the text in lower case.
+    ShowProxy(String),
+    ExplainRoute(String),
+    Discard(String),
+    Deallocate(Option<String>),
+    /// Creates state that lives in one server connection: temp table, LISTEN, session advisory lock, WITH HOLD.
+    Pin(&'static str),
+    /// PREPARE TRANSACTION and other statements the proxy keeps for itself are `Route::Refuse`.
+    CreatesObject,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SavepointVerb {
+    Savepoint,
+    Release,
+    RollbackTo,
+}

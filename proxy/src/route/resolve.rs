@@ -1,0 +1,210 @@
+//! A plan and the values of one execution -> shards. Allocates only for a split INSERT and for refusals.
+
+use std::sync::Arc;
+
+use shard_config::{Bucket, ShardId, ShardMap};
+
+use super::arrays;
+use super::lex::Literal;
+use super::plan::{Broadcast, CopyIn, KeyPlace, KeyRef, Plan, Refusal, Route, SplitInsert};
+use super::values::{KeyReader, KeyValue, Params};
+
+/// Where one execution of a statement goes.
+#[derive(Debug, Clone)]
+pub enum Resolved {
+    /// `bucket` is `None` when keys of several buckets of this shard are involved.
+    One {
+        shard: ShardId,
+        bucket: Option<Bucket>,
+    },
+    /// Any shard; within a transaction the one that is enlisted already.
+    Any,
+    Default,
+    All(Broadcast),
+    SplitInsert(SplitRows),
+    CopyIn(Arc<CopyIn>),
+    Session,
+    Refuse(Refusal),
+}
+
+/// The rows of one INSERT and where each belongs; they are on at least two shards.
+#[derive(Debug, Clone)]
+pub struct SplitRows {
+    pub insert: Arc<SplitInsert>,
+    /// One for each of `insert.rows`, in order.
+    pub shards: Box<[ShardId]>,
+    pub buckets: Box<[Option<Bucket>]>,
+}
+
+/// `text` is the statement's own text (`RoutedStatement::text` of the message), the one `literals` point into.
+pub fn resolve<P: Params + ?Sized>(
+    plan: &Plan,
+    literals: &[Literal],
+    text: &[u8],
+    params: &P,
+    map: &ShardMap,
+) -> Resolved {
+    let values = Values { literals, text, params, map };
+    let result = match &plan.route {
+        Route::Key(keys) => values.single(keys),
+        Route::SplitInsert(insert) => values.split(insert),
+        Route::Any => Ok(Resolved::Any),
+        Route::Default => Ok(Resolved::Default),
+        Route::Session => Ok(Resolved::Session),
+        Route::All(kind) => Ok(Resolved::All(*kind)),
+        Route::CopyIn(copy) => Ok(Resolved::CopyIn(copy.clone())),
+        Route::Refuse(refusal) => Ok(Resolved::Refuse(refusal.clone())),
+    };
+    result.unwrap_or_else(Resolved::Refuse)
+}
+
+struct Values<'a, P: ?Sized> {
+    literals: &'a [Literal],
+    text: &'a [u8],
+    params: &'a P,
+    map: &'a ShardMap,
+}
+
+/// The shard that all keys seen so far agree on.
+#[derive(Default)]
+struct Agreement {
+    shard: Option<ShardId>,
+    bucket: Option<Bucket>,
+    several_buckets: bool,
+}
+
+impl Agreement {
+    fn add(&mut self, value: KeyValue, map: &ShardMap, batch: bool) -> Result<(), Refusal> {
+        let KeyValue::At(bucket) = value else {
+            return if batch { Err(null_key()) } else { Ok(()) };
+        };
+        if self.bucket == Some(bucket) {
+            return Ok(());
+        }
+        let shard = map.shard_of(bucket);
+        match self.shard {
+            None => {
+                self.shard = Some(shard);
+                self.bucket = Some(bucket);
+                Ok(())
+            }
+            Some(first) if first == shard => {
+                self.several_buckets = true;
+                Ok(())
+            }
+            Some(_) => Err(straddles(map, batch)),
+        }
+    }
+
+    /// `None`: no key at all, or only keys that match nothing.
+    fn resolved(&self) -> Option<Resolved> {
+        self.shard.map(|shard| Resolved::One { shard, bucket: self.bucket.filter(|_| !self.several_buckets) })
+    }
+}
+
+impl<P: Params + ?Sized> Values<'_, P> {
+    fn single(&self, keys: &[KeyRef]) -> Result<Resolved, Refusal> {
+        let mut agreement = Agreement::default();
+        for key in keys {
+            self.visit(key, &key.place, &mut |value| agreement.add(value, self.map, key.batch))?;
+        }
+        // Rows that no shard has, or a NULL key that the server will not store: the same answer everywhere, but
+        // always from one place.
+        Ok(agreement.resolved().unwrap_or(Resolved::Default))
+    }
+
+    fn split(&self, insert: &Arc<SplitInsert>) -> Result<Resolved, Refusal> {
+        let mut agreement = Agreement::default();
+        let mut shards = Vec::new();
+        let mut buckets = Vec::new();
+        let mut agreed = true;
+        for row in &insert.rows {
+            let mut of_row = Agreement::default();
+            self.visit(&row.key, &row.key.place, &mut |value| of_row.add(value, self.map, false))?;
+            let Some(shard) = of_row.shard else {
+                return Err(Refusal::new(
+                    "23502",
+                    "null value in the sharding key of a row of this INSERT violates not-null constraint",
+                    "Every row needs its key.",
+                ));
+            };
+            if let Some(bucket) = of_row.bucket {
+                agreed &= agreement.add(KeyValue::At(bucket), self.map, false).is_ok();
+            }
+            shards.push(shard);
+            buckets.push(of_row.bucket);
+        }
+        if agreed && let Some(one) = agreement.resolved() {
+            return Ok(one);
+        }
+        Ok(Resolved::SplitInsert(SplitRows {
+            insert: insert.clone(),
+            shards: shards.into(),
+            buckets: buckets.into(),
+        }))
+    }
+
+    fn visit(
+        &self,
+        key: &KeyRef,
+        place: &KeyPlace,
+        found: &mut dyn FnMut(KeyValue) -> Result<(), Refusal>,
+    ) -> Result<(), Refusal> {
+        let reader = KeyReader {
+            key_type: key.key_type,
+            buckets: self.map.buckets(),
+            utf8: self.params.client_encoding_is_utf8(),
+        };
+        match place {
+            KeyPlace::Literal(n) => {
+                let literal = self.literal(*n)?;
+                found(reader.literal(literal, self.text)?)
+            }
+            KeyPlace::Parameter(n) => found(reader.parameter(self.params.get(*n), self.params.type_oid(*n))?),
+            KeyPlace::ParameterArray(n) => {
+                arrays::parameter_array(reader, self.params.get(*n), key.batch, found)
+            }
+            KeyPlace::LiteralArray(n) => {
+                let literal = self.literal(*n)?;
+                let mut scratch = smallvec::SmallVec::new();
+                let value = super::values::string_value(literal, literal.source(self.text), &mut scratch)
+                    .ok_or_else(unknown_literal)?;
+                arrays::text_array(reader, value, key.batch, found)
+            }
+            KeyPlace::OneOf(places) => places.iter().try_for_each(|place| self.visit(key, place, found)),
+            KeyPlace::Null => found(KeyValue::Nowhere),
+        }
+    }
+
+    fn literal(&self, n: u16) -> Result<&Literal, Refusal> {
+        self.literals.get(usize::from(n)).ok_or_else(unknown_literal)
+    }
+}
+
+fn straddles(map: &ShardMap, batch: bool) -> Refusal {
+    if batch {
+        return Refusal::new(
+            "SP001",
+            "the keys of this batch are on several shards",
+            "Read SHOW shard.map again, split the batch by shard and send each part by itself.",
+        )
+        .detail(format!("epoch={}", map.epoch()));
+    }
+    Refusal::unsupported(
+        "the keys of this statement are on several shards",
+        "Run it once for each key, or within one key's shard; statements over several shards are not supported yet.",
+    )
+    .detail(format!("epoch={}", map.epoch()))
+}
+
+fn null_key() -> Refusal {
+    Refusal::new(
+        "22004",
+        "a key of this batch is NULL",
+        "Every element of the key array of a registered function must be a key.",
+    )
+}
+
+fn unknown_literal() -> Refusal {
+    Refusal::unsupported("the key's constant could not be read", "Pass the key as a parameter.")
+}

@@ -1,0 +1,345 @@
+//! Which server runs a statement, and what that server must hear first.
+
+use std::rc::Rc;
+
+use shard_config::{Bucket, ShardId};
+
+use super::settings;
+use super::simple::is_control;
+use super::{Expect, Flow, Next, Pending, ReadSetting, Session, Want};
+use crate::error::ProxyError;
+use crate::pool::{Role, Server};
+use crate::route::plan::{Access, Effect, Plan};
+use crate::route::{Params, Resolved, RouteContext, RoutedStatement, resolve};
+use crate::shared::State;
+use crate::wire::build;
+
+/// Where one execution goes.
+pub enum Destination {
+    Shard(Place),
+    Multi(Resolved),
+    Refused(ProxyError),
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct Place {
+    pub shard: usize,
+    pub bucket: Option<Bucket>,
+    /// The key says so; else any server of the shard, or any shard, would do.
+    pub keyed: bool,
+}
+
+impl Session {
+    /// Calls the router with everything outside the text that a plan depends on.
+    pub(super) fn with_router<T>(
+        &self,
+        run: impl FnOnce(&mut crate::route::Router, &RouteContext<'_>, &State) -> T,
+    ) -> T {
+        let state = self.worker.state();
+        let context = RouteContext {
+            catalog: &state.catalog,
+            search_path: &self.settings.search_path,
+            user: &self.info.user,
+            standard_conforming_strings: self.settings.standard_conforming_strings,
+            client_encoding_is_utf8: self.settings.client_encoding_is_utf8,
+            session_has_temp: self.has_temp,
+        };
+        run(&mut self.worker.router.borrow_mut(), &context, &state)
+    }
+
+    /// `sql` is the message's text, `statement.text` the statement within it.
+    #[inline]
+    pub(super) fn destination<P: Params>(
+        &self,
+        statement: &RoutedStatement,
+        sql: &[u8],
+        params: &P,
+    ) -> Destination {
+        let state = self.worker.state();
+        // Transaction control is for the server that is in the transaction, wherever `shard.target` points now.
+        if is_control(&statement.plan.effect)
+            && let Some(server) = self.servers.iter().find(|s| s.enlisted)
+        {
+            return Destination::Shard(Place { shard: server.shard, bucket: None, keyed: false });
+        }
+        if let Some(shard) = self.target {
+            return Destination::Shard(Place { shard, bucket: None, keyed: false });
+        }
+        let text = sql.get(statement.text.clone()).unwrap_or_default();
+        let keyed = |shard: ShardId, bucket| match position(&state, shard) {
+            Some(shard) => Destination::Shard(Place { shard, bucket, keyed: true }),
+            None => Destination::Refused(ProxyError::no_primary(
+                shard.0,
+                "the map names it but the configuration does not",
+            )),
+        };
+        let unkeyed = |shard| Destination::Shard(Place { shard, bucket: None, keyed: false });
+        match resolve(&statement.plan, &statement.literals, text, params, &state.map) {
+            Resolved::One { shard, bucket } => keyed(shard, bucket),
+            Resolved::Any | Resolved::Session => unkeyed(self.any_shard(&state)),
+            Resolved::Default => unkeyed(position(&state, state.config.proxy.default_shard).unwrap_or(0)),
+            Resolved::Refuse(refusal) => Destination::Refused((&refusal).into()),
+            several => Destination::Multi(several),
+        }
+    }
+
+    /// A shard for what every shard can answer: the one already in use, else one that differs by client.
+    fn any_shard(&self, state: &State) -> usize {
+        if let Some(server) = self.servers.iter().find(|s| s.enlisted).or(self.servers.first()) {
+            return server.shard;
+        }
+        let count = state.shards.len().max(1);
+        let first = self.info.id as usize % count;
+        let up = |shard: &usize| state.shards.get(*shard).is_some_and(|s| s.primary.is_some());
+        (0..count).map(|n| (first + n) % count).find(up).unwrap_or(first)
+    }
+
+    /// The replica that may serve this read, if one may. `alone`: nothing else is in the same implicit transaction.
+    pub(super) fn replica_for(&self, plan: &Plan, place: Place, alone: bool) -> Option<u16> {
+        if plan.access != Access::Read
+            || self.force_primary
+            || self.pinned.is_some()
+            || self.servers.iter().any(|s| s.enlisted)
+        {
+            return None;
+        }
+        let state = self.worker.state();
+        let shard = state.shards.get(place.shard)?;
+        if shard.replicas.is_empty() {
+            return None;
+        }
+        let read_only = self.transaction.as_ref().map(|t| t.read_only);
+        let start = self.info.id as usize;
+        let replicas = (0..shard.replicas.len()).map(|n| &shard.replicas[(start + n) % shard.replicas.len()]);
+        match (self.read, state.config.reads.policy) {
+            (ReadSetting::Replica, _) if alone || read_only == Some(true) => {
+                replicas.map(|r| r.slot).find(|slot| self.space.replica(place.shard, *slot).is_some())
+            }
+            // A later statement of a transaction may read another bucket, so there the whole shard must be fresh.
+            (ReadSetting::Policy, shard_config::ReadPolicy::Fresh)
+                if place.keyed && read_only != Some(false) =>
+            {
+                let bucket = if read_only.is_some() { None } else { place.bucket };
+                let alone = alone || read_only.is_some();
+                let fresh = |slot: &u16| self.worker.control.freshness.replica_ok(place.shard, bucket, *slot);
+                replicas.map(|r| r.slot).filter(|_| alone).find(fresh)
+            }
+            _ => None,
+        }
+    }
+
+    /// The index in `servers` of one for this shard, ready to be spoken to.
+    pub(super) fn server_for(&mut self, shard: usize, replica: Option<u16>) -> Result<usize, Flow> {
+        let read_only = self.transaction.as_ref().is_some_and(|t| t.read_only);
+        let fits = |s: &Box<Server>| {
+            s.shard == shard && (s.role == Role::Primary || replica.is_some() || (read_only && s.enlisted))
+        };
+        let found = match self.servers.iter().position(fits) {
+            Some(at) if self.is_demoted(at) => return Err(self.leave_demoted(at)),
+            Some(at) => at,
+            None => {
+                if self.servers.iter().any(|s| s.enlisted) {
+                    if !self.queue.is_empty() {
+                        return Err(self.wait_for_replies());
+                    }
+                }
+                self.take_now(shard, replica)?
+            }
+        };
+        if found != self.active && !self.queue.is_empty() {
+            return Err(self.wait_for_replies());
+        }
+        self.active = found;
+        if !self.servers[found].enlisted {
+            self.enlist(found);
+        }
+        Ok(found)
+    }
+
+    /// Is this a primary's connection whose server is not the primary any more (H5)? Its pool is also retired when
+    /// only limits or passwords changed: then the transaction may go on.
+    #[inline]
+    pub(super) fn is_demoted(&self, at: usize) -> bool {
+        let server = &self.servers[at];
+        if server.role != Role::Primary || !server.pool.is_retired() {
+            return false;
+        }
+        let state = self.worker.state();
+        let primary = state.shards.get(server.shard).and_then(|s| s.primary.as_ref());
+        primary.is_none_or(|primary| primary.address != server.key.address)
+    }
+
+    /// Nothing more is sent to a demoted primary: a write there would be lost with it (H5).
+    #[cold]
+    fn leave_demoted(&mut self, at: usize) -> Flow {
+        if !self.queue.is_empty() {
+            return self.wait_for_replies();
+        }
+        let shard = self.servers[at].pool.shard_id;
+        match self.server_lost(at, "the server lost its role") {
+            Some(next) => Flow::After(next),
+            None if self.skip => Flow::Done,
+            None => {
+                let why = "the server that this transaction runs on has lost its role";
+                self.failure = Some(Box::new(ProxyError::no_primary(shard, why)));
+                Flow::Later
+            }
+        }
+    }
+
+    /// An idle connection, or what to wait for.
+    #[inline]
+    fn take_now(&mut self, shard: usize, replica: Option<u16>) -> Result<usize, Flow> {
+        let pool = match replica.and_then(|slot| self.space.replica(shard, slot)) {
+            Some(pool) => Some(pool),
+            None => self.space.primary(shard),
+        };
+        match pool.as_ref().and_then(|pool| pool.try_take()) {
+            Some(server) => Ok(self.add_server(server)),
+            None => {
+                let want = match pool {
+                    Some(pool) if pool.role == Role::Replica => Want::Pool(pool),
+                    _ => Want::Primary(shard),
+                };
+                Err(Flow::After(Next::Checkout(want)))
+            }
+        }
+    }
+
+    /// A server that only checks a statement: it hears the settings, but is not made part of the transaction.
+    pub(super) fn unlisted_server(&mut self, shard: usize) -> Result<usize, Flow> {
+        if !self.queue.is_empty() {
+            return Err(self.wait_for_replies());
+        }
+        let at = match self.servers.iter().position(|s| s.shard == shard) {
+            Some(at) => at,
+            None => self.take_now(shard, None)?,
+        };
+        self.active = at;
+        self.say_settings(at);
+        Ok(at)
+    }
+
+    fn say_settings(&mut self, at: usize) {
+        let wanted = self.transaction.as_ref().map_or(&self.settings, |t| &t.settings_before);
+        let server = &mut self.servers[at];
+        if !Rc::ptr_eq(&server.settings, wanted) {
+            let sql = settings::replay(&server.settings, wanted);
+            if !sql.is_empty() {
+                build::query(&mut server.out, sql.as_bytes());
+                self.queue.push_back(Expect::Hidden);
+            }
+            server.settings = wanted.clone();
+        }
+    }
+
+    pub(super) fn add_server(&mut self, server: Box<Server>) -> usize {
+        self.info.serving.borrow_mut().push(server.key.clone());
+        self.servers.push(server);
+        self.servers.len() - 1
+    }
+
+    /// Everything outstanding must be answered before another server is spoken to.
+    pub(super) fn wait_for_replies(&mut self) -> Flow {
+        if let Some(server) = self.servers.get_mut(self.active).filter(|s| s.unsynced) {
+            server.out.extend_from_slice(build::FLUSH);
+        }
+        self.drain = true;
+        Flow::Later
+    }
+
+    /// Says what comes before the first statement: settings that differ, then BEGIN and what followed it. All in
+    /// the same packet as the statement: no extra round trip.
+    fn enlist(&mut self, at: usize) {
+        let others = self.servers.iter().any(|s| s.enlisted);
+        self.say_settings(at);
+        let server = &mut self.servers[at];
+        match &self.transaction {
+            Some(transaction) => {
+                build::query(&mut server.out, transaction.prologue().as_bytes());
+                self.queue.push_back(Expect::Hidden);
+            }
+            // A later participant of an implicit transaction must not commit by itself (H20).
+            None if others => {
+                build::query(&mut server.out, b"BEGIN");
+                self.queue.push_back(Expect::Hidden);
+            }
+            None => {}
+        }
+        server.enlisted = true;
+    }
+
+    /// A write is about to be sent: reads of its bucket stay on the primary until a replica shows it.
+    #[inline]
+    pub(super) fn mark_write(&mut self, plan: &Plan, place: Place) {
+        if plan.access == Access::Read && self.target.is_none() {
+            return;
+        }
+        if matches!(plan.effect, Effect::Commit { .. } | Effect::Rollback { .. } | Effect::Set { .. }) {
+            return;
+        }
+        self.mark(place.shard, if place.keyed { place.bucket } else { None });
+    }
+
+    pub(crate) fn mark(&mut self, shard: usize, bucket: Option<Bucket>) {
+        // Each mark is looked through for the next: a transaction over many buckets marks the shard as a whole.
+        let bucket = bucket.filter(|_| self.marks.len() < 64);
+        if !self.marks.iter().any(|m| usize::from(m.shard) == shard && m.bucket == bucket) {
+            self.marks.push(self.worker.control.freshness.begin_write(shard, bucket));
+        }
+    }
+
+    /// Aborts what servers have done in this transaction, after an error of ours. `extended`: in the middle of an
+    /// extended batch, where a simple query cannot be said.
+    pub(super) fn abort_transaction(&mut self, extended: bool) {
+        if let Some(transaction) = &mut self.transaction {
+            transaction.failed = true;
+        }
+        let at = self.active;
+        let Some(server) = self.servers.get_mut(at).filter(|s| s.enlisted) else { return };
+        if extended {
+            if server.unsynced {
+                // No simple query may be said here, but a Parse that fails aborts the transaction as well.
+                build::parse(&mut server.out, b"", b"aborted by shard_proxy", b"");
+                server.unnamed = 0;
+                self.queue.push_back(Expect::Poison);
+            }
+        } else if server.status == b'T' {
+            // No such savepoint: the transaction fails.
+            build::query(&mut server.out, b"ROLLBACK TO SAVEPOINT shard_proxy_abort");
+            self.queue.push_back(Expect::Abort);
+        }
+    }
+
+    /// What must happen once the server has said that the statement succeeded.
+    pub(super) fn pending(plan: &std::sync::Arc<Plan>, sql: &[u8]) -> Option<Box<Pending>> {
+        let copies = is_copy(sql);
+        match plan.effect {
+            Effect::None if !copies => None,
+            _ => {
+                let text = String::from_utf8_lossy(sql).into_owned();
+                Some(Box::new(Pending { copies, ..Pending::of(plan, text) }))
+            }
+        }
+    }
+}
+
+pub(super) fn position(state: &State, shard: ShardId) -> Option<usize> {
+    state.shards.iter().position(|s| s.id == shard)
+}
+
+/// Does the text begin with COPY? What it copies where shows when the server asks for data.
+fn is_copy(sql: &[u8]) -> bool {
+    let mut rest = sql.trim_ascii_start();
+    loop {
+        let behind = if rest.starts_with(b"--") {
+            rest.iter().position(|byte| *byte == b'\n')
+        } else if rest.starts_with(b"/*") {
+            rest.windows(2).position(|pair| pair == b"*/").map(|at| at + 1)
+        } else {
+            return rest.get(..4).is_some_and(|word| word.eq_ignore_ascii_case(b"copy"));
+        };
+        let Some(at) = behind else { return false };
+        rest = rest[at + 1..].trim_ascii_start();
+    }
+}

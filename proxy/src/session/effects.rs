@@ -1,0 +1,173 @@
+//! What a statement that a server ran means for the session: settings, transaction, pin.
+//!
+//! The session must always know which settings its servers have, or a server would reach the next client with this
+//! one's search_path. PostgreSQL takes a SET back with its transaction, and every extended batch and every Query is
+//! a transaction, with or without BEGIN. Where the proxy cannot tell what is left of a SET, the server is not pooled.
+
+use std::rc::Rc;
+
+use super::transaction::Transaction;
+use super::{Pending, Session};
+use crate::route::plan::Effect;
+
+use super::settings::Value;
+
+impl Session {
+    pub(super) fn apply(&mut self, pending: &Pending) {
+        let alone = pending.plans.len() == 1;
+        for (plan, text) in &pending.plans {
+            let result = match &plan.effect {
+                Effect::Begin { read_only } if self.transaction.is_none() => {
+                    // BEGIN makes what ran before it in the same batch a part of the transaction.
+                    let before = self.implicit_before.take().unwrap_or_else(|| self.settings.clone());
+                    self.transaction = Some(Box::new(Transaction::new(text, *read_only, before)));
+                    Ok(())
+                }
+                Effect::Commit { .. } => {
+                    self.transaction_ended(true);
+                    Ok(())
+                }
+                Effect::Rollback { .. } => {
+                    self.transaction_ended(false);
+                    Ok(())
+                }
+                Effect::Set { name, value, local: false } if alone || !name.starts_with("shard.") => {
+                    let reset = value.is_none();
+                    self.note_implicit();
+                    let result = self.change_setting(name, value.clone().map(Value::Sql));
+                    // RESET on the server went to its own default, not to what our session began with.
+                    if result.is_err() || (reset && self.startup_settings.get(name).is_some()) {
+                        self.distrust_servers();
+                    }
+                    if let Some(transaction) = &mut self.transaction {
+                        let _ = transaction.hold(text);
+                    }
+                    self.server_has_settings();
+                    result
+                }
+                Effect::Set { local: true, .. } => {
+                    if let Some(transaction) = &mut self.transaction {
+                        let _ = transaction.hold(text);
+                    }
+                    Ok(())
+                }
+                Effect::SetTransaction { read_only } => {
+                    if let Some(transaction) = &mut self.transaction {
+                        let _ = transaction.hold(text);
+                        transaction.read_only = read_only.unwrap_or(transaction.read_only);
+                    }
+                    Ok(())
+                }
+                Effect::ResetAll => {
+                    self.note_implicit();
+                    self.settings = self.startup_settings.clone();
+                    self.distrust_servers();
+                    Ok(())
+                }
+                Effect::Savepoint(verb, name) => self.local_savepoint(*verb, name, text),
+                Effect::Pin(why) => {
+                    self.pin(why);
+                    Ok(())
+                }
+                Effect::CreatesObject => {
+                    self.schema_changed = true;
+                    Ok(())
+                }
+                _ => Ok(()),
+            };
+            if let Err(error) = result {
+                tracing::warn!(%error, "effect of a statement could not be kept");
+            }
+        }
+    }
+
+    /// COMMIT or ROLLBACK succeeded. What follows it in the same batch, or after AND CHAIN, is the next transaction;
+    /// whether there is one is known at ReadyForQuery.
+    pub(super) fn transaction_ended(&mut self, committed: bool) {
+        let before = self.implicit_before.take();
+        match &mut self.transaction {
+            Some(transaction) => {
+                if !committed {
+                    self.settings = transaction.settings_before.clone();
+                }
+                let mut next = transaction.next();
+                next.settings_before = self.settings.clone();
+                **transaction = next;
+            }
+            None => {
+                if let Some(before) = before.filter(|_| !committed) {
+                    self.settings = before;
+                    self.server_has_settings();
+                }
+            }
+        }
+    }
+
+    /// A message of several statements failed: those before the failure may have ended the transaction or begun one,
+    /// and changed settings in it.
+    pub(super) fn failed_within(&mut self, pending: &Pending) {
+        let ends = |effect: &Effect| {
+            matches!(effect, Effect::Begin { .. } | Effect::Commit { .. } | Effect::Rollback { .. })
+        };
+        if pending.plans.len() > 1 && pending.plans.iter().any(|(plan, _)| ends(&plan.effect)) {
+            self.distrust_servers();
+        }
+    }
+
+    /// An extended batch failed outside of a transaction block: the server takes its SETs back.
+    pub(super) fn implicit_failed(&mut self) {
+        if self.transaction.is_none()
+            && let Some(before) = self.implicit_before.take()
+        {
+            self.settings = before;
+            self.server_has_settings();
+        }
+    }
+
+    fn note_implicit(&mut self) {
+        if self.transaction.is_none() && self.implicit_before.is_none() {
+            self.implicit_before = Some(self.settings.clone());
+        }
+    }
+
+    fn distrust_servers(&mut self) {
+        for server in self.servers.iter_mut().filter(|s| s.enlisted) {
+            server.unknown_settings = true;
+        }
+    }
+
+    /// Outside of a transaction the server that ran SET has it, too.
+    fn server_has_settings(&mut self) {
+        if self.transaction.is_none()
+            && let Some(server) = self.servers.get_mut(self.active)
+        {
+            server.settings = self.settings.clone();
+        }
+    }
+
+    fn pin(&mut self, why: &'static str) {
+        self.has_temp |= why.contains("temp");
+        if self.pinned.is_none() {
+            self.worker.stats.pins.add(1);
+            self.pinned = Some(why);
+            self.info.pinned.set(Some(why));
+            self.pinned_to = self.servers.get(self.active).map(|server| server.key.clone());
+        }
+    }
+
+    /// The pinned server becomes the first. Only between batches: until then others hold positions in `servers`.
+    pub(super) fn settle_pin(&mut self) {
+        if let Some(key) = self.pinned_to.take()
+            && let Some(at) = self.servers.iter().position(|server| Rc::ptr_eq(&server.key, &key))
+        {
+            self.servers.swap(0, at);
+        }
+    }
+
+    /// A cancel request reaches these servers and no others (H38).
+    pub(super) fn note_serving(&self) {
+        let mut serving = self.info.serving.borrow_mut();
+        serving.clear();
+        serving.extend(self.servers.iter().map(|server| server.key.clone()));
+    }
+}

@@ -1,0 +1,453 @@
+//! The extended protocol: Parse, Bind, Describe, Execute, Close, Flush, Sync.
+//!
+//! A client's statement is an entry of the worker's registry; which server has it is that server's matter. So Parse
+//! sends nothing when the text is known: ParseComplete is ours, and the Bind that follows names the entry. A shard
+//! is chosen at Bind, when the key's value is there.
+
+use std::rc::Rc;
+
+use super::dispatch::Destination;
+use super::local::By;
+use super::multi_hook::{MultiStatement, MultiWork, Protocol};
+use super::prepared::Entry;
+use super::statements::{alone_length, is_alone, needs_no_server};
+use super::{Expect, Extended, Flow, Held, Next, Portal, Session};
+use crate::error::ProxyError;
+use crate::limits;
+use crate::route::plan::{Access, Effect};
+use crate::route::{ParamValue, Params};
+use crate::wire::{build, read};
+
+/// The values of one Bind, as the router reads them.
+struct BindParams<'a> {
+    bind: read::Bind<'a>,
+    oids: &'a [u8],
+    utf8: bool,
+}
+
+impl Params for BindParams<'_> {
+    #[inline]
+    fn get(&self, n: u16) -> ParamValue<'_> {
+        match self.bind.value(n) {
+            Some(Some(value)) if self.bind.is_binary(n) => ParamValue::Binary(value),
+            Some(Some(value)) => ParamValue::Text(value),
+            _ => ParamValue::Null,
+        }
+    }
+
+    #[inline]
+    fn type_oid(&self, n: u16) -> u32 {
+        let at = usize::from(n) * 4;
+        self.oids.get(at..at + 4).map_or(0, |b| u32::from_be_bytes([b[0], b[1], b[2], b[3]]))
+    }
+
+    fn client_encoding_is_utf8(&self) -> bool {
+        self.utf8
+    }
+}
+
+impl Session {
+    #[inline]
+    pub(super) fn extended(&mut self) -> &mut Extended {
+        self.extended.get_or_insert_default()
+    }
+
+    fn malformed(what: &str) -> Flow {
+        Flow::DoneThen(Next::Close(Some(Box::new(ProxyError::protocol(format!("invalid {what} message"))))))
+    }
+
+    /// An error of ours within an extended batch: said in its turn; the rest up to Sync is ignored.
+    pub(super) fn refuse_extended(&mut self, error: ProxyError) {
+        self.worker.stats.refusals.add(1);
+        // Statements whose Parse was not sent count as accepted: the error behind them is all the client can see.
+        for held in std::mem::take(&mut self.extended().held) {
+            match held {
+                Held::Parse(..) => self.say_static(build::PARSE_COMPLETE),
+                Held::Ours(bytes) => self.say(bytes.into()),
+                Held::Describe(_) => break,
+            }
+        }
+        let mut bytes = Vec::new();
+        error.write(&mut bytes);
+        self.say(bytes);
+        self.abort_transaction(true);
+        self.skip = true;
+    }
+
+    pub(super) fn refused(&mut self, error: ProxyError) -> Flow {
+        self.refuse_extended(error);
+        Flow::Done
+    }
+
+    /// A reply of ours, in its turn also behind what is held.
+    fn answer(&mut self, bytes: &'static [u8]) {
+        if self.extended().held.is_empty() {
+            self.say_static(bytes);
+        } else {
+            self.extended().held.push(Held::Ours(bytes.into()));
+        }
+    }
+
+    pub(super) fn on_parse(&mut self, message: &[u8]) -> Flow {
+        let Some(parse) = read::parse(message) else { return Self::malformed("Parse") };
+        let entry = match self.entry(parse.sql, parse.oids) {
+            Ok(entry) => entry,
+            Err(error) => return self.refused(error),
+        };
+        if self.is_refused_in_failed(&entry.routed.plan.effect) {
+            return self.refused(ProxyError::failed_transaction());
+        }
+        let extended = self.extended.get_or_insert_default();
+        let mut name = None;
+        if parse.name.is_empty() {
+            extended.unnamed = Some(entry.clone());
+        } else {
+            if extended.statements.get(parse.name).is_some_and(|old| old.validated.get()) {
+                let name = String::from_utf8_lossy(parse.name).into_owned();
+                return self.refused(ProxyError::new(
+                    "42P05",
+                    format!("prepared statement \"{name}\" already exists"),
+                ));
+            }
+            if extended.statements.len() >= limits::CLIENT_STATEMENTS {
+                let error = ProxyError::new("54000", "too many prepared statements");
+                return self.refused(error.hint("Close or DEALLOCATE what is not needed any more."));
+            }
+            let long = |entry: &Rc<Entry>| if entry.is_shared() { 0 } else { entry.sql.len() };
+            if long(&entry) + extended.long_texts() > limits::CLIENT_BYTES {
+                let error = ProxyError::new("54000", "too many bytes of long prepared statements");
+                return self.refused(error.hint("Close or DEALLOCATE what is not needed any more."));
+            }
+            let extended = self.extended.get_or_insert_default();
+            extended.statements.insert(parse.name.into(), entry.clone());
+            name = Some(Box::from(parse.name));
+        }
+        let held = self.held_bytes() + entry.sql.len();
+        let extended = self.extended.get_or_insert_default();
+        let too_long = !extended.held.is_empty() && held > limits::CLIENT_BYTES;
+        if extended.held.len() >= limits::HELD_MESSAGES || too_long {
+            return self.refused(ProxyError::new("54000", "too many messages without Sync"));
+        }
+        if entry.validated.get() || needs_no_server(&entry) {
+            entry.validated.set(true);
+            if !extended.held.is_empty() {
+                extended.held.push(Held::Ours(build::PARSE_COMPLETE.into()));
+            } else if self.queue.is_empty() {
+                self.client_output().extend_from_slice(build::PARSE_COMPLETE);
+            } else {
+                self.queue.push_back(Expect::OursParse(name));
+            }
+        } else {
+            extended.held.push(Held::Parse(entry, name));
+        }
+        Flow::Done
+    }
+
+    pub(super) fn on_bind(&mut self, message: &[u8], behind: &[u8]) -> Flow {
+        let Some(bind) = read::bind(message) else { return Self::malformed("Bind") };
+        if let Some(flow) = self.recheck(bind.statement) {
+            return flow;
+        }
+        if let Some(error) = self.failure.take() {
+            return self.refused(*error);
+        }
+        let entry = match self.statement(bind.statement) {
+            Ok(entry) => entry,
+            Err(error) => return self.refused(error),
+        };
+        let plan = &entry.routed.plan;
+        if self.is_refused_in_failed(&plan.effect) {
+            return self.refused(ProxyError::failed_transaction());
+        }
+        if is_ours(&entry) || self.is_local_now(&plan.effect) {
+            let binary = bind.tail.ends_with(&[0, 1, 0, 1]);
+            self.set_portal(bind.portal, Portal::Local { entry, binary });
+            self.answer(build::BIND_COMPLETE);
+            return Flow::Done;
+        }
+        let utf8 = self.settings.client_encoding_is_utf8;
+        let params = BindParams { bind, oids: &entry.oids, utf8 };
+        let place = match self.destination(&entry.routed, &entry.sql, &params) {
+            Destination::Shard(place) => place,
+            Destination::Refused(error) => return self.refused(error),
+            Destination::Multi(_) => {
+                let portal = Portal::Multi { entry, bind: message.into(), describe: false };
+                self.set_portal(bind.portal, portal);
+                self.answer(build::BIND_COMPLETE);
+                return Flow::Done;
+            }
+        };
+        let replica = if plan.access == Access::Read {
+            // What is held would have to be said again to the primary if the replica cannot answer.
+            let alone = self.extended().held.is_empty() && (self.transaction.is_some() || is_alone(behind));
+            self.replica_for(plan, place, alone)
+        } else {
+            None
+        };
+        let at = match self.server_for(place.shard, replica) {
+            Ok(at) => at,
+            Err(Flow::Later) if self.failure.is_some() => return self.on_bind(message, behind),
+            Err(flow) => return flow,
+        };
+        self.force_primary = false;
+        self.worker.stats.statements.add(1);
+        if self.queue.is_empty() {
+            self.answered = false;
+        }
+        if replica.is_some() {
+            self.worker.stats.replica_reads.add(1);
+            self.retry.clear();
+            self.retry_mark = self.output.len();
+            if self.transaction.is_none() {
+                self.retry.extend_from_slice(message);
+                self.retry.extend_from_slice(&behind[..alone_length(behind)]);
+            }
+        } else {
+            self.mark_write(plan, place);
+        }
+        self.send_held(at);
+        self.prepare_on(at, &entry);
+        let server = &mut self.servers[at];
+        let start = build::begin(&mut server.out, b'B');
+        build::cstr(&mut server.out, bind.portal);
+        build::cstr(&mut server.out, &entry.name);
+        server.out.extend_from_slice(bind.tail);
+        build::end(&mut server.out, start);
+        server.unsynced = true;
+        self.queue.push_back(Expect::Bind);
+        self.set_portal(bind.portal, Portal::Server { shard: place.shard, entry });
+        Flow::Done
+    }
+
+    /// Would the session answer this effect itself, as things stand?
+    fn is_local_now(&self, effect: &Effect) -> bool {
+        let enlisted = self.servers.iter().filter(|s| s.enlisted).count();
+        match effect {
+            Effect::Begin { .. } => enlisted == 0,
+            // Several participants: the end is not one server's to say.
+            Effect::Commit { .. } | Effect::Rollback { .. } => enlisted != 1 || self.has_several(),
+            Effect::Savepoint(..) | Effect::SetTransaction { .. } | Effect::Set { .. } | Effect::ResetAll
+                if self.has_several() =>
+            {
+                true
+            }
+            Effect::Savepoint(..) | Effect::SetTransaction { .. } => {
+                enlisted == 0 && self.transaction.is_some()
+            }
+            Effect::Set { value: None, local: false, name } => {
+                enlisted == 0
+                    && (self.settings.get(name).is_some() || self.startup_settings.get(name).is_some())
+            }
+            Effect::Set { .. } => enlisted == 0 && self.transaction.is_some(),
+            Effect::ResetAll => enlisted == 0,
+            Effect::Discard(what) => what.eq_ignore_ascii_case("all") || self.pinned.is_none(),
+            Effect::Deallocate(_) => true,
+            _ => false,
+        }
+    }
+
+    fn set_portal(&mut self, name: &[u8], portal: Portal) {
+        let extended = self.extended();
+        extended.has_portals = true;
+        if name.is_empty() {
+            extended.unnamed_portal = Some(portal);
+        } else if extended.portals.len() < limits::CLIENT_STATEMENTS {
+            extended.portals.insert(name.into(), portal);
+        }
+    }
+
+    fn portal(&mut self, name: &[u8]) -> Option<Portal> {
+        let extended = self.extended();
+        if name.is_empty() { extended.unnamed_portal.clone() } else { extended.portals.get(name).cloned() }
+    }
+
+    pub(super) fn on_describe(&mut self, message: &[u8]) -> Flow {
+        let Some((kind, name)) = read::named(message) else { return Self::malformed("Describe") };
+        if kind == b'S' {
+            return self.describe_statement(name);
+        }
+        match self.portal(name) {
+            Some(Portal::Server { shard, entry }) => {
+                let Some(at) = self.servers.iter().position(|s| s.shard == shard && s.enlisted) else {
+                    return self.refused(no_portal(name));
+                };
+                if at != self.active && !self.queue.is_empty() {
+                    return self.wait_for_replies();
+                }
+                self.active = at;
+                self.servers[at].out.extend_from_slice(message);
+                self.queue.push_back(Expect::DescribePortal(entry));
+            }
+            Some(Portal::Local { entry, binary }) => {
+                match self.local_description(&entry.routed.plan.effect, binary) {
+                    Some(bytes) => self.say(bytes),
+                    None => self.answer(build::NO_DATA),
+                }
+            }
+            Some(Portal::Multi { entry, bind, .. }) => {
+                self.set_portal(name, Portal::Multi { entry, bind, describe: true });
+            }
+            None => return self.refused(no_portal(name)),
+        }
+        Flow::Done
+    }
+
+    fn describe_statement(&mut self, name: &[u8]) -> Flow {
+        let entry = match self.statement(name) {
+            Ok(entry) => entry,
+            Err(error) => return self.refused(error),
+        };
+        if needs_no_server(&entry) {
+            let mut bytes = b"t\0\0\0\x06\0\0".to_vec();
+            match self.local_description(&entry.routed.plan.effect, false) {
+                Some(row) => bytes.extend_from_slice(&row),
+                None => bytes.extend_from_slice(build::NO_DATA),
+            }
+            if self.extended().held.is_empty() {
+                self.say(bytes);
+            } else {
+                self.extended().held.push(Held::Ours(bytes.into()));
+            }
+            return Flow::Done;
+        }
+        let known = entry.description.borrow().clone();
+        match known {
+            Some(bytes) if self.extended().held.is_empty() => self.say(bytes.to_vec()),
+            Some(bytes) => self.extended().held.push(Held::Ours(bytes[..].into())),
+            None => self.extended().held.push(Held::Describe(entry)),
+        }
+        Flow::Done
+    }
+
+    pub(super) fn on_execute(&mut self, message: &[u8]) -> Flow {
+        let Some((name, max_rows)) = read::execute(message) else { return Self::malformed("Execute") };
+        match self.portal(name) {
+            Some(Portal::Server { shard, entry }) => {
+                let Some(at) = self.servers.iter().position(|s| s.shard == shard && s.enlisted) else {
+                    return self.refused(no_portal(name));
+                };
+                if at != self.active && !self.queue.is_empty() {
+                    return self.wait_for_replies();
+                }
+                self.active = at;
+                self.servers[at].out.extend_from_slice(message);
+                self.servers[at].unsynced = true;
+                let text = entry.sql.get(entry.routed.text.clone()).unwrap_or_default();
+                self.queue.push_back(Expect::Execute(Self::pending(&entry.routed.plan, text)));
+                Flow::Done
+            }
+            Some(Portal::Local { entry, binary }) => self.execute_local(&entry, binary),
+            Some(Portal::Multi { entry, bind, describe }) => {
+                self.execute_multi(entry, bind, describe, max_rows)
+            }
+            None => self.refused(no_portal(name)),
+        }
+    }
+
+    fn execute_local(&mut self, entry: &Rc<Entry>, binary: bool) -> Flow {
+        if !self.extended().held.is_empty() {
+            // A local answer changes the session, so what is before it must be known to be good.
+            if let Err(flow) = self.place_held() {
+                return flow;
+            }
+        }
+        if let Some(flow) = self.for_all_participants(
+            &entry.routed.plan,
+            entry.sql.get(entry.routed.text.clone()).unwrap_or_default(),
+            false,
+        ) {
+            return flow;
+        }
+        let text = entry.sql.get(entry.routed.text.clone()).unwrap_or_default();
+        match self.local(&entry.routed, text, By::Extended { binary }) {
+            Ok(Some(bytes)) => {
+                self.say(bytes);
+                Flow::Done
+            }
+            Ok(None) => self.refused(ProxyError::not_supported(
+                "this statement cannot be bound before and executed after another one of the same batch",
+                "Send Sync between them.",
+            )),
+            Err(error) => self.refused(error),
+        }
+    }
+
+    fn execute_multi(&mut self, entry: Rc<Entry>, bind: Rc<[u8]>, describe: bool, max_rows: i32) -> Flow {
+        if !self.extended().held.is_empty()
+            && let Err(flow) = self.place_held()
+        {
+            return flow;
+        }
+        if !self.queue.is_empty() {
+            return self.wait_for_replies();
+        }
+        let Some(parsed) = read::bind(&bind) else { return Self::malformed("Bind") };
+        let params =
+            BindParams { bind: parsed, oids: &entry.oids, utf8: self.settings.client_encoding_is_utf8 };
+        match self.destination(&entry.routed, &entry.sql, &params) {
+            Destination::Multi(resolved) => {
+                let statement = MultiStatement {
+                    resolved,
+                    sql: Rc::from(&*entry.sql),
+                    routed: entry.routed.clone(),
+                    protocol: Protocol::Extended {
+                        entry: entry.clone(),
+                        bind: bind.clone(),
+                        describe,
+                        max_rows,
+                    },
+                };
+                Flow::DoneThen(Next::Multi(Box::new(MultiWork::Statement(statement))))
+            }
+            // The map changed between Bind and Execute.
+            _ => {
+                self.refused(ProxyError::new("40001", "the shard map changed while the statement was bound"))
+            }
+        }
+    }
+
+    pub(super) fn on_close(&mut self, message: &[u8]) -> Flow {
+        let Some((kind, name)) = read::named(message) else { return Self::malformed("Close") };
+        let extended = self.extended();
+        if kind == b'S' {
+            // Other clients may use the same text: servers keep it, under their own limit.
+            if name.is_empty() {
+                extended.unnamed = None;
+            } else {
+                extended.statements.remove(name);
+            }
+        } else {
+            let portal =
+                if name.is_empty() { extended.unnamed_portal.take() } else { extended.portals.remove(name) };
+            if let Some(Portal::Server { shard, .. }) = portal
+                && let Some(at) = self.servers.iter().position(|s| s.shard == shard && s.enlisted)
+            {
+                if at != self.active && !self.queue.is_empty() {
+                    self.set_portal(name, portal.unwrap_or_else(|| unreachable!("matched above")));
+                    return self.wait_for_replies();
+                }
+                self.active = at;
+                self.servers[at].out.extend_from_slice(message);
+                self.servers[at].unsynced = true;
+                self.queue.push_back(Expect::Close);
+                return Flow::Done;
+            }
+        }
+        self.answer(build::CLOSE_COMPLETE);
+        Flow::Done
+    }
+}
+
+/// Statements that no server ever sees, whatever the state.
+pub(super) fn is_ours(entry: &Entry) -> bool {
+    match &entry.routed.plan.effect {
+        Effect::ShowProxy(_) | Effect::ExplainRoute(_) | Effect::Deallocate(_) => true,
+        Effect::Set { name, .. } => name.starts_with("shard."),
+        Effect::Discard(what) => what.eq_ignore_ascii_case("all"),
+        _ => false,
+    }
+}
+
+fn no_portal(name: &[u8]) -> ProxyError {
+    ProxyError::new("34000", format!("portal \"{}\" does not exist", String::from_utf8_lossy(name)))
+}

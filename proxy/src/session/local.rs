@@ -1,0 +1,403 @@
+//! Statements that the session answers itself.
+
+use super::settings::Value;
+use super::transaction::Transaction;
+use super::{ReadSetting, Session};
+use crate::error::ProxyError;
+use crate::route::RoutedStatement;
+use crate::route::plan::{Effect, SavepointVerb};
+use crate::wire::build::{self, INT4, INT8, TEXT};
+
+/// A value of a row of ours.
+enum Cell {
+    Int4(i32),
+    Int8(i64),
+    Text(String),
+}
+
+/// Which protocol a local answer is for.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum By {
+    Simple,
+    Extended { binary: bool },
+}
+
+type Table = (Vec<(&'static str, u32)>, Vec<Vec<Cell>>, String);
+
+impl Session {
+    /// The replies to a statement that needs no server (without ReadyForQuery); `None`: a server must run it.
+    pub(super) fn local(
+        &mut self,
+        statement: &RoutedStatement,
+        text: &[u8],
+        by: By,
+    ) -> Result<Option<Vec<u8>>, ProxyError> {
+        let enlisted = self.servers.iter().any(|s| s.enlisted);
+        let sql = || String::from_utf8_lossy(text).into_owned();
+        let mut out = Vec::new();
+        match &statement.plan.effect {
+            Effect::Begin { read_only } if !enlisted => {
+                if self.transaction.is_some() {
+                    build::warning(&mut out, "25001", "there is already a transaction in progress");
+                } else {
+                    self.transaction =
+                        Some(Box::new(Transaction::new(&sql(), *read_only, self.settings.clone())));
+                }
+                let tag = if text.len() >= 5 && text[..5].eq_ignore_ascii_case(b"start") {
+                    "START TRANSACTION"
+                } else {
+                    "BEGIN"
+                };
+                build::command_complete(&mut out, tag);
+            }
+            Effect::Commit { chain } | Effect::Rollback { chain } if !enlisted => {
+                let rollback = matches!(statement.plan.effect, Effect::Rollback { .. });
+                match self.transaction.take() {
+                    None if *chain => {
+                        let verb = if rollback { "ROLLBACK" } else { "COMMIT" };
+                        return Err(ProxyError::new(
+                            "25P01",
+                            format!("{verb} AND CHAIN can only be used in transaction blocks"),
+                        ));
+                    }
+                    None => {
+                        build::warning(&mut out, "25P01", "there is no transaction in progress");
+                        build::command_complete(&mut out, if rollback { "ROLLBACK" } else { "COMMIT" });
+                    }
+                    Some(transaction) => {
+                        let committed = !rollback && !transaction.failed;
+                        let next = chain.then(|| transaction.next());
+                        self.transaction = Some(transaction);
+                        self.end_transaction(committed);
+                        if let Some(mut next) = next {
+                            next.settings_before = self.settings.clone();
+                            self.transaction = Some(Box::new(next));
+                        }
+                        build::command_complete(&mut out, if committed { "COMMIT" } else { "ROLLBACK" });
+                    }
+                }
+            }
+            Effect::Savepoint(verb, name) if !enlisted && self.transaction.is_some() => {
+                self.local_savepoint(*verb, name, &sql())?;
+                let tag = match verb {
+                    SavepointVerb::Savepoint => "SAVEPOINT",
+                    SavepointVerb::Release => "RELEASE",
+                    SavepointVerb::RollbackTo => "ROLLBACK",
+                };
+                build::command_complete(&mut out, tag);
+            }
+            Effect::Set { name, value, .. } if name.starts_with("shard.") => {
+                self.set_proxy(name, value.as_deref().map(|v| Value::Sql(v.to_owned())).as_ref())?;
+                build::command_complete(&mut out, if value.is_some() { "SET" } else { "RESET" });
+            }
+            Effect::Set { name, value: None, local: false }
+                if !enlisted
+                    && (self.settings.get(name).is_some() || self.startup_settings.get(name).is_some()) =>
+            {
+                let value = self.startup_settings.get(name).cloned();
+                self.change_setting(name, value)?;
+                if let Some(transaction) = &mut self.transaction
+                    && !transaction.hold(&sql())
+                {
+                    return Err(too_much_held());
+                }
+                build::command_complete(&mut out, "RESET");
+            }
+            Effect::Set { name, value, local } if !enlisted && self.transaction.is_some() => {
+                self.hold(&sql())?;
+                if !local {
+                    self.change_setting(name, value.clone().map(Value::Sql))?;
+                }
+                build::command_complete(&mut out, if value.is_some() { "SET" } else { "RESET" });
+            }
+            Effect::ResetAll if !enlisted => {
+                self.settings = self.startup_settings.clone();
+                if self.transaction.is_some() {
+                    self.hold(&sql())?;
+                }
+                build::command_complete(&mut out, "RESET");
+            }
+            Effect::SetTransaction { read_only } if !enlisted && self.transaction.is_some() => {
+                self.hold(&sql())?;
+                if let (Some(transaction), Some(read_only)) = (&mut self.transaction, read_only) {
+                    transaction.read_only = *read_only;
+                }
+                build::command_complete(&mut out, "SET");
+            }
+            Effect::ShowProxy(_) | Effect::ExplainRoute(_) => {
+                let (columns, rows, tag) = self.table(&statement.plan.effect)?;
+                // The simple protocol describes every result; the extended one only when asked.
+                if matches!(by, By::Simple) {
+                    describe(&mut out, &columns, false);
+                }
+                let binary = matches!(by, By::Extended { binary: true });
+                for row in &rows {
+                    data_row(&mut out, row, binary);
+                }
+                build::command_complete(&mut out, &tag);
+            }
+            Effect::Discard(what) => return self.discard(what).map(|done| done.then(|| discarded(what))),
+            Effect::Deallocate(name) => {
+                self.deallocate(name.as_deref())?;
+                build::command_complete(
+                    &mut out,
+                    if name.is_some() { "DEALLOCATE" } else { "DEALLOCATE ALL" },
+                );
+            }
+            _ => return Ok(None),
+        }
+        Ok(Some(out))
+    }
+
+    fn hold(&mut self, sql: &str) -> Result<(), ProxyError> {
+        let held = self.transaction.as_mut().is_none_or(|transaction| transaction.hold(sql));
+        if held { Ok(()) } else { Err(too_much_held()) }
+    }
+
+    pub(super) fn local_savepoint(&mut self, verb: SavepointVerb, name: &str, sql: &str) -> Result<(), ProxyError> {
+        let settings = self.settings.clone();
+        let Some(transaction) = &mut self.transaction else { return Ok(()) };
+        let missing = || ProxyError::new("3B001", format!("savepoint \"{name}\" does not exist"));
+        match verb {
+            SavepointVerb::Savepoint if !transaction.savepoint(name, sql, settings) => Err(too_much_held()),
+            SavepointVerb::Release if !transaction.release(name, sql) => Err(missing()),
+            SavepointVerb::RollbackTo => {
+                self.settings = transaction.rollback_to(name).ok_or_else(missing)?;
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn change_setting(&mut self, name: &str, value: Option<Value>) -> Result<(), ProxyError> {
+        let value = match value {
+            // DEFAULT is what the session began with.
+            Some(Value::Sql(text)) if text.trim().eq_ignore_ascii_case("default") => {
+                self.startup_settings.get(name).cloned()
+            }
+            None => self.startup_settings.get(name).cloned(),
+            value => value,
+        };
+        if name == "application_name" {
+            *self.info.application_name.borrow_mut() = value.as_ref().map(Value::plain).unwrap_or_default();
+        }
+        let changed = self.space.settings.borrow_mut().with(&self.settings, name, value);
+        self.settings = changed.map_err(|()| ProxyError::new("54000", "too many session settings"))?;
+        Ok(())
+    }
+
+    /// `shard.target` and `shard.read`, which no server ever hears of.
+    pub(super) fn set_proxy(&mut self, name: &str, value: Option<&Value>) -> Result<(), ProxyError> {
+        let value = value.map(Value::plain).unwrap_or_default();
+        let invalid = |hint: &str| {
+            ProxyError::new("22023", format!("invalid value for parameter \"{name}\": \"{value}\""))
+                .hint(hint)
+        };
+        match name {
+            "shard.target" if value.is_empty() || value.eq_ignore_ascii_case("default") => self.target = None,
+            "shard.target" => {
+                let number = value.parse::<u16>().ok();
+                let state = self.worker.state();
+                let position =
+                    number.and_then(|n| super::dispatch::position(&state, shard_config::ShardId(n)));
+                drop(state);
+                self.target =
+                    Some(position.ok_or_else(|| invalid("Give the number of a shard, or '' for none."))?);
+            }
+            "shard.read" => {
+                self.read = match value.to_ascii_lowercase().as_str() {
+                    "primary" => ReadSetting::Primary,
+                    "replica" => ReadSetting::Replica,
+                    "" | "default" => ReadSetting::Policy,
+                    _ => {
+                        return Err(invalid(
+                            "Give 'primary' or 'replica', or '' for what the proxy is configured to.",
+                        ));
+                    }
+                };
+            }
+            _ => {
+                return Err(ProxyError::new(
+                    "42704",
+                    format!("unrecognized configuration parameter \"{name}\""),
+                )
+                .hint("The proxy's own are shard.target and shard.read."));
+            }
+        }
+        Ok(())
+    }
+
+    fn discard(&mut self, what: &str) -> Result<bool, ProxyError> {
+        if !what.eq_ignore_ascii_case("all") {
+            // Sequences, temporary objects and plans live in a server only for a pinned session.
+            return Ok(self.pinned.is_none());
+        }
+        if self.transaction.is_some() || self.servers.iter().any(|s| s.enlisted) {
+            return Err(ProxyError::new("25001", "DISCARD ALL cannot run inside a transaction block"));
+        }
+        self.extended = None;
+        self.settings = self.startup_settings.clone();
+        self.target = None;
+        self.read = ReadSetting::Policy;
+        self.unpin();
+        Ok(true)
+    }
+
+    /// The server that the session was pinned to holds its temporary tables and locks: it is closed, not pooled.
+    fn unpin(&mut self) {
+        if self.pinned.take().is_some() {
+            if let Some(server) = self.servers.first_mut() {
+                server.dirty = true;
+            }
+            self.has_temp = false;
+            self.info.pinned.set(None);
+            self.end_transaction(true);
+        }
+    }
+
+    fn deallocate(&mut self, name: Option<&str>) -> Result<(), ProxyError> {
+        let extended = self.extended.get_or_insert_default();
+        match name {
+            None => extended.statements.clear(),
+            Some(name) => {
+                if extended.statements.remove(name.as_bytes()).is_none() {
+                    return Err(ProxyError::new(
+                        "26000",
+                        format!("prepared statement \"{name}\" does not exist"),
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn table(&self, effect: &Effect) -> Result<Table, ProxyError> {
+        let state = self.worker.state();
+        match effect {
+            Effect::ShowProxy(what) => match what.trim().trim_start_matches("shard.") {
+                "map" => {
+                    let epoch = state.map.epoch() as i64;
+                    let row = |(from, to, shard): (u16, u16, shard_config::ShardId)| {
+                        vec![
+                            Cell::Int4(from.into()),
+                            Cell::Int4(to.into()),
+                            Cell::Int4(shard.0.into()),
+                            Cell::Int8(epoch),
+                        ]
+                    };
+                    let columns =
+                        vec![("bucket_from", INT4), ("bucket_to", INT4), ("shard", INT4), ("epoch", INT8)];
+                    Ok((columns, state.map.ranges().into_iter().map(row).collect(), "SHOW".to_owned()))
+                }
+                "epoch" => Ok((
+                    vec![("epoch", INT8)],
+                    vec![vec![Cell::Int8(state.map.epoch() as i64)]],
+                    "SHOW".to_owned(),
+                )),
+                "target" => {
+                    let target = self.target.and_then(|at| state.shards.get(at)).map(|s| s.id.0.to_string());
+                    Ok((
+                        vec![("shard.target", TEXT)],
+                        vec![vec![Cell::Text(target.unwrap_or_default())]],
+                        "SHOW".to_owned(),
+                    ))
+                }
+                "read" => {
+                    let read = match self.read {
+                        ReadSetting::Policy => "",
+                        ReadSetting::Primary => "primary",
+                        ReadSetting::Replica => "replica",
+                    };
+                    Ok((
+                        vec![("shard.read", TEXT)],
+                        vec![vec![Cell::Text(read.to_owned())]],
+                        "SHOW".to_owned(),
+                    ))
+                }
+                other => Err(ProxyError::new(
+                    "42704",
+                    format!("unrecognized configuration parameter \"shard.{other}\""),
+                )
+                .hint("SHOW shard.map, shard.epoch, shard.target or shard.read.")),
+            },
+            Effect::ExplainRoute(sql) => {
+                drop(state);
+                Ok((vec![("ROUTE", TEXT)], self.explain(sql), "EXPLAIN".to_owned()))
+            }
+            _ => Err(ProxyError::internal("no table for this statement")),
+        }
+    }
+
+    fn explain(&self, sql: &str) -> Vec<Vec<Cell>> {
+        use super::dispatch::Destination;
+        let routed = self.with_router(|router, context, _| router.simple(context, sql.as_bytes()));
+        let mut lines = Vec::new();
+        for statement in &routed.statements {
+            lines.extend(statement.plan.evidence.iter().cloned());
+            let params =
+                crate::route::NoParams { client_encoding_is_utf8: self.settings.client_encoding_is_utf8 };
+            let state = self.worker.state();
+            let id = |at: usize| state.shards.get(at).map_or(0, |s| s.id.0);
+            lines.push(match self.destination(statement, sql.as_bytes(), &params) {
+                Destination::Shard(place) => match (place.keyed, place.bucket) {
+                    (true, Some(bucket)) => format!("shard {} (bucket {})", id(place.shard), bucket.get()),
+                    (true, None) => format!("shard {}", id(place.shard)),
+                    (false, _) => format!("shard {} (no key)", id(place.shard)),
+                },
+                Destination::Multi(_) => "several shards".to_owned(),
+                Destination::Refused(error) => format!("refused: {error}"),
+            });
+        }
+        lines.into_iter().map(|line| vec![Cell::Text(line)]).collect()
+    }
+
+    /// RowDescription of what `local` will answer; `None`: it returns no rows.
+    pub(super) fn local_description(&self, effect: &Effect, binary: bool) -> Option<Vec<u8>> {
+        let (columns, _, _) = self.table(effect).ok()?;
+        let mut out = Vec::new();
+        describe(&mut out, &columns, binary);
+        Some(out)
+    }
+}
+
+fn too_much_held() -> ProxyError {
+    ProxyError::new("54000", "too many statements before the first one that needs a shard")
+}
+
+fn discarded(what: &str) -> Vec<u8> {
+    let mut out = Vec::new();
+    build::command_complete(&mut out, &format!("DISCARD {}", what.to_ascii_uppercase()));
+    out
+}
+
+fn describe(out: &mut Vec<u8>, columns: &[(&'static str, u32)], binary: bool) {
+    let start = out.len();
+    build::row_description(out, columns);
+    if binary {
+        // The format code is the last field of each column.
+        let mut at = start + 7;
+        for (name, _) in columns {
+            at += name.len() + 1 + 18;
+            out[at - 1] = 1;
+        }
+    }
+}
+
+fn data_row(out: &mut Vec<u8>, row: &[Cell], binary: bool) {
+    let start = build::begin(out, b'D');
+    out.extend_from_slice(&(row.len() as u16).to_be_bytes());
+    let mut value = |bytes: &[u8]| {
+        out.extend_from_slice(&(bytes.len() as u32).to_be_bytes());
+        out.extend_from_slice(bytes);
+    };
+    for cell in row {
+        match cell {
+            Cell::Int4(n) if binary => value(&n.to_be_bytes()),
+            Cell::Int8(n) if binary => value(&n.to_be_bytes()),
+            Cell::Int4(n) => value(n.to_string().as_bytes()),
+            Cell::Int8(n) => value(n.to_string().as_bytes()),
+            Cell::Text(text) => value(text.as_bytes()),
+        }
+    }
+    build::end(out, start);
+}

@@ -1,0 +1,244 @@
+//! One client's session: a state machine over two kinds of sockets.
+//!
+//! Rooms, in reading order:
+//!
+//! - `startup`: login, settings of the startup packet, keys.
+//! - `io`: the only place that polls sockets on the data path. Client bytes go to `messages`, server bytes to `replies`.
+//! - `messages` -> `simple` | `extended` | `local`: what a client message means; composes bytes for a server.
+//! - `statements`: what the client's statements are called on servers, and which server has them.
+//! - `dispatch`: which server: route, enlistment, replica or primary, what it must hear first.
+//! - `effects`: what a statement that a server ran means for the session.
+//! - `replies`: what a server's message means; a queue of expected replies says what to pass on, swallow or add.
+//! - `checkout`: waiting for a connection, and what happens when one is lost.
+//! - `transaction`, `settings`, `prepared`: PURE state.
+//! - `admin`: sessions of the console.
+//! - `multi_hook`, `participants`: the door to `crate::multi`, for what spans several shards.
+//!
+//! Invariants:
+//!
+//! - All replies outstanding at one time are of one server (`active`), so replies cannot overtake each other.
+//! - Messages behind a Sync or Query wait until it was answered: the transaction's state is known before the next
+//!   statement is routed.
+//! - A server goes back to its pool only at ReadyForQuery 'I' with nothing outstanding (H38); else it is closed.
+//! - A partial message is the only thing an idle session may own a buffer for.
+
+mod admin;
+pub mod cancel;
+mod checkout;
+pub mod client;
+mod dispatch;
+mod effects;
+mod extended;
+mod io;
+mod local;
+mod messages;
+pub mod multi_hook;
+mod participants;
+pub mod prepared;
+mod replies;
+pub mod settings;
+mod simple;
+pub mod startup;
+mod statements;
+mod transaction;
+
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use rustc_hash::FxHashMap;
+use smallvec::SmallVec;
+use tokio::net::TcpStream;
+
+use crate::error::ProxyError;
+use crate::pool::server::ServerKey;
+use crate::pool::{Pool, Server};
+use crate::replica::WriteMark;
+use crate::route::plan::Plan;
+use crate::worker::{UserSpace, Worker};
+use client::ClientInfo;
+use multi_hook::MultiWork;
+use prepared::Entry;
+use settings::Settings;
+use transaction::Transaction;
+
+pub struct Session {
+    pub(crate) worker: Rc<Worker>,
+    pub(crate) space: Rc<UserSpace>,
+    pub(crate) info: Rc<ClientInfo>,
+    stream: TcpStream,
+    /// Received and not processed: a partial message, or messages behind the one being answered.
+    input: Vec<u8>,
+    /// To send, and how much of it was sent.
+    output: Vec<u8>,
+    sent: usize,
+    pub(crate) settings: Rc<Settings>,
+    startup_settings: Rc<Settings>,
+    /// Servers of the current transaction; with a pinned session also the server it is pinned to, always first.
+    pub(crate) servers: SmallVec<[Box<Server>; 1]>,
+    /// The one that outstanding replies will come from.
+    active: usize,
+    queue: VecDeque<Expect>,
+    pub(crate) transaction: Option<Box<Transaction>>,
+    extended: Option<Box<Extended>>,
+    /// Writes in flight, for read-your-writes.
+    pub(crate) marks: SmallVec<[WriteMark; 1]>,
+    /// A read sent to a replica in autocommit, kept so that it can be asked of the primary instead.
+    retry: Vec<u8>,
+    /// Length of `output` before its answer began, which is forgotten when it is asked again.
+    retry_mark: usize,
+    /// Something of the current answer was passed to the client.
+    answered: bool,
+    /// The next statement is such a read, and must not go to a replica again.
+    force_primary: bool,
+    /// `shard.target`: position of the shard that takes every statement.
+    target: Option<usize>,
+    /// `shard.read`.
+    read: ReadSetting,
+    /// An error happened in this extended batch: messages are ignored until Sync.
+    skip: bool,
+    /// A Sync or Query is being answered: later messages wait.
+    gate: bool,
+    /// Messages wait until all replies have arrived (another server is needed next).
+    drain: bool,
+    /// The active server asked for COPY data.
+    copy_in: bool,
+    /// A server has checked a statement and is not needed any more.
+    checked: bool,
+    pinned: Option<&'static str>,
+    /// The server that it is pinned to, until that is the first of `servers`.
+    pinned_to: Option<Rc<ServerKey>>,
+    /// Settings to return to if the current batch, which is outside of a transaction block, fails.
+    implicit_before: Option<Rc<Settings>>,
+    /// A Sync behind an Execute that may begin COPY FROM STDIN is kept back: the server would ignore it if the COPY
+    /// begins, and answer it if not.
+    sync_owed: bool,
+    has_temp: bool,
+    closing: bool,
+    /// DDL ran in the open transaction on all shards: its COMMIT is followed by a look at the catalog (H39).
+    schema_changed: bool,
+    /// A participant of the implicit transaction was lost: what the others did must not commit.
+    participant_lost: bool,
+    /// Why the message at the start of `input` cannot be run; it is told when the message is looked at again.
+    failure: Option<Box<ProxyError>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum ReadSetting {
+    /// As `reads.policy` says.
+    Policy,
+    Primary,
+    Replica,
+}
+
+/// What the session's task must do before messages can go on.
+enum Next {
+    Checkout(Want),
+    Multi(Box<MultiWork>),
+    /// A statement changed the schema: its answer is said when routing knows (H39).
+    Refresh,
+    Close(Option<Box<ProxyError>>),
+}
+
+/// A server that is needed.
+enum Want {
+    /// The primary of this shard, whichever it is when we get one.
+    Primary(usize),
+    Pool(Rc<Pool>),
+}
+
+/// What became of a client message.
+enum Flow {
+    Done,
+    /// Not processed; look at it again once `drain` or the gate allows.
+    Later,
+    /// Not processed; look at it again after this.
+    After(Next),
+    /// Processed, and this follows.
+    DoneThen(Next),
+}
+
+/// The next reply of the active server, or of ourselves in its place.
+#[derive(Debug)]
+enum Expect {
+    /// A simple query of our own (settings, BEGIN): nothing of its answer is for the client.
+    Hidden,
+    /// A simple query of our own that is meant to fail, to abort the server's transaction.
+    Abort,
+    /// A Parse of our own.
+    HiddenParse(Rc<Entry>),
+    HiddenClose,
+    /// The end of a check of our own: the server ran nothing and is not part of the transaction.
+    HiddenSync,
+    /// In an extended batch: makes the server fail and skip to Sync.
+    Poison,
+    /// Said by us when everything before was answered.
+    Ours(Box<[u8]>),
+    OursStatic(&'static [u8]),
+    /// ParseComplete of a statement that is known to be good; the client's name for it, if it has one.
+    OursParse(Option<Box<[u8]>>),
+    Parse(Rc<Entry>, Option<Box<[u8]>>),
+    Bind,
+    Close,
+    DescribePortal(Rc<Entry>),
+    /// What was seen of the answer so far; `hidden`: asked by us.
+    DescribeStatement { entry: Rc<Entry>, seen: Vec<u8>, hidden: bool },
+    Execute(Option<Box<Pending>>),
+    Query(Option<Box<Pending>>),
+    Sync,
+}
+
+/// An effect that is due when the server has said that the statement succeeded.
+#[derive(Debug, Default)]
+struct Pending {
+    /// Each statement with its own text: what is held for servers that join later must not run its neighbours
+    /// again.
+    plans: SmallVec<[(Arc<Plan>, String); 1]>,
+    failed: bool,
+    /// It said COMMIT, and the server answered ROLLBACK.
+    rolled_back: bool,
+    /// It may be COPY FROM STDIN.
+    copies: bool,
+}
+
+impl Pending {
+    fn of(plan: &Arc<Plan>, text: String) -> Self {
+        Self { plans: smallvec::smallvec![(plan.clone(), text)], ..Self::default() }
+    }
+}
+
+/// State of the extended protocol; sessions that never use it do not have it.
+#[derive(Default)]
+struct Extended {
+    statements: FxHashMap<Box<[u8]>, Rc<Entry>>,
+    unnamed: Option<Rc<Entry>>,
+    portals: FxHashMap<Box<[u8]>, Portal>,
+    unnamed_portal: Option<Portal>,
+    /// Replies that need a server which is not chosen yet.
+    held: Vec<Held>,
+    /// Clears portals when the transaction ends.
+    has_portals: bool,
+}
+
+impl Extended {
+    /// Bytes of named statements that no registry shares.
+    fn long_texts(&self) -> usize {
+        self.statements.values().filter(|entry| !entry.is_shared()).map(|entry| entry.sql.len()).sum()
+    }
+}
+
+enum Held {
+    Parse(Rc<Entry>, Option<Box<[u8]>>),
+    Describe(Rc<Entry>),
+    Ours(Box<[u8]>),
+}
+
+#[derive(Clone)]
+enum Portal {
+    /// On the server of this shard.
+    Server { shard: usize, entry: Rc<Entry> },
+    /// Answered by the session.
+    Local { entry: Rc<Entry>, binary: bool },
+    /// Runs on several shards when executed; the Bind message is kept.
+    Multi { entry: Rc<Entry>, bind: Rc<[u8]>, describe: bool },
+}

@@ -1,0 +1,162 @@
+//! The door between a session and `crate::multi`: everything that spans several shards.
+//!
+//! A session knows how to talk to ONE server at a time. What needs several goes through `Participants`, which
+//! lends out the session's sockets for the time of one request:
+//!
+//! - a second shard joins an open transaction, explicit or implicit: the session itself keeps routing statement by
+//!   statement; participants collect in `servers`;
+//! - the end of such a transaction (`MultiWork::Commit`, `MultiWork::Rollback`), and what all of its servers must
+//!   hear (`MultiWork::Everywhere`);
+//! - one statement, or one message of several, for several shards (`MultiWork::Statement`, `MultiWork::Several`).
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use super::client::Activity;
+use super::prepared::Entry;
+use super::transaction::Transaction;
+use super::{Flow, Next, Pending, Session};
+use crate::multi::Failure;
+use crate::route::plan::{Effect, Plan, SavepointVerb};
+use crate::route::{Resolved, Routed, RoutedStatement};
+use crate::wire::build;
+
+pub use super::dispatch::Destination;
+pub use super::participants::{Message, Participants};
+
+/// What a session asks of `crate::multi`.
+pub enum MultiWork {
+    /// COMMIT (or the Sync that ends an implicit transaction). `tag`: CommandComplete is due, too.
+    Commit { tag: bool, chain: bool, ready: bool },
+    Rollback { tag: bool, chain: bool, ready: bool },
+    /// SAVEPOINT, SET LOCAL and the like, for every participant.
+    Everywhere { sql: String, tag: &'static str, plan: Arc<Plan>, ready: bool },
+    /// One statement that runs on several shards.
+    Statement(MultiStatement),
+    /// Several statements of one simple query, for different shards.
+    Several { sql: Rc<[u8]>, routed: Routed },
+}
+
+/// One statement for several shards, by either protocol.
+pub struct MultiStatement {
+    pub resolved: Resolved,
+    /// The whole message's text, and the statement's place in it.
+    pub sql: Rc<[u8]>,
+    pub routed: RoutedStatement,
+    pub protocol: Protocol,
+}
+
+impl MultiStatement {
+    pub fn text(&self) -> &[u8] {
+        self.sql.get(self.routed.text.clone()).unwrap_or_default()
+    }
+}
+
+pub enum Protocol {
+    /// Replies: rows or not, CommandComplete. ReadyForQuery is said by the session.
+    Simple,
+    /// Replies to Execute (and to a Describe of the portal that was kept back). ParseComplete and BindComplete were
+    /// said, ReadyForQuery comes with Sync.
+    Extended { entry: Rc<Entry>, bind: Rc<[u8]>, describe: bool, max_rows: i32 },
+}
+
+impl MultiWork {
+    /// Is it part of an extended batch, whose Sync is still to come?
+    pub fn is_extended(&self) -> bool {
+        match self {
+            Self::Statement(statement) => matches!(statement.protocol, Protocol::Extended { .. }),
+            Self::Several { .. } => false,
+            Self::Commit { ready, .. } | Self::Rollback { ready, .. } | Self::Everywhere { ready, .. } => !ready,
+        }
+    }
+}
+
+/// Does what was asked and says the replies. Errors become ErrorResponse here.
+pub(super) async fn run(session: &mut Session, work: MultiWork) {
+    // So that maintenance sees that it waits for servers.
+    session.info.set_activity(Activity::Active, session.worker.now.get());
+    let result = crate::multi::run(&mut Participants::new(session), &work).await;
+    session.multi_done(&work, result);
+}
+
+impl Session {
+    /// Says the error, if any, and ReadyForQuery if one is due.
+    fn multi_done(&mut self, work: &MultiWork, result: Result<(), Failure>) {
+        match result {
+            Ok(()) => match work {
+                MultiWork::Commit { chain: true, .. } | MultiWork::Rollback { chain: true, .. } => {
+                    let next = Transaction::new("BEGIN", false, self.settings.clone());
+                    self.transaction = Some(Box::new(next));
+                }
+                MultiWork::Everywhere { sql, plan, .. } => {
+                    self.apply(&Pending::of(plan, sql.clone()));
+                }
+                _ => {}
+            },
+            Err(Failure::Ours(error)) if work.is_extended() => self.refuse_extended(error),
+            Err(Failure::Ours(error)) => {
+                self.worker.stats.refusals.add(1);
+                error.write(self.client_output());
+            }
+            Err(Failure::Server(message)) => {
+                self.worker.stats.server_errors.add(1);
+                self.client_output().extend_from_slice(&message);
+                self.skip = work.is_extended();
+            }
+        }
+        if !work.is_extended() {
+            let status = self.status();
+            build::ready(self.client_output(), status);
+        }
+        self.answered = true;
+        self.set_activity();
+    }
+
+    /// Must the end of this implicit transaction be said by `multi`? With several participants, and also with one
+    /// that has heard an explicit BEGIN, or one that is left of several.
+    pub(super) fn needs_multi_end(&self) -> bool {
+        let enlisted = self.servers.iter().filter(|s| s.enlisted);
+        let left = |s: &Box<crate::pool::Server>| self.participant_lost || s.status != b'I';
+        self.transaction.is_none() && (enlisted.clone().count() > 1 || enlisted.clone().any(left))
+    }
+
+    /// What one server cannot do alone: COMMIT, ROLLBACK, SAVEPOINT and SET LOCAL with several participants, COMMIT
+    /// of DDL, after which the catalog must be read. `None`: forward it.
+    pub(super) fn for_all_participants(&mut self, plan: &Arc<Plan>, text: &[u8], ready: bool) -> Option<Flow> {
+        if !self.has_several() {
+            return None;
+        }
+        let failed = self.transaction.as_ref().is_some_and(|t| t.failed);
+        let tag = match &plan.effect {
+            Effect::Commit { .. } | Effect::Rollback { .. } => "",
+            Effect::Savepoint(SavepointVerb::Savepoint, _) => "SAVEPOINT",
+            Effect::Savepoint(SavepointVerb::Release, _) => "RELEASE",
+            Effect::Savepoint(SavepointVerb::RollbackTo, _) => "ROLLBACK",
+            Effect::Set { value: None, .. } | Effect::ResetAll => "RESET",
+            Effect::Set { .. } | Effect::SetTransaction { .. } => "SET",
+            _ => return None,
+        };
+        if !self.queue.is_empty() {
+            return Some(self.wait_for_replies());
+        }
+        let work = match &plan.effect {
+            Effect::Commit { chain } if !failed => MultiWork::Commit { tag: true, chain: *chain, ready },
+            Effect::Commit { chain } | Effect::Rollback { chain } => {
+                MultiWork::Rollback { tag: true, chain: *chain, ready }
+            }
+            _ => {
+                let sql = String::from_utf8_lossy(text).into_owned();
+                MultiWork::Everywhere { sql, tag, plan: plan.clone(), ready }
+            }
+        };
+        Some(Flow::DoneThen(Next::Multi(Box::new(work))))
+    }
+
+    /// Is the transaction more than its one server can end?
+    pub(super) fn has_several(&self) -> bool {
+        let enlisted = self.servers.iter().filter(|s| s.enlisted).count();
+        // One that is left of several must not commit: its COMMIT becomes a ROLLBACK.
+        let lost = self.transaction.as_ref().is_some_and(|t| t.lost);
+        enlisted > 1 || (enlisted == 1 && (self.schema_changed || lost))
+    }
+}

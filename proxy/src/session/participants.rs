@@ -1,0 +1,394 @@
+//! A session's servers, lent to `crate::multi`.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+use shard_config::{Bucket, ShardId};
+
+use super::dispatch::{Destination, position};
+use super::local::By;
+use super::transaction::Transaction;
+use super::{Expect, Pending, Session, Want};
+use crate::control;
+use crate::error::ProxyError;
+use crate::pool::{Pool, Role, Server};
+use crate::route::plan::Plan;
+use crate::route::{NoParams, RoutedStatement};
+use crate::session::client::{Activity, ClientInfo};
+use crate::twophase::Gid;
+use crate::wire::{build, frame, read};
+
+/// A whole message of a server.
+pub type Message = Vec<u8>;
+
+/// The servers of a session's transaction, lent to `crate::multi`. Nothing is outstanding on any of them.
+pub struct Participants<'a> {
+    session: &'a mut Session,
+}
+
+impl<'a> Participants<'a> {
+    pub(super) fn new(session: &'a mut Session) -> Self {
+        Self { session }
+    }
+
+    /// Indices of the participants, in the order in which they joined. They stay valid while this is lent out.
+    pub fn indices(&self) -> Vec<usize> {
+        (0..self.session.servers.len()).filter(|at| self.session.servers[*at].enlisted).collect()
+    }
+
+    pub fn server(&mut self, at: usize) -> &mut Server {
+        &mut self.session.servers[at]
+    }
+
+    /// The session is pinned to this server.
+    pub fn is_pinned(&self, at: usize) -> bool {
+        at == 0 && self.session.pinned.is_some()
+    }
+
+    /// A write there would be lost (H5).
+    pub fn is_demoted(&self, at: usize) -> bool {
+        self.session.is_demoted(at)
+    }
+
+    pub fn shard_id(&self, at: usize) -> ShardId {
+        ShardId(self.session.servers[at].pool.shard_id)
+    }
+
+    /// Of a position in `State::shards`.
+    pub fn shard_id_at(&self, shard: usize) -> ShardId {
+        self.session.worker.state().shards.get(shard).map_or(ShardId(0), |s| s.id)
+    }
+
+    pub fn shard_count(&self) -> usize {
+        self.session.worker.state().shards.len()
+    }
+
+    pub fn position(&self, shard: ShardId) -> Option<usize> {
+        position(&self.session.worker.state(), shard)
+    }
+
+    pub fn shard_of(&self, bucket: Bucket) -> Result<usize, ProxyError> {
+        let shard = self.session.worker.state().map.shard_of(bucket);
+        let missing = || ProxyError::no_primary(shard.0, "the map names it but the configuration does not");
+        self.position(shard).ok_or_else(missing)
+    }
+
+    pub fn buckets(&self) -> u16 {
+        self.session.worker.state().map.buckets()
+    }
+
+    /// One that is in the transaction already, else any that is up.
+    pub fn preferred_shard(&self) -> usize {
+        let enlisted = self.session.servers.iter().find(|s| s.enlisted).map(|s| s.shard);
+        let up = || self.session.worker.state().shards.iter().position(|s| s.primary.is_some());
+        enlisted.or_else(up).unwrap_or(0)
+    }
+
+    pub fn destination(&self, statement: &RoutedStatement, sql: &[u8]) -> Destination {
+        let params = NoParams { client_encoding_is_utf8: self.client_encoding_is_utf8() };
+        self.session.destination(statement, sql, &params)
+    }
+
+    /// What the session answers without a server: BEGIN, COMMIT and SAVEPOINT before any shard has joined.
+    pub fn answer_local(&mut self, statement: &RoutedStatement, text: &str) -> Result<(), ProxyError> {
+        if let Some(bytes) = self.session.local(statement, text.as_bytes(), By::Simple)? {
+            self.session.client_output().extend_from_slice(&bytes);
+        }
+        Ok(())
+    }
+
+    /// BEGIN while shards have joined an implicit transaction: what they did becomes a part of the block.
+    pub fn begin(&mut self, text: &str, read_only: bool) {
+        if self.session.transaction.is_none() {
+            let transaction = Transaction::new(text, read_only, self.session.settings.clone());
+            self.session.transaction = Some(Box::new(transaction));
+        } else {
+            let text = "there is already a transaction in progress";
+            build::warning(self.session.client_output(), "25001", text);
+        }
+        build::command_complete(self.session.client_output(), "BEGIN");
+    }
+
+    /// The session's own part of a statement that all servers ran.
+    pub fn apply(&mut self, plan: &Arc<Plan>, text: &str) {
+        self.session.apply(&Pending::of(plan, text.to_owned()));
+    }
+
+    pub fn client_encoding_is_utf8(&self) -> bool {
+        self.session.settings.client_encoding_is_utf8
+    }
+
+    /// No byte of a multi-byte character looks like ASCII (which holds for none of SJIS, BIG5, GBK, UHC, GB18030 and
+    /// JOHAB, the encodings that PostgreSQL allows on clients only).
+    pub fn client_encoding_is_ascii_safe(&self) -> bool {
+        let Some(value) = self.session.settings.get("client_encoding") else { return true };
+        let name = value.plain().to_ascii_lowercase();
+        let safe = ["utf", "unicode", "latin", "iso", "win", "koi8", "sql_ascii", "default", "euc"];
+        safe.iter().any(|prefix| name.starts_with(prefix))
+    }
+
+    pub fn control(&self) -> control::Handle {
+        self.session.worker.control.clone()
+    }
+
+    pub fn new_gid(&self, first: usize, xid: u64) -> Gid {
+        let state = self.session.worker.state();
+        let proxy = &state.config.proxy;
+        Gid::new(&proxy.database, &proxy.name, rand::random(), self.shard_id(first), xid)
+    }
+
+    pub fn mark_write(&mut self, shard: usize, bucket: Option<Bucket>) {
+        self.session.mark(shard, bucket);
+    }
+
+    /// The outcome of what this server was told last is not known: replicas may not show it for a while.
+    pub fn abandon_marks(&mut self, at: usize) {
+        let (shard, pid) = (self.session.servers[at].shard, self.session.servers[at].key.pid);
+        let freshness = &self.session.worker.control.freshness;
+        self.session.marks.retain(|mark| {
+            let keep = usize::from(mark.shard) != shard;
+            if !keep {
+                freshness.abandon_write(*mark, pid);
+            }
+            keep
+        });
+    }
+
+    pub fn count_multi_shard(&self) {
+        self.session.worker.stats.multi_shard.add(1);
+    }
+
+    /// DDL ran in this transaction: its end is followed by a look at the catalog.
+    pub fn set_schema_changed(&mut self) {
+        self.session.schema_changed = true;
+    }
+
+    pub fn take_schema_changed(&mut self) -> bool {
+        std::mem::take(&mut self.session.schema_changed)
+    }
+
+    pub fn transaction_failed(&mut self) {
+        if let Some(transaction) = &mut self.session.transaction {
+            transaction.failed = true;
+        }
+    }
+
+    /// Not even ROLLBACK TO can help.
+    pub fn transaction_is_lost(&mut self) {
+        if let Some(transaction) = &mut self.session.transaction {
+            transaction.failed = true;
+            transaction.lost = true;
+        } else {
+            self.session.participant_lost = true;
+        }
+    }
+
+    /// Keeps what a server reported, and passes it on.
+    pub fn parameter_status(&mut self, at: usize, message: &[u8]) {
+        let mut reader = read::body(message);
+        if let (Some(name), Some(value)) = (reader.cstr(), reader.cstr()) {
+            let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+            self.session.servers[at].set_parameter(&text(name), &text(value));
+        }
+        self.session.client_output().extend_from_slice(message);
+    }
+
+    /// A message that has arrived whole; does not wait.
+    pub fn try_receive(&mut self, at: usize) -> Result<Option<Message>, ProxyError> {
+        let server = &mut self.session.servers[at];
+        let mut chunk = [0; 8192];
+        loop {
+            if let Ok(Some(size)) = frame::server_frame(&server.partial)
+                && size <= server.partial.len()
+            {
+                let rest = server.partial.split_off(size);
+                return Ok(Some(std::mem::replace(&mut server.partial, rest)));
+            }
+            match server.poll_read(&mut Context::from_waker(Waker::noop()), &mut chunk) {
+                Poll::Pending => return Ok(None),
+                Poll::Ready(Ok(size)) if size > 0 => server.partial.extend_from_slice(&chunk[..size]),
+                Poll::Ready(_) => {
+                    server.dirty = true;
+                    return Err(ProxyError::outcome_unknown(server.pool.shard_id));
+                }
+            }
+        }
+    }
+
+    /// Is an explicit transaction block open?
+    pub fn in_block(&self) -> bool {
+        self.session.transaction.is_some()
+    }
+
+    /// Brings a shard's primary into the transaction: connection, settings, BEGIN and what followed it (sent, its
+    /// answers read). Returns its index; an enlisted shard's index is returned as it is.
+    pub async fn enlist(&mut self, shard: usize, begin: bool) -> Result<usize, ProxyError> {
+        if let Some(at) = self.session.servers.iter().position(|s| s.shard == shard && s.enlisted) {
+            return if self.is_demoted(at) { Err(self.demoted(at)) } else { Ok(at) };
+        }
+        let pinned = self.session.servers.iter().position(|s| s.shard == shard && s.role == Role::Primary && !s.enlisted);
+        let at = match pinned {
+            Some(at) if self.is_demoted(at) => return Err(self.demoted(at)),
+            Some(at) => at,
+            None => {
+                self.session.checkout(Want::Primary(shard)).await;
+                self.session.info.set_activity(Activity::Active, self.session.worker.now.get());
+                if let Some(error) = self.session.failure.take() {
+                    return Err(*error);
+                }
+                let at = self.session.servers.iter().rposition(|s| s.shard == shard);
+                at.ok_or_else(|| ProxyError::internal("checked-out server vanished"))?
+            }
+        };
+        let transaction = self.session.transaction.as_ref();
+        let wanted = transaction.map_or(&self.session.settings, |t| &t.settings_before).clone();
+        let prologue = transaction.map(|t| t.prologue()).or(begin.then(|| "BEGIN".to_owned()));
+        let sql = super::settings::replay(&self.session.servers[at].settings, &wanted);
+        if !sql.is_empty() {
+            self.simple(at, sql.as_bytes()).await?;
+        }
+        self.session.servers[at].settings = wanted;
+        if let Some(prologue) = prologue {
+            self.simple(at, prologue.as_bytes()).await?;
+        }
+        self.session.servers[at].enlisted = true;
+        Ok(at)
+    }
+
+    fn demoted(&mut self, at: usize) -> ProxyError {
+        self.discard(at);
+        self.transaction_is_lost();
+        let shard = self.session.servers[at].pool.shard_id;
+        ProxyError::no_primary(shard, "the server that this transaction runs on has lost its role")
+    }
+
+    /// A simple query of our own; the first error, if any, as one of ours with the server's SQLSTATE left out.
+    pub async fn simple(&mut self, at: usize, sql: &[u8]) -> Result<(), ProxyError> {
+        let shard = self.session.servers[at].pool.shard_id;
+        let info = self.session.info.clone();
+        let server = &mut self.session.servers[at];
+        let pool = server.pool.clone();
+        let answer = unless_retired(&info, &pool, crate::pool::pool::round_trip(server, sql)).await;
+        let why = match answer {
+            Some(Ok(())) => return Ok(()),
+            Some(Err(why)) => why,
+            None => "the server lost its role".to_owned(),
+        };
+        // It is not known what it has heard: never again.
+        self.session.servers[at].dirty = true;
+        Err(ProxyError::new("08006", format!("shard {shard}: {why}")))
+    }
+
+    /// Appends bytes for a server; `flush` sends them.
+    pub fn push(&mut self, at: usize, bytes: &[u8]) {
+        self.session.servers[at].out.extend_from_slice(bytes);
+    }
+
+    pub async fn flush(&mut self, at: usize) -> Result<(), ProxyError> {
+        let info = self.session.info.clone();
+        let server = &mut self.session.servers[at];
+        let pool = server.pool.clone();
+        match unless_retired(&info, &pool, std::future::poll_fn(|cx| server.poll_flush(cx))).await {
+            Some(Ok(())) => Ok(()),
+            _ => {
+                self.session.servers[at].dirty = true;
+                Err(ProxyError::outcome_unknown(pool.shard_id))
+            }
+        }
+    }
+
+    /// The next whole message of a server. `Err`: the server is lost; it will not be used again.
+    pub async fn receive(&mut self, at: usize) -> Result<Message, ProxyError> {
+        let info = self.session.info.clone();
+        let server = &mut self.session.servers[at];
+        let pool = server.pool.clone();
+        let shard = server.pool.shard_id;
+        let mut chunk = [0; 8192];
+        loop {
+            match frame::server_frame(&server.partial) {
+                Ok(Some(size)) if size <= server.partial.len() => {
+                    let rest = server.partial.split_off(size);
+                    let message = std::mem::replace(&mut server.partial, rest);
+                    if message[0] == b'Z' {
+                        server.status = message.get(5).copied().unwrap_or(b'?');
+                        server.unsynced = false;
+                    }
+                    return Ok(message);
+                }
+                Ok(_) if server.partial.len() <= crate::limits::SERVER_MESSAGE => {}
+                _ => {
+                    server.dirty = true;
+                    return Err(ProxyError::outcome_unknown(shard));
+                }
+            }
+            let read = std::future::poll_fn(|cx| server.poll_read(cx, &mut chunk));
+            match unless_retired(&info, &pool, read).await {
+                Some(Ok(size)) if size > 0 => server.partial.extend_from_slice(&chunk[..size]),
+                _ => {
+                    server.dirty = true;
+                    return Err(ProxyError::outcome_unknown(shard));
+                }
+            }
+        }
+    }
+
+    /// Bytes for the client, sent before this returns (so memory stays bounded). `false`: the client is gone.
+    pub async fn reply(&mut self, bytes: &[u8]) -> bool {
+        self.session.client_output().extend_from_slice(bytes);
+        if self.session.output.len() < crate::limits::SPARE_BUFFER {
+            return true;
+        }
+        self.session.flush_client().await.is_ok()
+    }
+
+    /// Sends what `reply` has collected.
+    pub async fn flush_replies(&mut self) -> bool {
+        self.session.flush_client().await.is_ok()
+    }
+
+    /// The next whole message of the client (COPY data). `None`: the client is gone or breaks the protocol.
+    pub async fn client_message(&mut self) -> Option<Message> {
+        loop {
+            let input = &mut self.session.input;
+            match frame::client_frame(input) {
+                Ok(Some(size)) if size <= input.len() => {
+                    let rest = input.split_off(size);
+                    return Some(std::mem::replace(input, rest));
+                }
+                Ok(_) => {}
+                Err(_) => return None,
+            }
+            if !self.session.read_client().await {
+                return None;
+            }
+        }
+    }
+
+    /// Never pool this connection again.
+    pub fn discard(&mut self, at: usize) {
+        self.session.servers[at].dirty = true;
+    }
+
+    /// The transaction is over on all participants: back to the pools, settings kept or restored.
+    pub fn finish(&mut self, committed: bool) {
+        self.session.queue.retain(|expect| !matches!(expect, Expect::Hidden));
+        self.session.end_transaction(committed);
+        self.session.info.set_activity(Activity::Idle, self.session.worker.now.get());
+    }
+}
+
+/// What a server answers. `None`: it has lost its role and does not answer. A paused server never closes its
+/// connection, so maintenance wakes who waits for one (`ClientInfo::give_up_retired`).
+async fn unless_retired<T>(info: &ClientInfo, pool: &Pool, answer: impl Future<Output = T>) -> Option<T> {
+    let mut answer = std::pin::pin!(answer);
+    std::future::poll_fn(|cx| {
+        info.watch(cx.waker());
+        match answer.as_mut().poll(cx) {
+            Poll::Ready(answer) => Poll::Ready(Some(answer)),
+            Poll::Pending if info.give_up_retired.get() && pool.is_retired() => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        }
+    })
+    .await
+}

@@ -1,0 +1,66 @@
+//! What all workers share: an immutable snapshot of the world, swapped whole, and a few atomics.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use arc_swap::ArcSwap;
+use shard_config::{Config, ShardId, ShardMap};
+
+use crate::catalog::Catalog;
+
+/// One consistent view: a statement uses one `State` from routing to its last byte.
+#[derive(Debug)]
+pub struct State {
+    pub config: Arc<Config>,
+    pub map: Arc<ShardMap>,
+    pub catalog: Arc<Catalog>,
+    /// Indexed by position, sorted by `ShardId`.
+    pub shards: Vec<ShardState>,
+}
+
+#[derive(Debug, Clone)]
+pub struct ShardState {
+    pub id: ShardId,
+    /// `None` while no server has proved to be the primary (same system identifier, highest timeline: H5).
+    pub primary: Option<Endpoint>,
+    /// Reachable and streaming replicas only.
+    pub replicas: Vec<Endpoint>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    pub address: SocketAddr,
+    /// Position among the shard's configured addresses (primary, then replicas): the server's name in `Freshness`,
+    /// stable when roles change.
+    pub slot: u16,
+    /// Timeline the server reported when it was last probed.
+    pub timeline: u32,
+}
+
+/// Shared by every worker thread and by the control thread.
+#[derive(Debug)]
+pub struct Shared {
+    state: ArcSwap<State>,
+    /// Grows at every `publish`, so that a worker sees with one relaxed load that its copy is still the newest.
+    generation: AtomicU64,
+}
+
+impl Shared {
+    pub fn new(state: State) -> Self {
+        Self { state: ArcSwap::from_pointee(state), generation: AtomicU64::new(1) }
+    }
+
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    pub fn load(&self) -> Arc<State> {
+        self.state.load_full()
+    }
+
+    pub fn publish(&self, state: State) {
+        self.state.store(Arc::new(state));
+        self.generation.fetch_add(1, Ordering::AcqRel);
+    }
+}

@@ -1,0 +1,299 @@
+//! Finishes transactions over several shards that nobody else finishes, and forgets the finished ones.
+//!
+//! Every proxy does this for every transaction of the cluster; that two do it at once is harmless, because both do
+//! what the decision row says and the second finds nothing left to do.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use anyhow::Context;
+use deadpool_postgres::Object;
+use parking_lot::Mutex;
+use shard_config::ShardId;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio_postgres::error::SqlState;
+
+use super::Gid;
+use crate::control::limits::{
+    RECOVERY_AGE, RECOVERY_BATCH, RECOVERY_FORGET, RECOVERY_LOCK, RECOVERY_POLL, RECOVERY_STEP,
+    RECOVERY_TERMINATE,
+};
+use crate::control::{Servers, World};
+
+/// What became of a transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    Committed,
+    Aborted,
+    /// Its first shard cannot be asked now; it stays prepared and will be finished.
+    Unknown,
+}
+
+/// A coordinator gave up: find out, or decide, what became of the transaction, and finish it on `participants`.
+#[derive(Debug)]
+pub struct Resolve {
+    pub gid: Gid,
+    pub participants: Vec<ShardId>,
+    /// The outcome, and the participants that could not be finished yet.
+    pub answer: oneshot::Sender<(Outcome, Vec<ShardId>)>,
+}
+
+#[derive(Debug)]
+pub struct Recovery {
+    servers: Arc<Servers>,
+    world: Arc<World>,
+    /// For the metrics.
+    prepared: Arc<Mutex<Vec<(ShardId, u64)>>>,
+    /// Told once each: a participant's part was lost with a failover (H4).
+    in_doubt: HashSet<String>,
+    rounds: u64,
+}
+
+impl Recovery {
+    pub fn new(servers: Arc<Servers>, world: Arc<World>, prepared: Arc<Mutex<Vec<(ShardId, u64)>>>) -> Self {
+        Self { servers, world, prepared, in_doubt: HashSet::new(), rounds: 0 }
+    }
+
+    pub async fn run(mut self, mut requests: mpsc::Receiver<Resolve>) {
+        let mut tick = interval(RECOVERY_POLL);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                request = requests.recv() => match request {
+                    Some(request) => self.resolve(request).await,
+                    None => return,
+                },
+                _ = tick.tick() => {
+                    self.sweep().await;
+                    self.rounds += 1;
+                    if self.rounds % RECOVERY_FORGET == 0 {
+                        self.forget().await;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn resolve(&mut self, request: Resolve) {
+        let outcome = match self.outcome(&request.gid, true).await {
+            Ok(outcome) => outcome,
+            Err(error) => {
+                tracing::warn!(gid = %request.gid, ?error, "the outcome of a transaction cannot be asked");
+                Outcome::Unknown
+            }
+        };
+        let mut waiting = Vec::new();
+        for shard in request.participants {
+            let finished = match outcome {
+                Outcome::Unknown => Ok(false),
+                outcome => self.finish(shard, &request.gid, outcome).await.map(|()| true),
+            };
+            if let Err(error) = &finished {
+                tracing::warn!(gid = %request.gid, shard = shard.0, ?error, "a prepared transaction is not finished yet");
+            }
+            if !finished.unwrap_or(false) {
+                waiting.push(shard);
+            }
+        }
+        let _ = request.answer.send((outcome, waiting)); // The session may be gone.
+    }
+
+    /// Finishes every prepared transaction of ours that is older than any live coordinator would leave it.
+    async fn sweep(&mut self) {
+        let database = self.world.config().proxy.database.clone();
+        let mut counts = Vec::new();
+        let mut outcomes: HashMap<Gid, Outcome> = HashMap::new();
+        for index in 0..self.servers.shards.len() {
+            let shard = self.servers.shards[index].id;
+            let orphans = match timeout(RECOVERY_STEP, self.orphans(index)).await {
+                Ok(Ok(Some(orphans))) => orphans,
+                Ok(Ok(None)) => continue,
+                Ok(Err(error)) => {
+                    tracing::debug!(shard = shard.0, ?error, "prepared transactions cannot be listed");
+                    continue;
+                }
+                Err(_) => continue,
+            };
+            let ours: Vec<_> = orphans
+                .into_iter()
+                .filter_map(|(gid, age)| Gid::parse(&gid).map(|gid| (gid, age)))
+                .filter(|(gid, _)| gid.is_of(&database))
+                .collect();
+            counts.push((shard, ours.len() as u64));
+            for (gid, age) in ours.into_iter().filter(|(_, age)| *age >= RECOVERY_AGE.as_secs_f64()) {
+                let outcome = match outcomes.get(&gid) {
+                    Some(outcome) => *outcome,
+                    None => {
+                        let terminate = age >= RECOVERY_TERMINATE.as_secs_f64();
+                        let outcome = self.outcome(&gid, terminate).await.unwrap_or_else(|error| {
+                            tracing::warn!(%gid, ?error, "the outcome of an orphan cannot be asked");
+                            Outcome::Unknown
+                        });
+                        outcomes.insert(gid.clone(), outcome);
+                        outcome
+                    }
+                };
+                if outcome == Outcome::Unknown {
+                    continue;
+                }
+                match self.finish(shard, &gid, outcome).await {
+                    Ok(()) => {
+                        tracing::warn!(%gid, shard = shard.0, ?outcome, age_s = age, "finished an orphan")
+                    }
+                    Err(error) => {
+                        tracing::warn!(%gid, shard = shard.0, ?error, "an orphan is not finished yet")
+                    }
+                }
+            }
+        }
+        *self.prepared.lock() = counts;
+    }
+
+    /// (gid, age in seconds); `None` while the shard has no primary.
+    async fn orphans(&self, index: usize) -> anyhow::Result<Option<Vec<(String, f64)>>> {
+        let Some(client) = self.client(self.servers.shards[index].id).await? else { return Ok(None) };
+        let sql =
+            "SELECT gid, extract(epoch FROM clock_timestamp() - prepared)::float8 FROM pg_prepared_xacts
+            WHERE database = current_database() AND gid LIKE 'shardproxy:%' ORDER BY prepared LIMIT $1";
+        let rows = client.query(sql, &[&RECOVERY_BATCH]).await?;
+        Ok(Some(
+            rows.iter()
+                .map(|row| Ok((row.try_get(0)?, row.try_get(1)?)))
+                .collect::<Result<_, tokio_postgres::Error>>()?,
+        ))
+    }
+
+    /// Reads the decision, or makes it 'abort'. `terminate`: a backend that holds an uncommitted decision is in the
+    /// way for too long (its proxy was stopped): it is ended, which decides the matter one way or the other.
+    async fn outcome(&self, gid: &Gid, terminate: bool) -> anyhow::Result<Outcome> {
+        let ask = async {
+            let Some(mut client) = self.client(gid.first).await? else { return Ok(Outcome::Unknown) };
+            if let Some(outcome) = read(&client, gid).await? {
+                return Ok(outcome);
+            }
+            match bury(&mut client, gid).await {
+                Ok(()) => {}
+                Err(error) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => {
+                    if terminate {
+                        let pid = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_xid = $1::text::xid";
+                        client.query(pid, &[&(gid.xid & 0xffff_ffff).to_string()]).await?;
+                        bury(&mut client, gid).await?;
+                    } else {
+                        return Ok(Outcome::Unknown);
+                    }
+                }
+                Err(error) => return Err(error.into()),
+            }
+            read(&client, gid).await?.context("the tombstone that was just written is missing")
+        };
+        timeout(RECOVERY_STEP, ask).await.context("no answer")?
+    }
+
+    async fn finish(&self, shard: ShardId, gid: &Gid, outcome: Outcome) -> anyhow::Result<()> {
+        let work = async {
+            let client =
+                self.client(shard).await?.with_context(|| format!("shard {shard} has no primary"))?;
+            let verb = if outcome == Outcome::Committed { "COMMIT" } else { "ROLLBACK" };
+            // A gid holds nothing that would need quoting (`gid::clean`).
+            match client.batch_execute(&format!("{verb} PREPARED '{gid}'")).await {
+                // Somebody else was faster, or there is nothing: `forget` finds out which.
+                Err(error) if error.code() == Some(&SqlState::UNDEFINED_OBJECT) => Ok(()),
+                result => Ok(result?),
+            }
+        };
+        timeout(RECOVERY_STEP, work).await.context("no answer")?
+    }
+
+    /// Drops decisions that every participant has carried out, and tombstones of transactions that are over.
+    async fn forget(&mut self) {
+        for index in 0..self.servers.shards.len() {
+            let shard = self.servers.shards[index].id;
+            match timeout(RECOVERY_STEP, self.forget_on(shard)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::debug!(shard = shard.0, ?error, "old decisions stay"),
+                Err(_) => tracing::debug!(shard = shard.0, "old decisions stay: no answer"),
+            }
+        }
+    }
+
+    async fn forget_on(&mut self, shard: ShardId) -> anyhow::Result<()> {
+        let Some(client) = self.client(shard).await? else { return Ok(()) };
+        // Below xmin no such transaction can commit any more, so nobody needs the tombstone to stop it.
+        client
+            .execute(
+                "DELETE FROM shard_catalog.decision
+                 WHERE outcome = 'abort' AND xid < pg_snapshot_xmin(pg_current_snapshot())",
+                &[],
+            )
+            .await?;
+        let sql = "SELECT gid, participants FROM shard_catalog.decision
+            WHERE outcome = 'commit' AND decided_at < now() - interval '1 minute' ORDER BY decided_at LIMIT $1";
+        for row in client.query(sql, &[&RECOVERY_BATCH]).await? {
+            let (gid, participants): (String, Vec<i32>) = (row.try_get(0)?, row.try_get(1)?);
+            let mut done = true;
+            for participant in &participants {
+                done &= self.carried_out(ShardId(*participant as u16), &gid).await?;
+            }
+            if done {
+                client.execute("DELETE FROM shard_catalog.decision WHERE gid = $1", &[&gid]).await?;
+            }
+        }
+        client
+            .execute("DELETE FROM shard_catalog.applied WHERE applied_at < now() - interval '7 days'", &[])
+            .await?;
+        Ok(())
+    }
+
+    /// 'Does not exist' is 'done' only where the transaction's own row says so (H4).
+    async fn carried_out(&mut self, shard: ShardId, gid: &str) -> anyhow::Result<bool> {
+        let Some(client) = self.client(shard).await? else { return Ok(false) };
+        let sql = "SELECT EXISTS (SELECT FROM pg_prepared_xacts WHERE gid = $1),
+            EXISTS (SELECT FROM shard_catalog.applied WHERE gid = $1)";
+        let row = client.query_one(sql, &[&gid]).await?;
+        let (waiting, applied): (bool, bool) = (row.try_get(0)?, row.try_get(1)?);
+        if !waiting
+            && !applied
+            && self.in_doubt.len() < RECOVERY_BATCH as usize
+            && self.in_doubt.insert(gid.to_owned())
+        {
+            tracing::error!(
+                gid,
+                shard = shard.0,
+                "IN DOUBT: the transaction was committed, and this shard's part of it is lost; \
+                an asynchronous standby was promoted. The decision row on its first shard is kept."
+            );
+        }
+        Ok(applied && !waiting)
+    }
+
+    async fn client(&self, shard: ShardId) -> anyhow::Result<Option<Object>> {
+        let index = self
+            .servers
+            .shards
+            .iter()
+            .position(|s| s.id == shard)
+            .with_context(|| format!("no shard {shard}"))?;
+        match self.world.primary(index) {
+            Some(primary) => Ok(Some(self.servers.server(index, primary.slot).client().await?)),
+            None => Ok(None),
+        }
+    }
+}
+
+async fn read(client: &Object, gid: &Gid) -> Result<Option<Outcome>, tokio_postgres::Error> {
+    let sql = "SELECT outcome = 'commit' FROM shard_catalog.decision WHERE gid = $1";
+    let row = client.query_opt(sql, &[&gid.to_string()]).await?;
+    let commit = row.map(|row| row.try_get::<_, bool>(0)).transpose()?;
+    Ok(commit.map(|commit| if commit { Outcome::Committed } else { Outcome::Aborted }))
+}
+
+/// Waits for an uncommitted decision of the same gid, but not for long.
+async fn bury(client: &mut Object, gid: &Gid) -> Result<(), tokio_postgres::Error> {
+    let transaction = client.transaction().await?;
+    transaction.batch_execute(&format!("SET LOCAL lock_timeout = '{}ms'", RECOVERY_LOCK.as_millis())).await?;
+    let sql = "INSERT INTO shard_catalog.decision (gid, xid, outcome, participants)
+        VALUES ($1, $2::text::xid8, 'abort', '{}') ON CONFLICT DO NOTHING";
+    transaction.execute(sql, &[&gid.to_string(), &gid.xid.to_string()]).await?;
+    transaction.commit().await
+}

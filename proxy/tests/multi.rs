@@ -1,0 +1,15 @@
+//! What spans several shards, through the real proxy over real PostgreSQL servers, four shards on this machine.
+#![allow(clippy::unwrap_used)]
+
+#[path = "multi/cluster.rs"]
+mod cluster;
+#[path = "multi/control.rs"]
+mod control;
+#[path = "multi/copies.rs"]
+mod copies;
+#[path = "multi/faults.rs"]
+mod faults;
+#[path = "multi/proxy.rs"]
+mod proxy;
+#[path = "multi/transactions.rs"]
+mod transactions;

@@ -1,0 +1,84 @@
+//! The control plane against real servers: freshness, promotion, the returned old primary, a foreign DDL.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use shard_config::{Bucket, Config};
+use shard_proxy::control::Control;
+use shard_proxy::shared::{Shared, State};
+
+use crate::cluster::Cluster;
+
+async fn until(what: &str, limit: Duration, mut holds: impl FnMut() -> bool) -> Duration {
+    let started = Instant::now();
+    while !holds() {
+        assert!(started.elapsed() < limit, "not within {limit:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    started.elapsed()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn h5_h7_h39_the_control_plane_follows_the_servers() {
+    let cluster = Cluster::start("control", 2, true);
+    let config = Arc::new(Config::parse(&cluster.configuration(1, 2, "")).unwrap());
+    let state = State {
+        config: config.clone(),
+        map: Arc::new(config.initial_map()),
+        catalog: Arc::default(),
+        shards: vec![],
+    };
+    let shared = Arc::new(Shared::new(state));
+    let control = Control::start(config, &cluster.directory.join("none.toml"), shared.clone()).unwrap();
+    let handle = control.handle.clone();
+    handle.ready().await;
+    let primary = |shard: usize| shared.load().shards[shard].primary.clone();
+
+    // H39: DDL behind the proxy's back, by a role without any right on shard_catalog.
+    let sql = "CREATE TABLE t (tenant_id uuid PRIMARY KEY, v int)";
+    for server in &cluster.primaries {
+        server.client("app").await.batch_execute(sql).await.unwrap();
+    }
+    handle.refresh().await;
+    let name = ("public".to_owned(), "t".to_owned());
+    assert!(shared.load().catalog.tables.get(&name).is_some_and(|t| t.drift.is_none()));
+    cluster.primaries[1].client("app").await.batch_execute("ALTER TABLE t ADD extra int").await.unwrap();
+    let drifted = || shared.load().catalog.tables.get(&name).is_some_and(|t| t.drift.is_some());
+    until("the drift is seen by polling", Duration::from_secs(10), drifted).await;
+
+    // H7: replay paused; only the written bucket is held back.
+    let (written, other) = (Bucket::new(5, 4096), Bucket::new(6, 4096));
+    let fresh = |bucket| handle.freshness.replica_ok(0, bucket, 1);
+    until("the replica is fresh", Duration::from_secs(20), || fresh(written)).await;
+    let replica = cluster.replicas[0].client("postgres").await;
+    replica.batch_execute("SELECT pg_wal_replay_pause()").await.unwrap();
+    let mark = handle.freshness.begin_write(0, written);
+    cluster.primaries[0]
+        .client("app")
+        .await
+        .batch_execute("INSERT INTO t VALUES (gen_random_uuid())")
+        .await
+        .unwrap();
+    handle.freshness.end_write(mark);
+    for _ in 0..5 {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert!(!fresh(written) && fresh(other));
+    }
+    replica.batch_execute("SELECT pg_wal_replay_resume()").await.unwrap();
+    until("the replica has caught up", Duration::from_secs(10), || fresh(written)).await;
+
+    // H5: killed, replaced, returned.
+    cluster.primaries[0].kill();
+    until("the death is seen", Duration::from_secs(3), || primary(0).is_none()).await;
+    assert!(primary(1).is_some(), "the other shard is served");
+    cluster.replicas[0].promote();
+    let promoted =
+        || primary(0).is_some_and(|p| p.address.port() == cluster.replicas[0].port && p.timeline == 2);
+    until("the promotion is followed", Duration::from_secs(10), promoted).await;
+    assert!(!fresh(other), "nothing sampled on the old timeline counts");
+    cluster.primaries[0].start();
+    let rejected = || handle.world.status().iter().any(|s| s.role == "old_timeline");
+    until("the old primary is recognised", Duration::from_secs(20), rejected).await;
+    assert!(promoted());
+    control.stop();
+}

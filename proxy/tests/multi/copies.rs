@@ -1,0 +1,188 @@
+//! COPY into a sharded table, and a raw connection for what no driver sends.
+
+use bytes::Bytes;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::proxy::{World, code, keys};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn copy_is_dealt_out_by_key() {
+    let world = World::start("multi-copy").await;
+    let client = world.proxy.client().await;
+    let all: Vec<i64> = (1..=4).flat_map(|shard| keys(shard, 500)).collect();
+
+    let text: String = all.iter().map(|k| format!("{k}\t1\ta\\tb\n")).collect();
+    assert_eq!(copy(&client, "COPY t FROM STDIN", &text).await.unwrap(), 2000);
+    assert_eq!(world.counts().await, [500; 4]);
+    let note = client.query_one("SELECT note FROM t WHERE k = $1", &[&all[0]]).await.unwrap();
+    assert_eq!(note.get::<_, String>(0), "a\tb");
+
+    let csv: String = all.iter().map(|k| format!("2,{k},\"line\none\"\n")).collect();
+    let sql = "COPY t (id, k, note) FROM STDIN (FORMAT csv, HEADER)";
+    assert_eq!(copy(&client, sql, &format!("id,k,note\n{csv}")).await.unwrap(), 2000);
+    assert_eq!(world.counts().await, [1000; 4]);
+
+    h20_a_bad_row_of_a_copy_leaves_no_row_and_names_the_clients_line(&world, &client, &all).await;
+    copy_is_a_part_of_a_block(&world, &client, &all).await;
+}
+
+async fn copy(client: &tokio_postgres::Client, sql: &str, data: &str) -> Result<u64, tokio_postgres::Error> {
+    use futures_util::SinkExt;
+    let sink = client.copy_in::<_, Bytes>(sql).await?;
+    let mut sink = std::pin::pin!(sink);
+    for chunk in data.as_bytes().chunks(1000) {
+        sink.send(Bytes::copy_from_slice(chunk)).await?;
+    }
+    sink.finish().await
+}
+
+async fn h20_a_bad_row_of_a_copy_leaves_no_row_and_names_the_clients_line(
+    world: &World,
+    client: &tokio_postgres::Client,
+    all: &[i64],
+) {
+    let mut lines: Vec<String> = all.iter().map(|k| format!("{k}\t3\tx\n")).collect();
+    lines[1234] = format!("{}\tnot a number\tx\n", all[1234]);
+    let error = copy(client, "COPY t FROM STDIN", &lines.concat()).await.unwrap_err();
+    let context = error.as_db_error().and_then(|e| e.where_()).unwrap_or_default().to_owned();
+    assert_eq!((code(&error).as_str(), context.contains("line 1235,")), ("22P02", true), "{error:?}");
+    assert_eq!(world.counts().await, [1000; 4]);
+
+    lines[1234] = "\\N\t3\tx\n".to_owned();
+    let error = copy(client, "COPY t FROM STDIN", &lines.concat()).await.unwrap_err();
+    assert_eq!(code(&error), "23502");
+    assert!(format!("{error:?}").contains("line 1235"), "{error:?}");
+    assert_eq!(world.counts().await, [1000; 4]);
+    world.settled().await;
+}
+
+async fn copy_is_a_part_of_a_block(world: &World, client: &tokio_postgres::Client, all: &[i64]) {
+    let text: String = all.iter().map(|k| format!("{k}\t4\tx\n")).collect();
+    client.batch_execute("BEGIN").await.unwrap();
+    copy(client, "COPY t FROM STDIN", &text).await.unwrap();
+    client.batch_execute("ROLLBACK").await.unwrap();
+    assert_eq!(world.counts().await, [1000; 4]);
+    client.execute("INSERT INTO t VALUES ($1, 4, 'after')", &[&all[0]]).await.unwrap();
+}
+
+/// A connection that speaks the protocol by hand, logged in through tokio-postgres' own SCRAM.
+pub struct Raw {
+    stream: TcpStream,
+}
+
+impl Raw {
+    pub async fn connect(port: u16) -> Self {
+        use postgres_protocol::authentication::sasl::{ChannelBinding, SCRAM_SHA_256, ScramSha256};
+        use postgres_protocol::message::frontend;
+        let mut raw = Self { stream: TcpStream::connect(("127.0.0.1", port)).await.unwrap() };
+        let mut out = bytes::BytesMut::new();
+        frontend::startup_message([("user", "app"), ("database", "payments")], &mut out).unwrap();
+        raw.stream.write_all(&out).await.unwrap();
+        raw.message().await;
+        let mut scram = ScramSha256::new(b"app", ChannelBinding::unsupported());
+        out.clear();
+        frontend::sasl_initial_response(SCRAM_SHA_256, scram.message(), &mut out).unwrap();
+        raw.stream.write_all(&out).await.unwrap();
+        let server_first = raw.message().await;
+        scram.update(&server_first.1[4..]).unwrap();
+        out.clear();
+        frontend::sasl_response(scram.message(), &mut out).unwrap();
+        raw.stream.write_all(&out).await.unwrap();
+        raw.until_ready().await;
+        raw
+    }
+
+    async fn message(&mut self) -> (u8, Vec<u8>) {
+        let tag = self.stream.read_u8().await.unwrap();
+        let length = self.stream.read_i32().await.unwrap();
+        let mut body = vec![0; length as usize - 4];
+        self.stream.read_exact(&mut body).await.unwrap();
+        (tag, body)
+    }
+
+    /// SQLSTATE of the first error before ReadyForQuery.
+    async fn until_ready(&mut self) -> Option<String> {
+        let mut error = None;
+        loop {
+            let (tag, body) = self.message().await;
+            match tag {
+                b'Z' => {
+                    assert_eq!(body, b"I", "outside of any transaction");
+                    return error;
+                }
+                b'E' => {
+                    let fields = String::from_utf8_lossy(&body).into_owned();
+                    let code = fields.split('\0').find_map(|f| f.strip_prefix('C')).map(str::to_owned);
+                    error = error.or(code);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// One Query: its tags (`C...`) and errors (`E...`), then the status (`Z...`).
+    pub async fn query(&mut self, sql: &str) -> Vec<String> {
+        let mut out = bytes::BytesMut::new();
+        postgres_protocol::message::frontend::query(sql, &mut out).unwrap();
+        self.stream.write_all(&out).await.unwrap();
+        self.answers(1).await
+    }
+
+    pub async fn sync(&mut self) -> Vec<String> {
+        self.stream.write_all(b"S\0\0\0\x04").await.unwrap();
+        self.answers(1).await
+    }
+
+    /// Up to ReadyForQuery, or to this many CommandCompletes without one.
+    pub async fn answers(&mut self, count: usize) -> Vec<String> {
+        let mut answers: Vec<String> = Vec::new();
+        loop {
+            let (tag, body) = self.message().await;
+            let text = String::from_utf8_lossy(&body).into_owned();
+            let code = || text.split('\0').find_map(|f| f.strip_prefix('C')).unwrap_or_default();
+            match tag {
+                b'Z' => {
+                    answers.push(format!("Z{text}"));
+                    return answers;
+                }
+                b'E' => answers.push(format!("E{}", code())),
+                b'C' => {
+                    answers.push(format!("C{}", text.trim_end_matches('\0')));
+                    if count > 1 && answers.len() == count {
+                        return answers;
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Parse, then Bind and Execute for every row, then one Sync: what pgjdbc sends for a batch.
+    pub async fn batch(&mut self, sql: &str, rows: &[(i64, i32)]) -> Option<String> {
+        self.send(sql, rows, true).await;
+        self.until_ready().await
+    }
+
+    /// The same, with Flush in place of the Sync unless `sync`.
+    pub async fn send(&mut self, sql: &str, rows: &[(i64, i32)], sync: bool) {
+        use postgres_protocol::message::frontend;
+        let mut out = bytes::BytesMut::new();
+        frontend::parse("", sql, [20, 23], &mut out).unwrap();
+        for (key, id) in rows {
+            let values = [key.to_string(), id.to_string()];
+            let put = |value: &String, out: &mut bytes::BytesMut| {
+                out.extend_from_slice(value.as_bytes());
+                Ok(postgres_protocol::IsNull::No)
+            };
+            assert!(frontend::bind("", "", [0, 0], values.iter(), put, [0], &mut out).is_ok());
+            frontend::execute("", 0, &mut out).unwrap();
+        }
+        if sync {
+            frontend::sync(&mut out);
+        } else {
+            out.extend_from_slice(b"H\0\0\0\x04");
+        }
+        self.stream.write_all(&out).await.unwrap();
+    }
+}

@@ -1,0 +1,11 @@
+//! The proxy against real servers: what a client sees, byte for byte.
+
+mod cluster;
+mod copy;
+mod extended;
+mod failures;
+mod login;
+mod raw;
+mod servers;
+mod simple;
+mod transactions;

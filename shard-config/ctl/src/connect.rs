@@ -1,0 +1,120 @@
+//! The proxy, and one shard through it.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use shard_config::{ConnectionUrl, ShardId, ShardMap};
+use tokio_postgres::{Client, NoTls, SimpleQueryMessage, SimpleQueryRow};
+
+use crate::Unreachable;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// No answer from a shard for so long is a problem to report, not to wait for. `doctor --sweep` reads tables and
+/// is allowed more.
+pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+pub(crate) struct Proxy {
+    url: ConnectionUrl,
+}
+
+impl Proxy {
+    pub(crate) fn new(url: &str) -> anyhow::Result<Self> {
+        Ok(Self { url: url.parse().context("--url")? })
+    }
+
+    /// With the password, for other crates that connect themselves.
+    pub(crate) fn expose_url(&self) -> String {
+        self.url.expose_libpq()
+    }
+
+    pub(crate) async fn connect(&self) -> anyhow::Result<Client> {
+        self.open(None).await
+    }
+
+    /// A session whose every statement goes to one shard's primary.
+    pub(crate) async fn shard(&self, shard: ShardId) -> anyhow::Result<Client> {
+        self.open(Some(shard)).await
+    }
+
+    async fn open(&self, shard: Option<ShardId>) -> anyhow::Result<Client> {
+        let mut config: tokio_postgres::Config = self.url.expose_libpq().parse().context("--url")?;
+        config.connect_timeout(CONNECT_TIMEOUT).application_name("shardctl");
+        if let Some(shard) = shard {
+            config.options(format!("-c shard.target={shard}"));
+        }
+        let connected = tokio::time::timeout(CONNECT_TIMEOUT, config.connect(NoTls)).await;
+        let (client, connection) = match connected {
+            Ok(Ok(connected)) => connected,
+            Ok(Err(error)) => return Err(Unreachable(format!("{}: {}", self.url, describe(&error))).into()),
+            Err(_) => {
+                return Err(Unreachable(format!("{}: no answer within {CONNECT_TIMEOUT:?}", self.url)).into());
+            }
+        };
+        // Ends when the client is dropped; a loss is reported by the statement that was waiting.
+        tokio::spawn(connection);
+        Ok(client)
+    }
+
+    /// The map that the proxy follows.
+    pub(crate) async fn map(&self) -> anyhow::Result<ShardMap> {
+        let client = self.connect().await?;
+        let rows = match client.simple_query("SHOW shard.map").await {
+            Ok(messages) => rows(messages),
+            // undefined_object: what PostgreSQL says of a setting it does not know.
+            Err(error) if error.code().is_some_and(|code| code.code() == "42704") => {
+                return Err(
+                    Unreachable(format!("{}: this is a PostgreSQL, not a shard-proxy", self.url)).into()
+                );
+            }
+            Err(error) => anyhow::bail!("SHOW shard.map: {}", describe(&error)),
+        };
+        let mut epoch = 0;
+        let mut ranges = Vec::new();
+        for row in &rows {
+            epoch = number(row, "epoch")?;
+            let shard = ShardId(number(row, "shard")?);
+            ranges.push((number(row, "bucket_from")?, number(row, "bucket_to")?, shard));
+        }
+        let buckets = ranges.iter().map(|&(_, to, _): &(u16, u16, ShardId)| to).max().map_or(0, |to| to + 1);
+        ShardMap::from_ranges(epoch, buckets, &ranges).context("SHOW shard.map")
+    }
+}
+
+/// The rows of one simple query that must be answered in time.
+pub(crate) async fn ask(client: &Client, sql: &str, within: Duration) -> anyhow::Result<Vec<SimpleQueryRow>> {
+    match tokio::time::timeout(within, client.simple_query(sql)).await {
+        Ok(Ok(messages)) => Ok(rows(messages)),
+        Ok(Err(error)) => anyhow::bail!("{}", describe(&error)),
+        Err(_) => anyhow::bail!("no answer within {within:?}"),
+    }
+}
+
+fn rows(messages: Vec<SimpleQueryMessage>) -> Vec<SimpleQueryRow> {
+    let row = |message| match message {
+        SimpleQueryMessage::Row(row) => Some(row),
+        _ => None,
+    };
+    messages.into_iter().filter_map(row).collect()
+}
+
+/// A cell as text; "" for NULL or a column that is not there.
+pub(crate) fn cell(row: &SimpleQueryRow, column: &str) -> String {
+    row.try_get(column).ok().flatten().unwrap_or_default().to_owned()
+}
+
+fn number<N: std::str::FromStr>(row: &SimpleQueryRow, column: &str) -> anyhow::Result<N> {
+    let text = cell(row, column);
+    text.parse().ok().with_context(|| format!("SHOW shard.map: {column} is \"{text}\""))
+}
+
+/// The server's own words, with its hint, rather than the driver's "db error".
+pub(crate) fn describe(error: &tokio_postgres::Error) -> String {
+    match error.as_db_error() {
+        None => std::error::Error::source(error)
+            .map_or_else(|| error.to_string(), |source| format!("{error}: {source}")),
+        Some(db) => {
+            let hint = db.hint().map(|hint| format!(". {hint}")).unwrap_or_default();
+            format!("{} ({}){hint}", db.message(), db.code().code())
+        }
+    }
+}

@@ -1,0 +1,45 @@
+//! What everybody must agree on to find a row: the bucket of a key, the shard of a bucket, and the
+//! configuration that names the servers.
+//!
+//! Rooms, in reading order:
+//!
+//! - [`bucket`]: PostgreSQL's own hash of a key, so that the proxy and plain SQL on a shard say the same bucket.
+//! - [`key`]: key values as PostgreSQL spells them, brought to the bytes that are hashed.
+//! - [`map`]: bucket -> shard, with an epoch that only grows.
+//! - [`assign`]: which shard each bucket should be on, moving as few as possible.
+//! - [`change`]: the only ways in which one map may become another.
+//! - [`settings`], [`config`], [`validate`]: the configuration file; one table entry a setting, and every mistake
+//!   reported at once.
+//! - [`url`]: connection URLs as libpq and JDBC write them.
+//!
+//! Invariants:
+//!
+//! - Same bytes in, same bucket out, for ever: the hash, the seed and the number of buckets never change after
+//!   the first row was written. The vectors in `bucket` pin them; `tests/live.rs` asks a live PostgreSQL.
+//! - A map names an owner for every bucket. A map in use is the persisted table; it is never computed again from
+//!   `assign`, whose result depends on history.
+//! - Secrets do not reach a log: they are `Secret`, whose `Debug` prints nothing of them.
+//!
+//! Deliberately absent: sockets, clocks, files and async code. This crate is given text and returns values.
+
+pub mod assign;
+pub mod bucket;
+pub mod change;
+pub mod config;
+pub mod key;
+pub mod map;
+pub mod secret;
+pub mod settings;
+pub mod url;
+pub mod validate;
+
+pub use bucket::{BUCKETS_DEFAULT, Bucket, HASH_SEED, bucket_of_int8, bucket_of_text, bucket_of_uuid};
+pub use change::{ChangeError, Move, Offer};
+pub use config::{
+    Config, FunctionRoute, FunctionRule, HostPort, ReadPolicy, ShardServers, TableKind, TableRule, User,
+};
+pub use key::KeyType;
+pub use map::{ShardId, ShardMap};
+pub use secret::Secret;
+pub use settings::Mistake;
+pub use url::ConnectionUrl;

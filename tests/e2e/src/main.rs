@@ -1,0 +1,142 @@
+//! `chaos`: seeded fault runs against the running stack, usually started by `cargo chaos`.
+
+use anyhow::{Context, Result, bail};
+use e2e_tests::faults::ALL;
+use e2e_tests::load;
+use e2e_tests::run::{Plan, Suite, one};
+use e2e_tests::stack::Stack;
+use serde_json::json;
+use std::process::ExitCode;
+
+/// Violations spelled out; all are counted.
+const SHOWN: usize = 50;
+
+struct Arguments {
+    runs: u64,
+    seed: u64,
+    rate: u32,
+    suite: Suite,
+    json: bool,
+}
+
+fn help() -> String {
+    let names: Vec<&str> = ALL.iter().map(|fault| fault.name()).collect();
+    format!(
+        "cargo chaos -- [--runs N] [--seed S] [--rate R] [--suite SUITE] [--json]
+
+Runs payments against the running stack, breaks things, and proves that no acknowledged payment is lost, none is
+doubled, the ledger's invariants hold, throughput recovers and other shards' tenants are served meanwhile.
+
+  --runs N      seeded runs (default 3); run i uses seed S + i
+  --seed S      default: from the clock, and printed
+  --rate R      payments a second (default 150)
+  --suite SUITE lite (six faults one after the other), full (one to three drawn from all; the default), or one of
+                {}
+  --json        one object: runs, clean, violations, seed, acknowledged, retries, faults
+",
+        names.join(", ")
+    )
+}
+
+fn parse() -> Result<Option<Arguments>> {
+    let clock = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_secs() % 1_000_000;
+    let mut parsed = Arguments { runs: 3, seed: clock, rate: 150, suite: Suite::Full, json: false };
+    let mut rest = std::env::args().skip(1);
+    while let Some(flag) = rest.next() {
+        let mut value = || rest.next().with_context(|| format!("{flag} needs a value"));
+        match flag.as_str() {
+            "--runs" => parsed.runs = value()?.parse().context("--runs")?,
+            "--seed" => parsed.seed = value()?.parse().context("--seed")?,
+            "--rate" => parsed.rate = value()?.parse().context("--rate")?,
+            "--suite" => {
+                let name = value()?;
+                parsed.suite = Suite::named(&name).with_context(|| format!("--suite {name}: see --help"))?;
+            }
+            "--json" => parsed.json = true,
+            "-h" | "--help" => return Ok(None),
+            other => bail!("unknown option {other}; see --help"),
+        }
+    }
+    Ok(Some(parsed))
+}
+
+async fn chaos(arguments: &Arguments) -> Result<bool> {
+    let mut stack = Stack::from_env()?;
+    let down = stack.not_running().await?;
+    if !down.is_empty() {
+        bail!("not running: {}; `cargo stack up --detach` first", down.join(", "));
+    }
+    let seed = load::seed(&stack).await?;
+    let (mut clean, mut acknowledged, mut retries) = (0, 0, 0);
+    let (mut violations, mut faults) = (Vec::new(), Vec::new());
+    for run in 0..arguments.runs {
+        let plan =
+            Plan { seed: arguments.seed + run, rate: arguments.rate, suite: arguments.suite, tell: true };
+        eprintln!("run {} of {}, seed {}", run + 1, arguments.runs, plan.seed);
+        let verdict = one(&mut stack, &seed, &plan).await?;
+        eprintln!(
+            "  {} acknowledged, {} retries, {} violations",
+            verdict.acknowledged,
+            verdict.retries,
+            verdict.violations.len()
+        );
+        clean += u64::from(verdict.violations.is_empty());
+        acknowledged += verdict.acknowledged;
+        retries += verdict.retries;
+        faults.extend(verdict.effects);
+        let hidden = verdict.violations.len().saturating_sub(SHOWN);
+        for what in verdict.violations.into_iter().take(SHOWN) {
+            eprintln!("  VIOLATION {what}");
+            violations.push(json!({"run": run + 1, "seed": plan.seed, "what": what}));
+        }
+        if hidden > 0 {
+            violations.push(json!({"run": run + 1, "seed": plan.seed, "what": format!("and {hidden} more")}));
+        }
+    }
+    let ok = violations.is_empty() && clean == arguments.runs;
+    if arguments.json {
+        println!(
+            "{:#}",
+            json!({
+                "runs": arguments.runs, "clean": clean, "violations": violations, "seed": arguments.seed,
+                "acknowledged": acknowledged, "retries": retries, "faults": faults,
+            })
+        );
+    } else {
+        println!(
+            "{} runs, {clean} clean, {} violations; {acknowledged} payments acknowledged, {retries} retries",
+            arguments.runs,
+            violations.len()
+        );
+    }
+    Ok(ok)
+}
+
+fn main() -> ExitCode {
+    let arguments = match parse() {
+        Ok(Some(arguments)) => arguments,
+        Ok(None) => {
+            print!("{}", help());
+            return ExitCode::SUCCESS;
+        }
+        Err(error) => {
+            eprintln!("chaos: {error:#}");
+            return ExitCode::from(2);
+        }
+    };
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("chaos: cannot start the runtime: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    match runtime.block_on(chaos(&arguments)) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
+        Err(error) => {
+            eprintln!("chaos: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}

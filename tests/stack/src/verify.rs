@@ -1,0 +1,290 @@
+//! `cargo verify`: every test there is, from a clean clone, without a question. The last line is `N passed, N failed`.
+//!
+//! Runs beside a stack that somebody is using: its servers have a port base and a data directory of their own.
+
+use crate::args::Options;
+use crate::build::{binaries, build, cargo};
+use crate::paths::{release, workspace};
+use crate::process::tail;
+use crate::server::Stack;
+use crate::services::environment;
+use crate::tools::{self, For};
+use crate::up;
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+/// Away from the ports of a stack in use.
+const PORTS_AWAY: u16 = 200;
+
+/// What one step found.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Outcome {
+    passed: u64,
+    failures: Vec<String>,
+}
+
+struct Verify {
+    passed: u64,
+    failures: Vec<String>,
+    skip: Vec<String>,
+}
+
+impl Verify {
+    /// A step that cannot run is a failure, and the others still run.
+    fn step(&mut self, name: &str, run: impl FnOnce() -> Result<Outcome>) -> bool {
+        if self.skip.iter().any(|skipped| skipped == name) {
+            out!("---- {name}: skipped on request");
+            return true;
+        }
+        out!("---- {name}");
+        let begun = Instant::now();
+        let outcome =
+            run().unwrap_or_else(|error| Outcome { passed: 0, failures: vec![format!("{error:#}")] });
+        let ok = outcome.failures.is_empty();
+        out!(
+            "{} {name}: {} passed, {} failed, {:.1} s",
+            if ok { "ok  " } else { "FAIL" },
+            outcome.passed,
+            outcome.failures.len(),
+            begun.elapsed().as_secs_f64()
+        );
+        self.passed += outcome.passed;
+        for failure in outcome.failures {
+            out!("     {}", failure.replace('\n', "\n     "));
+            let short: String = failure.lines().next().unwrap_or("").chars().take(200).collect();
+            self.failures.push(format!("{name}: {short}"));
+        }
+        ok
+    }
+}
+
+pub(crate) fn verify(options: &Options) -> Result<bool> {
+    let begun = Instant::now();
+    let mut verify = Verify { passed: 0, failures: Vec::new(), skip: options.skip.clone() };
+    let options = Options {
+        port_base: options.port_base.checked_add(PORTS_AWAY).context("--port-base is too high")?,
+        no_build: true,
+        ..options.clone()
+    };
+    let ready = verify.step("tools", || tools::ensure(For::Everything, true).map(|_| one()))
+        && verify.step("build", || {
+            binaries()?;
+            build(&["e2e-tests"])?;
+            Ok(one())
+        });
+    if ready {
+        verify.step("tests", || cargo_test(&["--workspace", "--lib", "--bins", "--tests"], &[], &[]));
+        with_stack(&mut verify, &options)?;
+    }
+    out!("\n{:.0} s", begun.elapsed().as_secs_f64());
+    if !verify.failures.is_empty() {
+        out!("failed:\n  {}", verify.failures.join("\n  "));
+    }
+    out!("{} passed, {} failed", verify.passed, verify.failures.len());
+    Ok(verify.failures.is_empty())
+}
+
+fn one() -> Outcome {
+    Outcome { passed: 1, failures: Vec::new() }
+}
+
+/// The tests that need the whole system, on fresh data.
+fn with_stack(verify: &mut Verify, options: &Options) -> Result<()> {
+    if let Err(error) = up::down(&Options { wipe: true, ..options.clone() }) {
+        verify.step("clean up", || Err(error));
+        return Ok(());
+    }
+    let mut started: Option<Stack> = None;
+    verify.step("start the stack", || {
+        started = Some(up::bring_up(options, true)?);
+        Ok(one())
+    });
+    let Some(stack) = started else { return Ok(()) };
+    let mut vars = environment(&stack.state())?;
+    vars.push(("STACK_BIN".into(), std::env::current_exe()?.display().to_string()));
+    vars.push(("STACK_WORKSPACE".into(), workspace()?.display().to_string()));
+    verify.step("end to end", || {
+        cargo_test(&["-p", "e2e-tests", "--tests"], &["--ignored", "--test-threads=1"], &vars)
+    });
+    verify.step("jdbc", || {
+        let text = captured(Command::new(workspace()?.join("tests/jdbc/run")).envs(vars.clone()))?;
+        let outcome =
+            passed_failed(&text.0).with_context(|| format!("no result line:\n{}", tail(&text.0, 20)))?;
+        Ok(outcome)
+    });
+    verify.step("load with check", || {
+        let text = captured(Command::new(release("bench")?).envs(vars.clone()).args([
+            "load",
+            "--rate",
+            "300",
+            "--duration",
+            "10",
+            "--warmup",
+            "2",
+            "--tenants",
+            "20",
+            "--accounts",
+            "20",
+            "--check",
+            "--json",
+        ]))?;
+        judge_load(&text.0)
+    });
+    verify.step("chaos", || {
+        let text = captured(
+            Command::new(release("chaos")?)
+                .envs(vars.clone())
+                .args(["--suite", "lite", "--runs", "1", "--json"]),
+        )?;
+        judge_chaos(&text.0)
+    });
+    drop(stack);
+    // What failed is left to be looked at.
+    let wipe = verify.failures.is_empty();
+    verify.step("stop the stack", || up::down(&Options { wipe, ..options.clone() }).map(|_| one()));
+    Ok(())
+}
+
+/// Runs a program to its end without stdin; its stderr is shown as it comes, its stdout returned.
+fn captured(command: &mut Command) -> Result<(String, bool)> {
+    let program = command.get_program().to_owned();
+    let output = command
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .with_context(|| format!("cannot run {}", program.display()))?;
+    Ok((String::from_utf8_lossy(&output.stdout).into_owned(), output.status.success()))
+}
+
+fn cargo_test(selection: &[&str], arguments: &[&str], vars: &[(String, String)]) -> Result<Outcome> {
+    let mut command = cargo()?;
+    command.args(["test", "--release", "--no-fail-fast"]).args(selection).arg("--").args(arguments);
+    let (text, success) = captured(command.envs(vars.iter().cloned()))?;
+    Ok(judge_tests(&text, success))
+}
+
+fn judge_tests(text: &str, success: bool) -> Outcome {
+    let mut outcome = Outcome::default();
+    for line in text.lines() {
+        if let Some(rest) = line.strip_prefix("test result: ") {
+            let count = rest
+                .split(['.', ';'])
+                .find_map(|part| part.trim().strip_suffix(" passed")?.trim().parse::<u64>().ok());
+            outcome.passed += count.unwrap_or(0);
+        } else if let Some(name) =
+            line.strip_prefix("test ").and_then(|rest| rest.strip_suffix(" ... FAILED"))
+        {
+            // What it printed stands between its own heading and the next.
+            let heading = format!("---- {name} stdout ----\n");
+            let said = text.split_once(&heading).map_or("", |(_, rest)| rest);
+            let said = said.split("\n---- ").next().unwrap_or("").split("\nfailures:").next().unwrap_or("");
+            outcome
+                .failures
+                .push(format!("{name}\n{}", said.lines().take(15).collect::<Vec<_>>().join("\n")));
+        }
+    }
+    if !success && outcome.failures.is_empty() {
+        outcome.failures.push(format!("cargo test failed without naming a test\n{}", tail(text, 15)));
+    }
+    outcome
+}
+
+/// "12 passed, 1 failed" as the last line that looks like it; the lines that say FAIL are the details.
+fn passed_failed(text: &str) -> Option<Outcome> {
+    let (passed, failed) = text.lines().rev().find_map(|line| {
+        let (passed, failed) = line.trim().split_once(" passed, ")?;
+        Some((passed.parse().ok()?, failed.strip_suffix(" failed")?.parse::<u64>().ok()?))
+    })?;
+    let mut failures: Vec<String> = text
+        .lines()
+        .filter(|line| line.to_lowercase().trim_start().starts_with("fail"))
+        .map(str::to_owned)
+        .collect();
+    failures.truncate(usize::try_from(failed).unwrap_or(usize::MAX));
+    while (failures.len() as u64) < failed {
+        failures.push("a check failed; see above".into());
+    }
+    Some(Outcome { passed, failures })
+}
+
+/// The last JSON object of a program's output.
+fn json(text: &str) -> Result<Value> {
+    let start = text.rfind("\n{").map_or(0, |at| at + 1);
+    serde_json::from_str(text[start..].trim()).with_context(|| format!("no JSON:\n{}", tail(text, 20)))
+}
+
+fn judge_load(text: &str) -> Result<Outcome> {
+    let value = json(text)?;
+    let mut outcome = Outcome::default();
+    let mut expect = |what: &str, holds: bool| match holds {
+        true => outcome.passed += 1,
+        false => outcome.failures.push(format!("{what}\n{value:#}")),
+    };
+    let number =
+        |key: &str| value[key].as_f64().or_else(|| value[key].as_object().map(|kinds| kinds.len() as f64));
+    expect("payments went through", number("ok").is_some_and(|ok| ok > 0.0));
+    expect("no errors", number("errors") == Some(0.0));
+    expect("the invariants hold", value["invariants"] == "ok");
+    expect("the rate was held", number("rate_achieved") >= number("rate_requested").map(|rate| rate * 0.9));
+    Ok(outcome)
+}
+
+fn judge_chaos(text: &str) -> Result<Outcome> {
+    let value = json(text)?;
+    let violations = value["violations"].as_array().context("no violations in the answer")?;
+    let mut outcome = Outcome { passed: value["clean"].as_u64().unwrap_or(0), failures: Vec::new() };
+    outcome.failures.extend(violations.iter().map(Value::to_string));
+    if outcome.passed != value["runs"].as_u64().unwrap_or(u64::MAX) && violations.is_empty() {
+        bail!("not every run was clean: {value:#}");
+    }
+    Ok(outcome)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failed_tests_are_counted_and_named() {
+        let text = "test a::b ... ok\ntest a::c ... FAILED\n\nfailures:\n\n---- a::c stdout ----\nleft is not right\n\n\nfailures:\n    a::c\n\ntest result: FAILED. 7 passed; 1 failed; 2 ignored; 0 measured\n";
+        let outcome = judge_tests(text, false);
+        assert_eq!(outcome.passed, 7);
+        assert_eq!(outcome.failures.len(), 1);
+        assert!(outcome.failures[0].starts_with("a::c\nleft is not right"));
+        assert_eq!(judge_tests("error: could not compile", false).failures.len(), 1);
+    }
+
+    #[test]
+    fn a_load_that_lost_money_is_not_a_pass() {
+        let good =
+            r#"{"ok": 10, "errors": 0, "rate_requested": 300.0, "rate_achieved": 299.0, "invariants": "ok"}"#;
+        assert_eq!(judge_load(good).unwrap(), Outcome { passed: 4, failures: vec![] });
+        for bad in [
+            good.replace("\"ok\"}", "[\"debits\"]}"),
+            good.replace("\"errors\": 0", "\"errors\": {\"timeout\": 1}"),
+            good.replace("299.0", "100.0"),
+            good.replace("\"ok\": 10", "\"ok\": 0"),
+        ] {
+            assert_eq!(judge_load(&bad).unwrap().failures.len(), 1, "{bad}");
+        }
+    }
+
+    #[test]
+    fn chaos_without_violations_is_clean_only_when_every_run_was() {
+        assert_eq!(judge_chaos(r#"{"runs": 2, "clean": 2, "violations": []}"#).unwrap().passed, 2);
+        assert!(judge_chaos(r#"{"runs": 2, "clean": 1, "violations": []}"#).is_err());
+        assert_eq!(
+            judge_chaos(r#"{"runs": 1, "clean": 0, "violations": ["lost"]}"#).unwrap().failures.len(),
+            1
+        );
+    }
+
+    #[test]
+    fn the_line_with_counts_is_found() {
+        let outcome = passed_failed("ok x\nFAIL y: no\n3 passed, 1 failed\n").unwrap();
+        assert_eq!(outcome, Outcome { passed: 3, failures: vec!["FAIL y: no".into()] });
+        assert!(passed_failed("nothing").is_none());
+    }
+}
