@@ -83,6 +83,8 @@ pub struct Function {
     pub arguments: Option<usize>,
     /// How many of them have a default.
     pub defaults: usize,
+    /// Makes one row of many: its answer over all shards is not the answers of the shards.
+    pub aggregate: bool,
     pub route: FunctionRoute,
 }
 

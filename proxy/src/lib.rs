@@ -9,14 +9,15 @@
 //!
 //! Invariants:
 //!
-//! - Never guess a shard: a statement is proved to belong to one, runs on all of them in one transaction, or is refused.
+//! - Never guess a shard: a statement is proved to belong to one, is answered over several exactly as by one database, or
+//!   is refused.
 //! - Never replay what may have been executed: lost after it was sent = the client is told so (08007).
 //! - Writes go only to what `State` calls the primary; a lower timeline is never one (H5).
 //! - Frames are forwarded, not decoded; a server's errors reach the client untouched.
 //! - No lock shared between clients, no allocation and no parse for a statement seen before.
 //! - Everything is bounded (`limits`).
 //!
-//! Deliberately absent: merging of results from several shards, TLS.
+//! Deliberately absent: TLS.
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

@@ -11,5 +11,7 @@ mod copies;
 mod faults;
 #[path = "multi/proxy.rs"]
 mod proxy;
+#[path = "multi/scatter.rs"]
+mod scatter;
 #[path = "multi/transactions.rs"]
 mod transactions;

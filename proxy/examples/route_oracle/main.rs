@@ -46,6 +46,7 @@ fn catalog() -> Catalog {
             volatility: Volatility::Immutable,
             arguments: Some(arguments),
             defaults: 0,
+            aggregate: name != "rank",
             route: FunctionRoute::Local,
         };
         catalog.functions.entry(("pg_catalog".to_owned(), name.to_owned())).or_default().push(function);

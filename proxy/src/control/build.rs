@@ -211,7 +211,7 @@ fn function(config: &Config, raw: &RawFunction) -> Function {
         None if raw.extension.as_deref().is_some_and(builtin::extension_is_local) => FunctionRoute::Local,
         None => FunctionRoute::Opaque,
     };
-    Function { volatility, arguments: raw.arguments, defaults: raw.defaults, route }
+    Function { volatility, arguments: raw.arguments, defaults: raw.defaults, aggregate: raw.aggregate, route }
 }
 
 fn declared(config: &Config, rule: &TableRule) -> (Name, Declared) {

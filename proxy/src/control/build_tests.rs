@@ -74,6 +74,7 @@ fn raw(relations: &[(&str, RawRelation)], functions: &[(&str, char, &str)]) -> R
                 volatility: *volatility,
                 arguments: Some(1),
                 defaults: 0,
+                aggregate: false,
                 language: (*language).into(),
                 extension: None,
             })

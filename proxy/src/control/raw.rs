@@ -55,6 +55,8 @@ pub(super) struct RawFunction {
     /// `None` when variadic.
     pub(super) arguments: Option<usize>,
     pub(super) defaults: usize,
+    /// `pg_proc.prokind` is 'a'.
+    pub(super) aggregate: bool,
     pub(super) language: String,
     pub(super) extension: Option<String>,
 }
@@ -98,7 +100,7 @@ ORDER BY a.attrelid, a.attnum";
 
 const FUNCTIONS: &str = "
 SELECT n.nspname::text, p.proname::text, p.provolatile::text, p.pronargs::int4, p.provariadic <> 0, l.lanname::text,
-    e.extname::text, p.pronargdefaults::int4
+    e.extname::text, p.pronargdefaults::int4, p.prokind = 'a'
 FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace JOIN pg_language l ON l.oid = p.prolang
 LEFT JOIN pg_depend d ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e'
     AND d.refclassid = 'pg_extension'::regclass
@@ -174,6 +176,7 @@ pub(super) async fn read(client: &mut Client, part: Part) -> anyhow::Result<RawC
             language: row.try_get(5)?,
             extension: row.try_get(6)?,
             defaults: row.try_get::<_, i32>(7)? as usize,
+            aggregate: row.try_get(8)?,
         });
     }
     Ok(catalog)

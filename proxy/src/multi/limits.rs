@@ -11,6 +11,12 @@ pub const COPY_BUFFER: usize = 64 << 10;
 pub const COPY_LINES: usize = 16 << 20;
 /// Rows that a split INSERT ... RETURNING may return; they are put in the client's order before they are sent.
 pub const RETURNING: usize = 64 << 20;
+/// Bytes of rows that one query over several shards may bring to one server.
+pub const GATHER: usize = 4 << 30;
+/// Bytes of rows sent to that server at a time.
+pub const GATHER_CHUNK: usize = 64 << 10;
+/// From this many rows on, the planner is told what the copy looks like.
+pub const GATHER_ANALYZE_ROWS: u64 = 1000;
 /// How long a client waits to be told the outcome after its coordinator lost a server in the middle of a commit.
 pub const RESOLVE: Duration = Duration::from_secs(10);
 /// Between two questions about it.

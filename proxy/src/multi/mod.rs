@@ -5,7 +5,8 @@
 //!
 //! Rooms, in reading order: `exchange` (ask a server, collect its answer), `commit` (the end of a transaction with
 //! several participants: plain or in two phases), `statement` (DDL and reference writes on all shards, several
-//! statements in one message), `split_insert`, `copy` with `copy_split` (PURE) and `copy_lines` (PURE).
+//! statements in one message), `scatter` (each shard answers for its own rows), `gather` (rows are brought to one
+//! server, which answers), `split_insert`, `copy` with `copy_split` (PURE) and `copy_lines` (PURE).
 //!
 //! Invariants:
 //!
@@ -20,7 +21,9 @@ mod copy;
 mod copy_lines;
 mod copy_split;
 mod exchange;
+mod gather;
 pub mod limits;
+mod scatter;
 mod several;
 mod split_insert;
 mod statement;

@@ -1,10 +1,12 @@
 //! One statement on all shards.
 
-use super::exchange::{self, Reply, ask, gather};
-use super::{Failure, commit, copy, split_insert};
+use super::exchange::{self, Reply, ask};
+use super::{Failure, commit, copy, gather, scatter, split_insert};
+use shard_config::ShardId;
+
 use crate::error::ProxyError;
 use crate::route::Resolved;
-use crate::route::plan::Broadcast;
+use crate::route::plan::{Access, Broadcast, How};
 use crate::session::multi_hook::{MultiStatement, Participants, Protocol};
 use crate::wire::{build, read};
 
@@ -15,7 +17,8 @@ pub(super) async fn run(p: &mut Participants<'_>, statement: &MultiStatement) ->
         return one_by_one(p, statement).await;
     }
     let complete = execute(p, statement).await?;
-    if alone {
+    // What only read has no transaction left to end.
+    if alone && !p.indices().is_empty() {
         commit::commit(p).await?;
     }
     p.reply(&complete).await;
@@ -33,7 +36,34 @@ pub(super) async fn execute(
         Resolved::All(kind) => everywhere_alike(p, statement, *kind).await,
         Resolved::SplitInsert(rows) => split_insert::run(p, statement, rows).await,
         Resolved::CopyIn(copy) => copy::run(p, statement, copy).await,
+        Resolved::Scatter { how, shards } => scattered(p, statement, *how, shards.as_deref()).await,
         _ => Err(ProxyError::internal("a statement for one shard was sent to several").into()),
+    }
+}
+
+async fn scattered(
+    p: &mut Participants<'_>,
+    statement: &MultiStatement,
+    how: How,
+    shards: Option<&[ShardId]>,
+) -> Result<Vec<u8>, Failure> {
+    let mut places = Vec::new();
+    match shards {
+        None => places.extend(0..p.shard_count()),
+        Some(shards) => {
+            for shard in shards {
+                places.push(p.position(*shard).ok_or_else(|| {
+                    ProxyError::no_primary(shard.0, "the map names it but the configuration does not")
+                })?);
+            }
+        }
+    }
+    // In one order, wherever locks are taken.
+    places.sort_unstable();
+    match how {
+        How::Gather => gather::run(p, statement, &places).await,
+        How::Each if statement.routed.plan.access == Access::Write => scatter::write(p, statement, &places).await,
+        How::Each => scatter::read(p, statement, &places).await,
     }
 }
 
@@ -80,7 +110,7 @@ pub(super) async fn say_rows(
 async fn run_on(p: &mut Participants<'_>, at: usize, statement: &MultiStatement) -> Result<Reply, Failure> {
     compose(p, at, statement, statement.text(), None);
     p.flush(at).await.map_err(|_| exchange::lost(p, at))?;
-    gather(p, at).await?.ok()
+    exchange::gather(p, at).await?.ok()
 }
 
 /// DDL and writes to reference tables: one shard after the other in order of their ids, so that the first shard's

@@ -14,7 +14,7 @@
 //! - A plan never depends on a value that the cache left out of its comparison.
 //! - Nothing here panics on any bytes; whatever happens within the grammar's library ends as a refusal.
 //!
-//! Deliberately absent: scatter, and everything about which server of a shard is used.
+//! Deliberately absent: everything about which server of a shard is used.
 
 pub mod analyse;
 pub mod arrays;
@@ -37,6 +37,7 @@ use smallvec::SmallVec;
 
 use crate::catalog::Catalog;
 
+pub use analyse::gather::{GatherPlan, GatherTable, Spread, temporary_name};
 pub use lex::{Literal, LiteralKind, Literals};
 pub use resolve::{Resolved, SplitRows, resolve};
 pub use search_path::SearchPath;
@@ -161,6 +162,17 @@ impl Router {
             self.cache.put_exact(key, sql, &routed.literals, &routed.plan);
         }
         refused(routed)
+    }
+
+    /// How to answer one statement's text by gathering. Analysed at every execution: what that costs is nothing beside
+    /// the rows.
+    pub fn gather(&self, context: &RouteContext<'_>, text: &[u8]) -> Result<GatherPlan, Refusal> {
+        let mut literals = Literals::new();
+        let scanned = lex::scan(text, 0, context.standard_conforming_strings, &mut literals);
+        if !scanned.sure {
+            literals.clear();
+        }
+        analyse::gather_plan(context, text, &literals)
     }
 
     /// Plans of another schema are worth nothing (H39).

@@ -12,6 +12,8 @@ pub struct Plan {
     pub effect: Effect,
     /// The proof, one line a step, as `EXPLAIN ROUTE` prints it.
     pub evidence: Vec<String>,
+    /// Of `Route::Key`: what is done when its keys turn out to be on several shards. `None`: refused.
+    pub straddle: Option<How>,
     /// Highest `$n` used.
     pub parameters: u16,
 }
@@ -33,8 +35,19 @@ pub enum Route {
     SplitInsert(Arc<SplitInsert>),
     /// `COPY sharded FROM STDIN`: rows are dealt out by the key column.
     CopyIn(Arc<CopyIn>),
+    /// Concerns the rows of every shard.
+    Scatter(How),
     /// Not proved; never guessed.
     Refuse(Refusal),
+}
+
+/// How a statement over several shards gets the answer that one database would give.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum How {
+    /// Proved: the answer is the answers of the shards, put one after the other. Each runs the statement as it is.
+    Each,
+    /// The rows it reads are brought to one server, and PostgreSQL answers there. Reads only.
+    Gather,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,6 +82,9 @@ pub enum KeyPlace {
     OneOf(Box<[KeyPlace]>),
     /// NULL: no row can match; an INSERT of it is the server's error to raise.
     Null,
+    /// Any one key: stands for a value while it is proved that a statement does for each key what it does for all.
+    /// Never in a plan.
+    Symbol,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

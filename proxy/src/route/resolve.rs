@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
+use smallvec::SmallVec;
 use shard_config::{Bucket, ShardId, ShardMap};
 
 use super::arrays;
 use super::lex::Literal;
-use super::plan::{Broadcast, CopyIn, KeyPlace, KeyRef, Plan, Refusal, Route, SplitInsert};
+use super::plan::{Broadcast, CopyIn, How, KeyPlace, KeyRef, Plan, Refusal, Route, SplitInsert};
 use super::values::{KeyReader, KeyValue, Params};
 
 /// Where one execution of a statement goes.
@@ -23,6 +24,11 @@ pub enum Resolved {
     All(Broadcast),
     SplitInsert(SplitRows),
     CopyIn(Arc<CopyIn>),
+    /// These shards, or all when `shards` is `None`.
+    Scatter {
+        how: How,
+        shards: Option<SmallVec<[ShardId; 4]>>,
+    },
     Session,
     Refuse(Refusal),
 }
@@ -46,7 +52,11 @@ pub fn resolve<P: Params + ?Sized>(
 ) -> Resolved {
     let values = Values { literals, text, params, map };
     let result = match &plan.route {
-        Route::Key(keys) => values.single(keys),
+        Route::Key(keys) => match (plan.straddle, values.single(keys)) {
+            (Some(how), Err(refusal)) if is_straddle(&refusal) => values.spread(keys, how),
+            (_, result) => result,
+        },
+        Route::Scatter(how) => Ok(Resolved::Scatter { how: *how, shards: None }),
         Route::SplitInsert(insert) => values.split(insert),
         Route::Any => Ok(Resolved::Any),
         Route::Default => Ok(Resolved::Default),
@@ -113,6 +123,24 @@ impl<P: Params + ?Sized> Values<'_, P> {
         Ok(agreement.resolved().unwrap_or(Resolved::Default))
     }
 
+    /// Every shard that one of the keys is on.
+    fn spread(&self, keys: &[KeyRef], how: How) -> Result<Resolved, Refusal> {
+        let mut shards: SmallVec<[ShardId; 4]> = SmallVec::new();
+        for key in keys {
+            self.visit(key, &key.place, &mut |value| {
+                if let KeyValue::At(bucket) = value {
+                    let shard = self.map.shard_of(bucket);
+                    if !shards.contains(&shard) {
+                        shards.push(shard);
+                    }
+                }
+                Ok(())
+            })?;
+        }
+        shards.sort_unstable();
+        Ok(Resolved::Scatter { how, shards: Some(shards) })
+    }
+
     fn split(&self, insert: &Arc<SplitInsert>) -> Result<Resolved, Refusal> {
         let mut agreement = Agreement::default();
         let mut shards = Vec::new();
@@ -173,12 +201,19 @@ impl<P: Params + ?Sized> Values<'_, P> {
             }
             KeyPlace::OneOf(places) => places.iter().try_for_each(|place| self.visit(key, place, found)),
             KeyPlace::Null => found(KeyValue::Nowhere),
+            KeyPlace::Symbol => Err(unknown_literal()),
         }
     }
 
     fn literal(&self, n: u16) -> Result<&Literal, Refusal> {
         self.literals.get(usize::from(n)).ok_or_else(unknown_literal)
     }
+}
+
+const STRADDLES: &str = "the keys of this statement are on several shards";
+
+fn is_straddle(refusal: &Refusal) -> bool {
+    refusal.message == STRADDLES
 }
 
 fn straddles(map: &ShardMap, batch: bool) -> Refusal {
@@ -191,8 +226,8 @@ fn straddles(map: &ShardMap, batch: bool) -> Refusal {
         .detail(format!("epoch={}", map.epoch()));
     }
     Refusal::unsupported(
-        "the keys of this statement are on several shards",
-        "Run it once for each key, or within one key's shard; statements over several shards are not supported yet.",
+        STRADDLES,
+        "Run it once for each key, or within one key's shard.",
     )
     .detail(format!("epoch={}", map.epoch()))
 }

@@ -68,6 +68,19 @@ impl Session {
         self.transaction = transaction;
     }
 
+    pub(super) fn give_back(&mut self, at: usize) {
+        let server = self.servers.remove(at);
+        let pool = server.pool.clone();
+        pool.put(server, self.worker.now.get());
+        self.note_serving();
+        self.active = 0;
+    }
+
+    /// Gives back servers that have read outside of a transaction. Portals stay: other messages of the batch may use them.
+    pub(super) fn release_readers(&mut self) {
+        self.release_servers();
+    }
+
     /// Back to the pools, all but the one that the session is pinned to.
     fn release_servers(&mut self) {
         let now = self.worker.now.get();

@@ -4,8 +4,8 @@ use super::settings::Value;
 use super::transaction::Transaction;
 use super::{ReadSetting, Session};
 use crate::error::ProxyError;
-use crate::route::RoutedStatement;
-use crate::route::plan::{Effect, SavepointVerb};
+use crate::route::{Resolved, RoutedStatement};
+use crate::route::plan::{Effect, How, SavepointVerb};
 use crate::wire::build::{self, INT4, INT8, TEXT};
 
 /// A value of a row of ours.
@@ -344,6 +344,16 @@ impl Session {
                     (true, None) => format!("shard {}", id(place.shard)),
                     (false, _) => format!("shard {} (no key)", id(place.shard)),
                 },
+                Destination::Multi(Resolved::Scatter { how, shards }) => {
+                    let which = shards.as_ref().map_or("all shards".to_owned(), |shards| {
+                        let ids: Vec<String> = shards.iter().map(ToString::to_string).collect();
+                        format!("shards {}", ids.join(", "))
+                    });
+                    match how {
+                        How::Each => format!("{which}, each for its own rows"),
+                        How::Gather => format!("{which}, gathered"),
+                    }
+                }
                 Destination::Multi(_) => "several shards".to_owned(),
                 Destination::Refused(error) => format!("refused: {error}"),
             });

@@ -13,8 +13,8 @@ use super::{Expect, Pending, Session, Want};
 use crate::control;
 use crate::error::ProxyError;
 use crate::pool::{Pool, Role, Server};
-use crate::route::plan::Plan;
-use crate::route::{NoParams, RoutedStatement};
+use crate::route::plan::{Plan, Refusal};
+use crate::route::{GatherPlan, NoParams, RoutedStatement};
 use crate::session::client::{Activity, ClientInfo};
 use crate::twophase::Gid;
 use crate::wire::{build, frame, read};
@@ -254,6 +254,55 @@ impl<'a> Participants<'a> {
         }
         self.session.servers[at].enlisted = true;
         Ok(at)
+    }
+
+    pub fn default_shard(&self) -> usize {
+        self.session.default_shard()
+    }
+
+    /// How the text of one statement is answered by bringing its rows together.
+    pub fn gather_plan(&self, text: &[u8]) -> Result<GatherPlan, Refusal> {
+        self.session.with_router(|router, context, _| router.gather(context, text))
+    }
+
+    /// SET LOCALs of the open block, for a server that does not take part in it.
+    pub fn local_settings(&self) -> Vec<String> {
+        self.session.transaction.as_ref().map_or_else(Vec::new, |t| t.local_settings())
+    }
+
+    /// One more connection to the default shard's primary, with the session's settings and in no transaction. To be
+    /// taken after everybody else has joined, and given back by `give_back`.
+    pub async fn scratch(&mut self) -> Result<usize, ProxyError> {
+        let shard = self.session.default_shard();
+        let before = self.session.servers.len();
+        self.session.checkout(Want::Primary(shard)).await;
+        self.session.info.set_activity(Activity::Active, self.session.worker.now.get());
+        if let Some(error) = self.session.failure.take() {
+            return Err(*error);
+        }
+        if self.session.servers.len() != before + 1 {
+            return Err(ProxyError::internal("checked-out server vanished"));
+        }
+        let wanted = self.session.settings.clone();
+        let sql = super::settings::replay(&self.session.servers[before].settings, &wanted);
+        if !sql.is_empty()
+            && let Err(error) = self.simple(before, sql.as_bytes()).await
+        {
+            self.give_back(before);
+            return Err(error);
+        }
+        self.session.servers[before].settings = wanted;
+        Ok(before)
+    }
+
+    /// Back to its pool, or closed.
+    pub fn give_back(&mut self, at: usize) {
+        self.session.give_back(at);
+    }
+
+    /// Gives back what took part only to read, outside of any transaction.
+    pub fn release_readers(&mut self) {
+        self.session.release_readers();
     }
 
     fn demoted(&mut self, at: usize) -> ProxyError {

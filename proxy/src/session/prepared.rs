@@ -185,6 +185,7 @@ mod tests {
                 access: crate::route::plan::Access::Read,
                 effect: crate::route::plan::Effect::None,
                 evidence: Vec::new(),
+                straddle: None,
                 parameters: 0,
             }),
             literals: Default::default(),

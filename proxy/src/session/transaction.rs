@@ -53,6 +53,16 @@ impl Transaction {
         self.prologue.join(";")
     }
 
+    /// What was set for this transaction only, in order.
+    pub fn local_settings(&self) -> Vec<String> {
+        let local = |sql: &&String| {
+            let mut words = sql.split_ascii_whitespace();
+            let mut is = |word: &str| words.next().is_some_and(|w| w.eq_ignore_ascii_case(word));
+            is("set") && is("local")
+        };
+        self.prologue.iter().filter(local).cloned().collect()
+    }
+
     /// Remembers a statement for servers that join later. `false` when there are too many.
     #[must_use]
     pub fn hold(&mut self, sql: &str) -> bool {

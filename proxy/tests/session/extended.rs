@@ -71,7 +71,7 @@ fn h20_a_refused_statement_aborts_its_pipeline() {
         .parse("", "INSERT INTO t VALUES ($1, 1, 'x')")
         .bind("", &[&text])
         .execute()
-        .parse("", "SELECT 1 FROM t GROUP BY id")
+        .parse("", "SELECT 1 FROM t FOR UPDATE")
         .bind("", &[])
         .execute()
         .sync()

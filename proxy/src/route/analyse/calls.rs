@@ -25,6 +25,10 @@ impl Builder<'_> {
         let Some((volatility, route)) = worst(&functions) else {
             return self.unlisted(&name, call);
         };
+        if call.over().is_none() && functions.iter().any(|f| f.aggregate) {
+            self.aggregate(call, place.block);
+        }
+        self.seen.user_code |= !builtin && volatility != Volatility::Immutable;
         match volatility {
             Volatility::Immutable => {}
             Volatility::Stable => {
@@ -181,6 +185,7 @@ pub(super) fn describe(place: &KeyPlace) -> String {
             format!("one of ({}{})", places.join(", "), if places.len() == 8 { ", ..." } else { "" })
         }
         KeyPlace::Null => "NULL".to_owned(),
+        KeyPlace::Symbol => "each key".to_owned(),
     }
 }
 

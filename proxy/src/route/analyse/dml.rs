@@ -96,6 +96,7 @@ impl<'a> Builder<'a> {
         let Some(var) = insert.relation() else { return Err(odd_statement()) };
         let table = self.target_table(var)?;
         let (rel, item) = self.add_target(var, table, block);
+        self.blocks[block].inserts_into = Some(rel);
         let named: Vec<&str> = insert
             .cols()
             .iter()

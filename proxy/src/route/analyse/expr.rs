@@ -311,6 +311,7 @@ impl Builder<'_> {
                 if let Some(function) = self.hidden_call(reference) {
                     return Err(super::calls::opaque(&function));
                 }
+                self.note_physical(reference);
             }
             Node::SubLink(link) => self.sublink(link, place, false)?,
             Node::FuncCall(call) => self.function(call, place)?,
@@ -318,6 +319,7 @@ impl Builder<'_> {
                 let block = self.select(select)?;
                 self.blocks[place.block].subs.push(Sub { block, scope: place.scope, links: Vec::new() });
             }
+            Node::CurrentOfExpr(_) => self.seen.cursor = true,
             Node::SQLValueFunction(_) => {
                 self.seen.unstable = Some("CURRENT_TIMESTAMP or CURRENT_USER".to_owned())
             }

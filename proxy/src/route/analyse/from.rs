@@ -31,6 +31,7 @@ impl Builder<'_> {
                 self.expressions(sample.args(), place)?;
                 self.expression(sample.repeatable(), place)?;
                 self.seen.unstable = Some("TABLESAMPLE".to_owned());
+                self.seen.physical = Some("TABLESAMPLE".to_owned());
             }
             other => {
                 // XMLTABLE, JSON_TABLE: their arguments matter, their columns are not followed.
@@ -68,6 +69,7 @@ impl Builder<'_> {
             }
             Found::System(name) => {
                 self.seen.default = Some(format!("system table {name}"));
+                self.seen.system = true;
                 let rel = Rel { kind: RelKind::Other, name, columns: Vec::new() };
                 let rel = self.add_rel(block, scope, rel);
                 Ok(self.item(rel, alias, schema("pg_catalog"), true))
@@ -79,7 +81,12 @@ impl Builder<'_> {
                 Ok(self.item(rel, alias, None, true))
             }
             Found::Table(table) => {
-                self.catalog_item(table, alias, &renamed, schema(&table.schema), block, scope)
+                // The sources of a view are those of its own text.
+                let outer = std::mem::take(&mut self.sources);
+                let item = self.catalog_item(table, alias, &renamed, schema(&table.schema), block, scope)?;
+                let inner = std::mem::replace(&mut self.sources, outer);
+                self.note_source(var, table, inner);
+                Ok(item)
             }
         }
     }
@@ -108,6 +115,7 @@ impl Builder<'_> {
             }
             TableKind::System => {
                 self.seen.default = Some(format!("system table {full}"));
+                self.seen.system = true;
                 open = true;
                 RelKind::Other
             }

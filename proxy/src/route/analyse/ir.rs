@@ -4,6 +4,7 @@ use pg_raw_parse::nodes;
 use shard_config::KeyType;
 
 use super::facts::{Export, Fact, RelId, Term};
+use super::gather::Source;
 use crate::route::RouteContext;
 use crate::route::lex::Literals;
 use crate::route::plan::{KeyPlace, KeyRef, Refusal};
@@ -86,7 +87,7 @@ pub(super) struct Scope {
 }
 
 /// A subquery in an expression.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Sub {
     pub(super) block: BlockId,
     /// Whose facts hold wherever the subquery's value matters; `None`: nothing of this block.
@@ -105,7 +106,7 @@ pub(super) struct Output {
 }
 
 /// A call of a function keyed by a column: the column must be bound.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct KeyedCall {
     pub(super) name: String,
     pub(super) argument: Term,
@@ -127,6 +128,21 @@ pub(super) struct Block {
     pub(super) ctes: Vec<usize>,
     /// The first relation that belongs to this block or its children; smaller ids are outer.
     pub(super) first_rel: RelId,
+    pub(super) shape: Shape,
+    /// What an INSERT writes to: none of its rows come from there.
+    pub(super) inserts_into: Option<RelId>,
+}
+
+/// What a block does with its rows beside choosing and computing them one by one.
+#[derive(Debug, Default)]
+pub(super) struct Shape {
+    /// DISTINCT, ORDER BY, LIMIT, windows, grouping sets, MERGE, rows of constants: what it does to all rows together is
+    /// not what it does to the rows of each key.
+    pub(super) whole: bool,
+    /// Has an aggregate or GROUP BY: one row of many.
+    pub(super) grouped: bool,
+    /// The plain columns of GROUP BY.
+    pub(super) groups: Vec<Term>,
 }
 
 #[derive(Debug)]
@@ -179,6 +195,17 @@ pub(super) struct Seen {
     pub(super) temporary: bool,
     pub(super) session_lock: bool,
     pub(super) parameters: u16,
+    /// Something whose answer depends on the table itself and not only on its rows: ctid, tableoid, TABLESAMPLE, names
+    /// with a schema. Rows that were brought elsewhere would give another.
+    pub(super) physical: Option<String>,
+    /// An aggregate that may belong to a query around the one it stands in.
+    pub(super) outer_aggregate: bool,
+    /// A system table.
+    pub(super) system: bool,
+    /// WHERE CURRENT OF: the cursor is on one server.
+    pub(super) cursor: bool,
+    /// Calls a user's function that is not IMMUTABLE: what it may write must not be rolled back with the gathered rows.
+    pub(super) user_code: bool,
 }
 
 pub(super) struct Builder<'a> {
@@ -205,6 +232,8 @@ pub(super) struct Builder<'a> {
     pub(super) depth: usize,
     /// Within a view's text: its constants are not this statement's.
     pub(super) views: usize,
+    /// Relations named in FROM, of the text that is being looked at.
+    pub(super) sources: Vec<Source>,
 }
 
 impl<'a> Builder<'a> {
@@ -227,6 +256,7 @@ impl<'a> Builder<'a> {
             evidence: Vec::new(),
             depth: 0,
             views: 0,
+            sources: Vec::new(),
         }
     }
 

@@ -12,6 +12,7 @@ impl Builder<'_> {
     /// The target takes part as the nullable side of `source LEFT JOIN target ON ...`.
     pub(super) fn merge_statement(&mut self, merge: &nodes::MergeStmt) -> Result<BlockId> {
         let block = self.new_block();
+        self.blocks[block].shape.whole = true;
         if let Some(with) = merge.with_clause() {
             self.with(with, block)?;
         }

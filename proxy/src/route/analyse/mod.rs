@@ -2,7 +2,8 @@
 //!
 //! - [`ir`], [`facts`]: relation occurrences, query blocks and equalities.
 //! - [`names`], [`from`], [`select`], [`dml`], [`merge`], [`expr`], [`calls`]: the parse tree becomes blocks.
-//! - [`prove`]: every sharded occurrence is bound to the key, or the statement is refused.
+//! - [`prove`]: every sharded occurrence is bound to the key.
+//! - [`scatter`]: if not, whether every shard can answer for its own rows; [`gather`]: what to bring together if not.
 //! - [`utility`], [`ddl`], [`copy`]: statements that are not queries.
 //! - [`syntax`]: texts that the grammar refuses, and texts that are not UTF-8.
 
@@ -13,10 +14,12 @@ mod dml;
 mod expr;
 mod facts;
 mod from;
+pub(super) mod gather;
 mod ir;
 mod merge;
 mod names;
 mod prove;
+mod scatter;
 mod select;
 mod syntax;
 mod tokens;
@@ -31,6 +34,7 @@ use super::RouteContext;
 use super::cache::Sharing;
 use super::lex::Literals;
 use super::plan::{Access, Broadcast, Effect, Plan, Refusal, Route, SplitInsert};
+use gather::GatherPlan;
 use ir::{BlockId, Builder, Result};
 
 pub use syntax::split;
@@ -48,7 +52,7 @@ pub fn empty() -> Plan {
 }
 
 fn plain_plan(route: Route, access: Access, effect: Effect) -> Plan {
-    Plan { route, access, effect, evidence: Vec::new(), parameters: 0 }
+    Plan { route, access, effect, evidence: Vec::new(), straddle: None, parameters: 0 }
 }
 
 fn refused(refusal: Refusal) -> Plan {
@@ -74,6 +78,34 @@ pub fn statement(
         )),
         sharing: Sharing::Never,
     })
+}
+
+/// What to bring together for a text whose plan is `Route::Scatter(How::Gather)`, or whose keys straddle.
+pub fn gather_plan(
+    context: &RouteContext<'_>,
+    text: &[u8],
+    literals: &Literals,
+) -> std::result::Result<GatherPlan, Refusal> {
+    if !context.standard_conforming_strings && text.contains(&b'\\') {
+        return Err(Refusal::unsupported(
+            "a query over several shards with backslashes in its strings",
+            "SET standard_conforming_strings = on, or write them as E'...'.",
+        ));
+    }
+    let text = std::str::from_utf8(text).map_err(|_| {
+        Refusal::unsupported(
+            "a query over several shards whose text is not UTF-8",
+            "SET client_encoding = 'UTF8'.",
+        )
+    })?;
+    let planned = catch_unwind(AssertUnwindSafe(|| {
+        let tree = pg_raw_parse::parse(text).map_err(|error| syntax::error(text, &error.to_string()))?;
+        let Some(Node::SelectStmt(select)) = tree.stmts().next() else { return Err(dml::odd_statement()) };
+        let mut builder = Builder::new(context, text, literals);
+        builder.select(select)?;
+        builder.gather_plan(select)
+    }));
+    planned.unwrap_or_else(|_| Err(dml::odd_statement()))
 }
 
 fn analyse(context: &RouteContext<'_>, text: &[u8], literals: &Literals, sure: bool) -> Analysed {
@@ -146,8 +178,21 @@ impl Builder<'_> {
 
     /// The proof, and what follows from it and from everything seen.
     fn finish(&mut self, block: BlockId, split: Option<SplitInsert>) -> Result<Plan> {
-        self.prove(block, &[], &[])?;
-        let route = self.decide(split)?;
+        let early = self.keys.clone();
+        let (route, straddle) = match self.prove(block, &[], &[]).and_then(|()| self.decide(split)) {
+            Ok(route) => {
+                let straddle = self.straddles(&route).then(|| self.scatter(block, &early)).flatten();
+                (route, straddle)
+            }
+            Err(refusal) if refusal.sqlstate == "0A000" => match self.scatter(block, &early) {
+                Some(how) => {
+                    self.explain_scatter(how, &refusal);
+                    (Route::Scatter(how), None)
+                }
+                None => return Err(refusal),
+            },
+            Err(refusal) => return Err(refusal),
+        };
         let seen = &self.seen;
         let writes = seen.writes || seen.volatile || seen.default_function;
         let effect = if seen.session_lock { Effect::Pin("session advisory lock") } else { Effect::None };
@@ -156,6 +201,7 @@ impl Builder<'_> {
             access: if writes { Access::Write } else { Access::Read },
             effect,
             evidence: std::mem::take(&mut self.evidence),
+            straddle,
             parameters: seen.parameters,
         })
     }

@@ -61,7 +61,7 @@ impl Builder<'_> {
                 RelKind::Other => {}
             }
         }
-        for sub in std::mem::take(&mut self.blocks[block].subs) {
+        for sub in self.blocks[block].subs.clone() {
             let facts = sub.scope.and_then(|scope| contexts.get(scope)).map_or(inherited, Vec::as_slice);
             // IN is true only of equal values.
             let links: Vec<Export> = sub
@@ -77,7 +77,7 @@ impl Builder<'_> {
     }
 
     fn prove_calls(&mut self, block: BlockId, contexts: &[Vec<Fact>], inherited: &[Fact]) -> Result<()> {
-        let calls = std::mem::take(&mut self.blocks[block].calls);
+        let calls = self.blocks[block].calls.clone();
         for call in calls {
             let facts = call.scope.and_then(|scope| contexts.get(scope)).map_or(inherited, Vec::as_slice);
             let Some(place) = self.bound(&self.closure(facts), call.argument) else {
@@ -143,10 +143,11 @@ impl Builder<'_> {
             let Term::Value(value) = member else { continue };
             let place = &self.values.get(value)?.place;
             let rank = match place {
-                KeyPlace::Parameter(_) | KeyPlace::Literal(_) => 0,
-                KeyPlace::Null => 1,
-                KeyPlace::OneOf(_) => 2,
-                KeyPlace::ParameterArray(_) | KeyPlace::LiteralArray(_) => 3,
+                KeyPlace::Symbol => 0,
+                KeyPlace::Parameter(_) | KeyPlace::Literal(_) => 1,
+                KeyPlace::Null => 2,
+                KeyPlace::OneOf(_) => 3,
+                KeyPlace::ParameterArray(_) | KeyPlace::LiteralArray(_) => 4,
             };
             if best.is_none_or(|(r, _)| rank < r) {
                 best = Some((rank, place));
@@ -161,8 +162,7 @@ impl Builder<'_> {
         Refusal::unsupported(
             format!("table {} is not bound to one value of its sharding key {key}", rel.name),
             format!(
-                "Add {key} = ... for this table (in WHERE, or joined to a table that has it); statements over \
-                 several shards are not supported yet."
+                "Add {key} = ... for this table (in WHERE, or joined to a table that has it)."
             ),
         )
     }

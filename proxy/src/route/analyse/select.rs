@@ -32,6 +32,7 @@ impl Builder<'_> {
         } else if !select.values_lists().is_empty() {
             self.levels.push(Vec::new());
             self.values_rows(select.values_lists(), block)?;
+            self.blocks[block].shape.whole = true;
             self.tail(select, place)?;
             self.levels.pop();
         } else {
@@ -93,6 +94,7 @@ impl Builder<'_> {
             };
         }
         self.blocks[place.block].outputs = outputs;
+        self.note_shape(select, place.block, limited || windows);
         self.tail(select, place)?;
         self.levels.pop();
         Ok(())

@@ -113,7 +113,15 @@ impl Builder<'_> {
     /// A query within another statement.
     pub(super) fn inner(&mut self, query: Node<'_>) -> Result<Plan> {
         if prove::is_query(query) {
-            return self.plan(query);
+            let plan = self.plan(query)?;
+            if matches!(plan.route, Route::Scatter(_)) {
+                return Err(Refusal::unsupported(
+                    "a query over several shards within another statement (a cursor, COPY, EXPLAIN)",
+                    "Run the query by itself, or SET shard.target.",
+                ));
+            }
+            // What the statement around it makes of several answers is not known.
+            return Ok(Plan { straddle: None, ..plan });
         }
         Err(Refusal::unsupported("this statement is not supported here", "Run it by itself."))
     }

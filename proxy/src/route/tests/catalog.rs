@@ -154,12 +154,24 @@ pub(super) fn test_catalog() -> Catalog {
     catalog
 }
 
+/// `prokind` 'a' of PostgreSQL 15, without the ordered-set ones.
+fn is_aggregate(name: &str) -> bool {
+    let plain = [
+        "count", "sum", "avg", "min", "max", "stddev", "variance", "var_pop", "var_samp", "stddev_pop", "stddev_samp",
+        "bool_and", "bool_or", "every", "bit_and", "bit_or", "bit_xor", "string_agg", "array_agg", "json_agg", "jsonb_agg",
+        "json_object_agg", "jsonb_object_agg", "xmlagg", "range_agg", "range_intersect_agg", "corr", "mode",
+        "percentile_cont", "percentile_disc",
+    ];
+    plain.contains(&name)
+}
+
 /// `functions.txt` is `pg_proc` of PostgreSQL 15 without the functions that only the server calls:
 /// name, volatility, number of arguments (`*`: variadic), number of defaults.
 fn functions(catalog: &mut Catalog) {
     let mut add = |schema: &str, name: &str, volatility, arguments, defaults, route| {
         let list = catalog.functions.entry((schema.to_owned(), name.to_owned())).or_default();
-        list.push(Function { volatility, arguments, defaults, route });
+        let aggregate = schema == "pg_catalog" && is_aggregate(name);
+        list.push(Function { volatility, arguments, defaults, aggregate, route });
     };
     for line in include_str!("functions.txt").lines() {
         let fields: Vec<&str> = line.split(' ').collect();

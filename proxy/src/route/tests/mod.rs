@@ -10,7 +10,7 @@ mod tools;
 mod unsound;
 mod values;
 
-use super::plan::{Access, Broadcast, Effect, KeyPlace, Plan, Route};
+use super::plan::{Access, Broadcast, Effect, How, KeyPlace, Plan, Route};
 use super::{RouteContext, Routed, Router, SearchPath};
 
 pub(super) fn context<'a>(catalog: &'a crate::catalog::Catalog, path: &'a SearchPath) -> RouteContext<'a> {
@@ -40,6 +40,7 @@ fn place(place: &KeyPlace) -> String {
         KeyPlace::LiteralArray(n) => format!("any #{n}"),
         KeyPlace::OneOf(all) => format!("[{}]", all.iter().map(self::place).collect::<Vec<_>>().join(" ")),
         KeyPlace::Null => "null".to_owned(),
+        KeyPlace::Symbol => "symbol".to_owned(),
     }
 }
 
@@ -63,6 +64,8 @@ pub(super) fn describe(plan: &Plan) -> String {
             let keys: Vec<String> = split.rows.iter().map(|r| place(&r.key.place)).collect();
             format!("split {}", keys.join(", "))
         }
+        Route::Scatter(How::Each) => "each".to_owned(),
+        Route::Scatter(How::Gather) => "gather".to_owned(),
         Route::CopyIn(copy) => format!("copy-in {}", copy.key_position),
         Route::Refuse(refusal) => return format!("refuse {}", refusal.sqlstate),
     };

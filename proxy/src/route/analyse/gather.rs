@@ -1,0 +1,233 @@
+//! What to bring to one server so that PostgreSQL itself can answer a query over several shards.
+//!
+//! Every table named in FROM becomes a temporary table of the same columns there, and the query is the client's own
+//! text with those names in their place; a view becomes its definition in parentheses. Nothing else of the text
+//! changes, so types, names, order, errors and everything that PostgreSQL does to rows are PostgreSQL's.
+
+use std::ops::Range;
+
+use pg_raw_parse::raw::SetOperation;
+use pg_raw_parse::{Node, nodes};
+
+use super::ir::{Builder, Result};
+use crate::catalog::{Table, TableKind};
+use crate::route::plan::Refusal;
+use crate::route::tokens::{Token, TokenKind, tokens};
+
+/// A relation named in FROM.
+#[derive(Debug, Clone)]
+pub(super) struct Source {
+    location: usize,
+    name: String,
+    only: bool,
+    has_alias: bool,
+    what: What,
+}
+
+#[derive(Debug, Clone)]
+enum What {
+    Table(GatherTable),
+    View { text: String, sources: Vec<Source> },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GatherTable {
+    pub schema: String,
+    pub name: String,
+    pub only: bool,
+    pub kind: Spread,
+    /// A condition on its rows that the query has anyway, with the FROM item that it speaks of.
+    pub filter: Option<Filter>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Filter {
+    pub alias: String,
+    pub condition: String,
+}
+
+/// Where its rows are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Spread {
+    Shards,
+    /// The same on every shard, or only on the default one: the server that answers has them.
+    Default,
+}
+
+/// How one text is answered by gathering.
+#[derive(Debug)]
+pub struct GatherPlan {
+    /// Temporary table n is `pg_temp.shard_gather_n`.
+    pub tables: Vec<GatherTable>,
+    /// For a server that has only the sharded tables' copies.
+    pub text: String,
+    /// For one that has copies of all tables, because the transaction may have changed any of them.
+    pub text_of_all: String,
+    /// It reads system tables.
+    pub system: bool,
+}
+
+pub fn temporary_name(n: usize) -> String {
+    format!("shard_gather_{n}")
+}
+
+impl Builder<'_> {
+    pub(super) fn note_source(&mut self, var: &nodes::RangeVar, table: &Table, inner: Vec<Source>) {
+        let Ok(location) = usize::try_from(var.location) else { return };
+        if self.sources.iter().any(|source| source.location == location) {
+            return; // The step of a recursive query is looked at several times.
+        }
+        let what = match (&table.kind, &table.view_definition) {
+            (TableKind::System, _) => return,
+            (TableKind::View, Some(text)) => What::View { text: text.clone(), sources: inner },
+            (kind, _) => What::Table(GatherTable {
+                schema: table.schema.clone(),
+                name: table.name.clone(),
+                only: !var.inh,
+                kind: match kind {
+                    TableKind::Sharded { .. } => Spread::Shards,
+                    _ => Spread::Default,
+                },
+                filter: None,
+            }),
+        };
+        let name = var.relname().unwrap_or_default().to_owned();
+        let has_alias = var.alias().is_some();
+        self.sources.push(Source { location, name, only: !var.inh, has_alias, what });
+    }
+
+    pub(super) fn gather_plan(&mut self, select: &nodes::SelectStmt) -> Result<GatherPlan> {
+        let standard = self.context.standard_conforming_strings;
+        self.push_condition(select);
+        let mut tables = Vec::new();
+        let text = splice(self.text, &self.sources, standard, false, &mut tables)?;
+        let text_of_all = splice(self.text, &self.sources, standard, true, &mut tables)?;
+        Ok(GatherPlan { tables, text, text_of_all, system: self.seen.system })
+    }
+
+    /// The condition of a query over one table is applied where the rows are, too. It is evaluated once more at the end,
+    /// so it must say the same both times.
+    fn push_condition(&mut self, select: &nodes::SelectStmt) {
+        let mut items = select.from_clause().iter();
+        let (Some(Node::RangeVar(var)), None) = (items.next(), items.next()) else { return };
+        let alone = select.op == SetOperation::SETOP_NONE
+            && select.with_clause().is_none()
+            && !matches!(select.where_clause(), Node::None)
+            && self.blocks.len() == 1
+            && !self.seen.volatile
+            && self.seen.unstable.is_none();
+        let renamed = var.alias().is_some_and(|alias| !alias.colnames().is_empty());
+        let [Source { what: What::Table(table), .. }] = self.sources.as_mut_slice() else { return };
+        if !alone || renamed {
+            return;
+        }
+        let span = condition_span(self.text, self.context.standard_conforming_strings);
+        if let Some(condition) = span.and_then(|span| self.text.get(span)) {
+            let alias = var.alias().and_then(nodes::Alias::aliasname).or(var.relname()).unwrap_or_default();
+            table.filter = Some(Filter { alias: alias.to_owned(), condition: condition.to_owned() });
+        }
+    }
+}
+
+/// The text with its relations replaced. `all`: those of the default shard, too.
+fn splice(
+    text: &str,
+    sources: &[Source],
+    standard: bool,
+    all: bool,
+    tables: &mut Vec<GatherTable>,
+) -> Result<String> {
+    let tokens = tokens(text.as_bytes(), standard).ok_or_else(unreadable)?;
+    let mut sources: Vec<&Source> = sources.iter().collect();
+    sources.sort_by_key(|source| source.location);
+    let mut out = String::with_capacity(text.len() + 64);
+    let mut from = 0;
+    for source in sources {
+        let replacement = match &source.what {
+            What::Table(table) if table.kind == Spread::Shards || all => {
+                let n = tables.iter().position(|known| known == table).unwrap_or_else(|| {
+                    tables.push(table.clone());
+                    tables.len() - 1
+                });
+                format!("pg_temp.{}", temporary_name(n))
+            }
+            What::Table(_) => continue,
+            What::View { .. } if source.only => return Err(unreadable()),
+            What::View { text, sources } => {
+                let inner = splice(text.trim_end().trim_end_matches(';'), sources, true, all, tables)?;
+                format!("({inner})")
+            }
+        };
+        let (span, bare) = name_span(text, &tokens, source)?;
+        out.push_str(text.get(from..span.start).ok_or_else(unreadable)?);
+        out.push_str(&replacement);
+        if !source.has_alias && !bare {
+            out.push_str(&format!(" AS \"{}\"", source.name.replace('"', "\"\"")));
+        } else if bare && matches!(source.what, What::View { .. }) {
+            return Err(unreadable());
+        }
+        from = span.end;
+    }
+    out.push_str(text.get(from..).ok_or_else(unreadable)?);
+    Ok(out)
+}
+
+/// The span of a possibly qualified name, and whether it stands where no alias can (`TABLE t`).
+fn name_span(text: &str, tokens: &[Token], source: &Source) -> Result<(Range<usize>, bool)> {
+    let at = tokens.iter().position(|t| t.range.start == source.location).ok_or_else(unreadable)?;
+    let piece = |i: usize| tokens.get(i).and_then(|t| text.get(t.range.clone())).unwrap_or_default();
+    let mut last = at;
+    while piece(last + 1) == "." {
+        last += 2;
+    }
+    let name = piece(last);
+    let plain = name.to_lowercase() == source.name || name.strip_prefix('"').is_some_and(|n| {
+        n.strip_suffix('"').is_some_and(|n| n.replace("\"\"", "\"") == source.name)
+    });
+    // `t *` is an old way to say that children count, and `ONLY (t)` has no room for an alias.
+    let odd = piece(last + 1) == "*" || (source.only && at > 0 && piece(at - 1) == "(");
+    if !plain || odd {
+        return Err(unreadable());
+    }
+    let bare = at > 0 && piece(at - 1).eq_ignore_ascii_case("table");
+    Ok((tokens[at].range.start..tokens[last].range.end, bare))
+}
+
+fn unreadable() -> Refusal {
+    Refusal::unsupported(
+        "a table's name in this query over several shards could not be replaced",
+        "Write it plainly, as schema.table or table.",
+    )
+}
+
+/// The condition of a query over one table alone, if every shard may apply it to its own rows: the text between WHERE
+/// and what follows it. The analyser has seen that there is no subquery in it.
+fn condition_span(text: &str, standard: bool) -> Option<Range<usize>> {
+    let tokens = tokens(text.as_bytes(), standard)?;
+    let mut depth = 0usize;
+    let mut start = None;
+    let mut end = text.len();
+    for token in &tokens {
+        match token.kind {
+            TokenKind::Open => depth += 1,
+            TokenKind::Close => depth = depth.checked_sub(1)?,
+            TokenKind::Word if depth == 0 => {
+                let word = text.get(token.range.clone())?.to_ascii_lowercase();
+                if start.is_none() {
+                    if word == "where" {
+                        start = Some(token.range.end);
+                    }
+                } else if matches!(
+                    word.as_str(),
+                    "group" | "having" | "window" | "order" | "limit" | "offset" | "fetch" | "for" | "union" | "intersect"
+                        | "except"
+                ) {
+                    end = token.range.start;
+                    break;
+                }
+            }
+            _ => {}
+        }
+    }
+    start.map(|start| start..end)
+}
