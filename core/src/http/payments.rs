@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::body::Body;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Query, State};
 use axum::http::HeaderMap;
 use axum::response::Response;
 use chrono::{DateTime, Utc};
@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use super::auth::Caller;
 use super::front::{self, IDEMPOTENT_REPLAYED, TRUE};
+use super::params::Path;
 use super::view::{Page, PaymentView};
 use super::{body, page};
 use crate::app::App;
@@ -70,7 +71,7 @@ pub(super) fn succeeded(details: &PaymentDetails, verdict: Verdict) -> Result<(P
 pub async fn get(
     State(app): State<Arc<App>>,
     caller: Caller,
-    Path(id): Path<String>,
+    Path(id): Path,
 ) -> Result<Response, Problem> {
     let tenant = caller.may("payments:read")?;
     // Somebody else's payment, an id of another kind and no id at all are told apart by nobody.
