@@ -1,0 +1,173 @@
+//! What the schema is for: its indexes, on a real PostgreSQL.
+
+use sql_assets::{Options, apply};
+use testpg::TempPostgres;
+use tokio_postgres::{Client, NoTls};
+
+async fn connect(url: &str) -> Client {
+    let (client, connection) = tokio_postgres::connect(url, NoTls).await.expect("connect");
+    tokio::spawn(connection);
+    client
+}
+
+async fn server() -> (TempPostgres, String) {
+    let postgres = TempPostgres::start(&[]);
+    let url = postgres.url("postgres");
+    let report = apply(&url, &Options::default()).await.expect("apply");
+    assert!(report.failed.is_empty(), "{:?}", report.failed);
+    (postgres, url)
+}
+
+/// The core's named queries use the indexes they were made for; an index that no query uses does not exist.
+#[tokio::test]
+async fn every_index_serves_a_query() {
+    let (_postgres, url) = server().await;
+    let client = connect(&url).await;
+    // Enough rows of one tenant that one index is clearly the right one.
+    let seed = "
+        INSERT INTO tenants (tenant_id, name) VALUES ('00000000-0000-0000-0000-000000000001', 't');
+        INSERT INTO accounts (tenant_id, account_id, account_number, currency)
+             SELECT tenant_id, gen_random_uuid(), i, 'USD' FROM tenants, generate_series(1, 2000) i;
+        INSERT INTO api_keys (tenant_id, key_id, prefix, key_hash)
+             SELECT tenant_id, gen_random_uuid(), i, sha256(i::text::bytea) FROM tenants, generate_series(1, 2000) i;
+        INSERT INTO payment_types (tenant_id, payment_type_id, code, name)
+             SELECT tenant_id, gen_random_uuid(), i, i FROM tenants, generate_series(1, 2000) i;
+        INSERT INTO payments (tenant_id, payment_id, created_at, debit_account_id, credit_account_id, amount_minor,
+                              currency, status)
+             SELECT tenant_id, gen_random_uuid(), now() - i * interval '1 ms', lpad(to_hex(i % 100), 32, '0')::uuid,
+                    lpad(to_hex(i % 99), 32, 'a')::uuid, 1, 'USD', CASE i % 50 WHEN 7 THEN 'declined' ELSE 'succeeded' END
+               FROM tenants, generate_series(1, 20000) i;
+        INSERT INTO entries (tenant_id, payment_id, created_at, debit_account_id, credit_account_id, amount_minor,
+                             currency, debit_posted_after, debit_version, credit_posted_after, credit_version)
+             SELECT tenant_id, payment_id, created_at, debit_account_id, credit_account_id, 1, 'USD', 0,
+                    row_number() OVER (PARTITION BY debit_account_id ORDER BY created_at), 0,
+                    row_number() OVER (PARTITION BY credit_account_id ORDER BY created_at)
+               FROM payments WHERE status = 'succeeded';
+        ANALYZE;
+        SET enable_seqscan = off";
+    client.batch_execute(seed).await.expect("seed");
+    let t = "'00000000-0000-0000-0000-000000000001'::uuid";
+    // The two streams of the payments of an account.
+    let succeeded = |side: &str| {
+        format!(
+            "SELECT e.{side}_version, p.* FROM entries e JOIN payments p ON p.tenant_id = e.tenant_id \
+             AND p.created_at = e.created_at AND p.payment_id = e.payment_id \
+             WHERE e.tenant_id = {t} AND e.{side}_account_id = {t} AND e.{side}_version < 50 \
+             AND e.created_at >= '1970-01-01' AND e.created_at < '9999-12-31' ORDER BY e.{side}_version DESC LIMIT 51"
+        )
+    };
+    let unsettled = |side: &str| {
+        format!(
+            "SELECT * FROM payments p WHERE p.tenant_id = {t} AND p.{side}_account_id = {t} \
+             AND p.status <> 'succeeded' AND (p.created_at, p.payment_id) < (now(), {t}) \
+             AND p.created_at >= '1970-01-01' AND p.created_at < '9999-12-31' \
+             ORDER BY p.created_at DESC, p.payment_id DESC LIMIT 51"
+        )
+    };
+    let queries = [
+        (
+            "payments_%_pkey",
+            format!(
+                "SELECT * FROM payments WHERE tenant_id = {t} AND created_at = now() AND payment_id = {t}"
+            ),
+        ),
+        (
+            "payments_%_pkey",
+            format!(
+                "SELECT * FROM payments WHERE tenant_id = {t} AND (created_at, payment_id) < (now(), {t}) ORDER BY created_at DESC, payment_id DESC LIMIT 50"
+            ),
+        ),
+        (
+            "entries_%_pkey",
+            format!(
+                "SELECT * FROM account_entries WHERE tenant_id = {t} AND account_id = {t} AND version < 5 ORDER BY version DESC LIMIT 50"
+            ),
+        ),
+        (
+            "entries_%_credit_version_idx",
+            format!(
+                "SELECT * FROM account_entries WHERE tenant_id = {t} AND account_id = {t} AND version < 5 ORDER BY version DESC LIMIT 50"
+            ),
+        ),
+        ("entries_%_pkey", succeeded("debit")),
+        ("entries_%_credit_version_idx", succeeded("credit")),
+        ("payments_%_pkey", succeeded("debit")),
+        (
+            "payments_%_created_at_payment_id_idx",
+            format!(
+                "SELECT * FROM payments WHERE tenant_id = {t} AND (created_at, payment_id) < (now(), {t}) AND status <> 'succeeded' AND status = 'declined' ORDER BY created_at DESC, payment_id DESC LIMIT 50"
+            ),
+        ),
+        ("payments_%_debit_account_id_created_at_paym_idx", unsettled("debit")),
+        ("payments_%_credit_account_id_created_at_pay_idx", unsettled("credit")),
+        ("accounts_pkey", format!("SELECT * FROM accounts WHERE tenant_id = {t} AND account_id = {t}")),
+        (
+            "accounts_tenant_id_account_number_key",
+            format!("SELECT * FROM accounts WHERE tenant_id = {t} AND account_number = 'x'"),
+        ),
+        (
+            "api_keys_tenant_id_key_hash_key",
+            format!("SELECT * FROM api_keys WHERE tenant_id = {t} AND key_hash = '\\x00'"),
+        ),
+        ("api_keys_pkey", format!("SELECT * FROM api_keys WHERE tenant_id = {t} AND key_id = {t}")),
+        (
+            "payment_types_tenant_id_code_key",
+            format!("SELECT * FROM payment_types WHERE tenant_id = {t} AND code = 'x'"),
+        ),
+        (
+            "payment_types_pkey",
+            format!("SELECT * FROM payment_types WHERE tenant_id = {t} AND payment_type_id = {t}"),
+        ),
+        ("fraud_rules_pkey", format!("SELECT * FROM fraud_rules WHERE tenant_id = {t} AND rule_id = {t}")),
+        (
+            "rule_usage_pkey",
+            format!("SELECT * FROM rule_usage WHERE tenant_id = {t} AND rule_id = {t} AND account_id = {t}"),
+        ),
+        (
+            "tenant_config_pkey",
+            format!("SELECT * FROM tenant_config WHERE tenant_id = {t} AND config_type = 'x'"),
+        ),
+        ("tenants_pkey", format!("SELECT * FROM tenants WHERE tenant_id = {t}")),
+        (
+            "idempotency_keys_pkey",
+            format!("SELECT * FROM idempotency_keys WHERE tenant_id = {t} AND key = 'x'"),
+        ),
+        ("idempotency_keys_expires", "SELECT ctid FROM idempotency_keys WHERE expires_at < now()".to_owned()),
+        (
+            "outbox_pending",
+            format!(
+                "SELECT * FROM outbox WHERE published_at IS NULL AND account_id > {t} ORDER BY account_id, event_seq LIMIT 100"
+            ),
+        ),
+        ("outbox_published", "SELECT ctid FROM outbox WHERE occurred_at < now()".to_owned()),
+        (
+            "outbox_pkey",
+            format!(
+                "UPDATE outbox SET published_at = now() WHERE tenant_id = {t} AND account_id = {t} AND event_seq = 1"
+            ),
+        ),
+        (
+            "inbox_pkey",
+            format!("SELECT 1 FROM inbox WHERE tenant_id = {t} AND consumer = 'x' AND event_id = {t}"),
+        ),
+        ("relay_leases_pkey", "SELECT * FROM relay_leases WHERE shard_id = 1".to_owned()),
+        ("currencies_pkey", "SELECT * FROM currencies WHERE code = 'USD'".to_owned()),
+        ("schema_migrations_pkey", "SELECT * FROM schema_migrations WHERE version = 1".to_owned()),
+    ];
+    let like = |pattern: &str, name: &str| match pattern.split_once('%') {
+        Some((head, tail)) => name.starts_with(head) && name.ends_with(tail),
+        None => name == pattern,
+    };
+    for (index, query) in &queries {
+        let rows = client.query(&format!("EXPLAIN {query}"), &[]).await.expect(query);
+        let plan: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+        let used = plan.iter().flat_map(|line| line.split_whitespace()).any(|word| like(index, word));
+        assert!(used, "{index} is not used by {query}:\n{}", plan.join("\n"));
+    }
+    let sql = "SELECT c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+               WHERE c.relkind = 'i' AND n.nspname = 'public'";
+    for row in client.query(sql, &[]).await.expect("indexes") {
+        let name: String = row.get(0);
+        assert!(queries.iter().any(|(index, _)| like(index, &name)), "{name} serves no query of the list");
+    }
+}
