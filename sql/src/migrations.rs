@@ -35,6 +35,7 @@ pub const MIGRATIONS: &[Migration] = migrations![
     3 "0003_posting",
     4 "0004_currencies",
     5 "0005_payment_filters",
+    6 "0006_transactions_view",
 ];
 
 #[cfg(test)]

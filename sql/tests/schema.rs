@@ -1,8 +1,9 @@
-//! What the schema is for: its indexes, on a real PostgreSQL.
+//! What the schema is for: its indexes and its views, on a real PostgreSQL.
 
 use sql_assets::{Options, apply};
 use testpg::TempPostgres;
 use tokio_postgres::{Client, NoTls};
+use uuid::Uuid;
 
 async fn connect(url: &str) -> Client {
     let (client, connection) = tokio_postgres::connect(url, NoTls).await.expect("connect");
@@ -16,6 +17,35 @@ async fn server() -> (TempPostgres, String) {
     let report = apply(&url, &Options::default()).await.expect("apply");
     assert!(report.failed.is_empty(), "{:?}", report.failed);
     (postgres, url)
+}
+
+/// Amounts of currencies with every number of decimals, up to the largest that a row can hold.
+#[tokio::test]
+async fn the_transactions_view_shows_amounts_in_full() {
+    let (_postgres, url) = server().await;
+    let client = connect(&url).await;
+    let cases = [
+        ("KWD", 1234, "1.234"),
+        ("BHD", 1, "0.001"),
+        ("KWD", i64::MAX, "9223372036854775.807"),
+        ("JPY", 1, "1"),
+        ("JPY", 10_000_000_000_000, "10000000000000"),
+        ("JPY", i64::MAX, "9223372036854775807"),
+        ("USD", 1205, "12.05"),
+        ("USD", i64::MAX, "92233720368547758.07"),
+        ("CLF", i64::MAX, "922337203685477.5807"),
+    ];
+    for (currency, minor, _) in cases {
+        let sql = "INSERT INTO payments (tenant_id, payment_id, created_at, debit_account_id, credit_account_id, \
+                   amount_minor, currency, status) VALUES ($1, gen_random_uuid(), now(), $1, $1, $2, $3, 'succeeded')";
+        client.execute(sql, &[&Uuid::nil(), &minor, &currency]).await.expect("a payment");
+    }
+    let sql = "SELECT t.amount::text FROM transactions t JOIN payments p ON p.payment_id = t.id \
+               WHERE t.tenant_id = $1 AND p.amount_minor = $2 AND t.currency_code = $3";
+    for (currency, minor, expected) in cases {
+        let row = client.query_one(sql, &[&Uuid::nil(), &minor, &currency]).await.expect("a transaction");
+        assert_eq!(row.get::<_, &str>(0), expected, "{minor} {currency}");
+    }
 }
 
 /// The core's named queries use the indexes they were made for; an index that no query uses does not exist.
