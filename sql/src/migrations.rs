@@ -36,6 +36,7 @@ pub const MIGRATIONS: &[Migration] = migrations![
     4 "0004_currencies",
     5 "0005_payment_filters",
     6 "0006_transactions_view",
+    7 "0007_partitions",
 ];
 
 #[cfg(test)]

@@ -201,3 +201,31 @@ async fn every_index_serves_a_query() {
         assert!(queries.iter().any(|(index, _)| like(index, &name)), "{name} serves no query of the list");
     }
 }
+
+/// Months after the last `migrate`, a user who may make no tables makes partitions.
+#[tokio::test]
+async fn partitions_are_made_ahead_by_whoever_calls() {
+    let (_postgres, url) = server().await;
+    let client = connect(&url).await;
+    let months_left = async || {
+        let sql = "SELECT (extract(year FROM a) * 12 + extract(month FROM a))::int FROM \
+                   (SELECT age(partitions_until(), date_trunc('month', now() AT TIME ZONE 'UTC') AT TIME ZONE 'UTC') AS a) x";
+        client.query_one(sql, &[]).await.expect("the months").get::<_, i32>(0)
+    };
+    assert_eq!(months_left().await, 7);
+    let sql = "CREATE ROLE caller; SET ROLE caller; SET timezone = 'Asia/Tokyo'";
+    client.batch_execute(sql).await.expect("a role");
+    let made = client.query("SELECT make_partitions(8)", &[]).await.expect("make_partitions");
+    assert_eq!(made.len(), 4);
+    assert_eq!(client.query("SELECT make_partitions(8)", &[]).await.expect("again").len(), 0);
+    client.batch_execute("RESET ROLE; SET timezone = 'UTC'").await.expect("reset");
+    assert_eq!(months_left().await, 9);
+    // The last one ends where the month does in UTC, and has the indexes of all.
+    let sql = "SELECT pg_get_expr(c.relpartbound, c.oid) LIKE format('%%TO (%L)', to_char(partitions_until(), 'YYYY-MM-01') || ' 00:00:00+00'), \
+                      (SELECT count(*) FROM pg_index x WHERE x.indrelid = c.oid) \
+                 FROM pg_class c WHERE c.oid = (SELECT max(inhrelid) FROM pg_inherits WHERE inhparent = 'payments'::regclass)";
+    let last = client.query_one(sql, &[]).await.expect("the last partition");
+    assert_eq!((last.get::<_, bool>(0), last.get::<_, i64>(1)), (true, 4));
+    let refused = client.query("SELECT make_partitions(100000)", &[]).await.expect_err("too many");
+    assert_eq!(refused.code().map(tokio_postgres::error::SqlState::code), Some("22023"));
+}
