@@ -327,6 +327,79 @@ async fn h34_every_corruption_of_the_topic_is_found() {
     assert_eq!(report.find("duplicates_equal").unwrap().examined, 1);
 }
 
+/// The first shard as it is after the retention: its payments up to the event with number `last` of each account are
+/// eight days old.
+async fn age(copy: &Copy, last: i64) {
+    // The tables are one default partition each, and ids are compared with created_at nowhere.
+    let sql = format!(
+        "SET session_replication_role = replica;
+         CREATE TEMP TABLE aged AS SELECT payment_id FROM outbox WHERE event_seq <= {last};
+         UPDATE payments SET created_at = created_at - interval '8 days' WHERE payment_id IN (SELECT payment_id FROM aged);
+         UPDATE entries SET created_at = created_at - interval '8 days' WHERE payment_id IN (SELECT payment_id FROM aged);
+         UPDATE outbox SET occurred_at = occurred_at - interval '8 days', published_at = published_at - interval '8 days'
+          WHERE payment_id IN (SELECT payment_id FROM aged)"
+    );
+    copy.shards[0].batch_execute(&sql).await.unwrap();
+}
+
+/// What the retention removes is not missed, on either side; what it may not have removed yet is.
+#[tokio::test]
+async fn h36_only_events_beyond_their_retention_may_be_gone() {
+    let mut ledger = Ledger::new().await.unwrap();
+    let first: Vec<uuid::Uuid> = {
+        let copy = ledger.copy().await.unwrap();
+        let rows = copy.shards[0].query("SELECT account_id FROM accounts", &[]).await.unwrap();
+        rows.iter().map(|row| row.get(0)).collect()
+    };
+    let of_first = |event: &support::Event| first.iter().any(|account| account.to_string() == event.account);
+    let gone = "DELETE FROM outbox WHERE event_seq <= 2";
+    // (what, rows deleted, the messages of the first shard that are kept)
+    let right: [(&str, &str, fn(i64) -> bool); 5] = [
+        ("nothing is removed yet", "", |_| true),
+        ("both sides removed all", gone, |sequence| sequence > 2),
+        ("Kafka still has what the outbox has not", gone, |_| true),
+        ("the outbox still has what Kafka has not", "", |sequence| sequence > 2),
+        ("the sweeper is on its way", "DELETE FROM outbox WHERE event_seq = 2", |sequence| sequence > 1),
+    ];
+    for (what, sql, kept) in right {
+        let mut copy = ledger.copy().await.unwrap();
+        age(&copy, 2).await;
+        copy.shards[0].batch_execute(sql).await.unwrap();
+        copy.events.retain(|event| !of_first(event) || kept(event.sequence));
+        let report = ledger.check(copy, true).await.unwrap();
+        assert_eq!(report.broken(), Vec::<String>::new(), "{what}");
+    }
+    let mut copy = ledger.copy().await.unwrap();
+    age(&copy, 1_000).await;
+    copy.shards[0].batch_execute("DELETE FROM outbox").await.unwrap();
+    copy.events.retain(|event| !of_first(event));
+    assert_eq!(ledger.check(copy, true).await.unwrap().broken(), Vec::<String>::new(), "an idle shard");
+
+    for (what, sql, expected) in [
+        ("the first event that is due", "DELETE FROM outbox WHERE event_seq = 3", &["payments_outbox"][..]),
+        ("an event between those that are due", "DELETE FROM outbox WHERE event_seq = 4", &["payments_outbox", "event_sequences"]),
+        (
+            "the first event that is due, and its payment",
+            "DELETE FROM payments p USING outbox o WHERE o.payment_id = p.payment_id AND o.event_seq = 3; \
+             DELETE FROM outbox WHERE event_seq = 3",
+            &["event_sequences"],
+        ),
+        ("an old row differs", "UPDATE outbox SET amount_minor = amount_minor + 1 WHERE event_seq = 1", &["payments_outbox"]),
+    ] {
+        let copy = ledger.copy().await.unwrap();
+        age(&copy, 2).await;
+        copy.shards[0].batch_execute(sql).await.unwrap();
+        assert_broken(what, &ledger.check(copy, false).await.unwrap(), expected);
+    }
+    for (what, lost) in [("the first message that is due", 3), ("a message between those that are due", 4)] {
+        let mut copy = ledger.copy().await.unwrap();
+        age(&copy, 2).await;
+        copy.shards[0].batch_execute(gone).await.unwrap();
+        copy.events.retain(|event| !of_first(event) || event.sequence > 2 && event.sequence != lost);
+        assert_broken(what, &ledger.check(copy, true).await.unwrap(), &["outbox_equals_kafka", "kafka_order"]);
+    }
+}
+
 #[tokio::test]
 async fn h36_a_cluster_without_fsync_is_found() {
     let mut ledger = Ledger::new().await.unwrap();

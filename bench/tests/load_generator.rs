@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "test helpers")]
 use bench::load::acks::AckLog;
 use bench::load::options::{LoadArgs, Pace};
-use bench::load::report::StepReport;
+use bench::load::report::{LoadReport, StepReport};
 use bench::load::run::Runner;
 use bench::load::seed::{Seed, Tenant};
 use bench::servers::Directory;
@@ -203,5 +203,41 @@ fn refusals_are_errors_by_status_and_code() {
         assert!(report.errors > 50);
         assert_eq!(report.errors_by_kind.keys().collect::<Vec<_>>(), ["503 overloaded"]);
         assert!(!report.held());
+    });
+}
+
+/// The keys of a single run are those of the run in the middle, and what the machine did besides is said.
+#[test]
+fn h36_a_report_says_how_many_runs_and_on_how_busy_a_machine() {
+    local(async {
+        let one = load(Fault::None, Pace::Clients(1), "--duration 0.2 --warmup 0").await.report;
+        assert!(one.load_average_at_start.is_some());
+        let alone = LoadReport::of_runs(vec![one.clone()], None);
+        let json = serde_json::to_value(&alone).unwrap();
+        assert_eq!((&json["runs"], json.get("spread"), json.get("steps")), (&1.into(), None, None));
+        assert_eq!(json["load_average_at_start"], serde_json::to_value(one.load_average_at_start).unwrap());
+        assert!(alone.human().contains("1 run") && alone.human().contains("load average"), "{}", alone.human());
+
+        let run = |rate: f64, p99: f64, core: f64| {
+            let mut run = one.clone();
+            (run.rate_achieved, run.p99_ms, run.p95_ms) = (rate, p99, p99 / 2.0);
+            run.cpu_us_per_payment = [("core", Some(core)), ("kafka", None)].into();
+            run
+        };
+        let runs = vec![run(300.0, 9.0, 1.0), run(100.0, 8.0, 2.0), run(200.0, 4.0, 6.0)];
+        let report = LoadReport::of_runs(runs.clone(), None);
+        let json = serde_json::to_value(&report).unwrap();
+        assert_eq!((&json["runs"], &json["rate_achieved"], &json["p99_ms"]), (&3.into(), &200.0.into(), &4.0.into()));
+        let spread = |median: f64, min: f64, max: f64| serde_json::json!({ "median": median, "min": min, "max": max });
+        assert_eq!(json["spread"]["rate_achieved"], spread(200.0, 100.0, 300.0));
+        assert_eq!(json["spread"]["p95_ms"], spread(4.0, 2.0, 4.5));
+        assert_eq!(json["spread"]["p99_ms"], spread(8.0, 4.0, 9.0));
+        assert_eq!(json["spread"]["cpu_us_per_payment"], serde_json::json!({ "core": spread(2.0, 1.0, 6.0) }));
+        assert_eq!(json["steps"].as_array().unwrap().len(), 3);
+        assert!(report.human().contains("3 runs") && report.human().contains("CPU us/payment, core"));
+
+        // In an open loop the rate is given, and the latency says which run is in the middle.
+        let open = runs.into_iter().map(|run| StepReport { rate_requested: Some(300.0), ..run }).collect();
+        assert_eq!(LoadReport::of_runs(open, None).main.unwrap().p99_ms, 8.0);
     });
 }

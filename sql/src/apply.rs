@@ -119,13 +119,17 @@ async fn apply_to(
             done.push(format!("{name}: {}", migration.name));
         }
     }
-    let now = Utc::now();
-    let this =
-        Month::new(now.year(), now.month()).ok_or_else(|| Error::Url("the clock has no month".into()))?;
-    // One month back: a payment id made just before midnight may be posted after it.
-    let wanted: Vec<Month> = (-1..=i32::from(options.months_ahead)).map(|by| this.plus(by)).collect();
-    for table in PARTITIONED {
-        maintain(&mut client, table, &wanted, this, options, name, done).await?;
+    let ahead = i32::from(options.months_ahead);
+    for row in client.query("SELECT make_partitions($1)", &[&ahead]).await.map_err(at("partitions"))? {
+        done.push(format!("{name}: {}", row.get::<_, &str>(0)));
+    }
+    if let Some(keep) = options.retain_months {
+        let now = Utc::now();
+        let this =
+            Month::new(now.year(), now.month()).ok_or_else(|| Error::Url("the clock has no month".into()))?;
+        for table in PARTITIONED {
+            retire(&client, table, this, keep, name, done).await?;
+        }
     }
     Ok(())
 }
@@ -173,12 +177,11 @@ async fn apply_one(client: &mut Client, migration: &Migration) -> Result<bool, E
     Ok(true)
 }
 
-async fn maintain(
-    client: &mut Client,
+async fn retire(
+    client: &Client,
     table: &str,
-    wanted: &[Month],
     now: Month,
-    options: &Options,
+    keep: u16,
     name: &str,
     done: &mut Vec<String>,
 ) -> Result<(), Error> {
@@ -198,24 +201,13 @@ async fn maintain(
         .map(|row| row.get::<_, String>(0))
         .filter_map(|child| Some((Month::from_suffix(child.strip_prefix(table)?.strip_prefix('_')?)?, child)))
         .collect();
-    for month in wanted.iter().filter(|month| !attached.contains_key(month)) {
-        let transaction = client.transaction().await.map_err(at(table))?;
-        transaction.execute("SELECT pg_advisory_xact_lock($1)", &[&LOCK]).await.map_err(at(table))?;
-        for statement in partitions::create_statements(table, *month) {
-            transaction.batch_execute(&statement).await.map_err(at(statement.clone()))?;
-        }
-        transaction.commit().await.map_err(at(table))?;
-        done.push(format!("{name}: {}", partitions::partition_name(table, *month)));
-    }
-    if let Some(keep) = options.retain_months {
-        let months: Vec<Month> = attached.keys().copied().collect();
-        for month in partitions::retired(&months, now, keep) {
-            // CONCURRENTLY: does not wait for, nor stop, running payments.
-            let child = &attached[&month];
-            let statement = format!("ALTER TABLE {table} DETACH PARTITION {child} CONCURRENTLY");
-            client.batch_execute(&statement).await.map_err(at(statement.clone()))?;
-            done.push(format!("{name}: detached {child}"));
-        }
+    let months: Vec<Month> = attached.keys().copied().collect();
+    for month in partitions::retired(&months, now, keep) {
+        // CONCURRENTLY: does not wait for, nor stop, running payments.
+        let child = &attached[&month];
+        let statement = format!("ALTER TABLE {table} DETACH PARTITION {child} CONCURRENTLY");
+        client.batch_execute(&statement).await.map_err(at(statement.clone()))?;
+        done.push(format!("{name}: detached {child}"));
     }
     Ok(())
 }

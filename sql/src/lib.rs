@@ -1,7 +1,7 @@
 //! The payment model in SQL, and the code that applies it.
 //!
 //! Rooms: `../migrations` (forward-only SQL files), [`migrations`] (the files, in order, with checksums),
-//! [`partitions`] (PURE: which months need a partition, and the statements for it), [`apply`] (runs both against
+//! [`partitions`] (PURE: which months' partitions retire), [`apply`] (runs both against
 //! every shard behind a proxy, or against one plain PostgreSQL).
 //!
 //! Invariants:

@@ -34,6 +34,9 @@ pub const MIGRATIONS: &[Migration] = migrations![
     2 "0002_ledger",
     3 "0003_posting",
     4 "0004_currencies",
+    5 "0005_payment_filters",
+    6 "0006_transactions_view",
+    7 "0007_partitions",
 ];
 
 #[cfg(test)]

@@ -1,6 +1,4 @@
-//! Monthly partitions. PURE: months in, statements out.
-
-use std::fmt;
+//! The months of partitions. PURE. They are made by `make_partitions` in SQL, which needs no `migrate` to be run.
 
 /// The tables partitioned by month of `created_at`.
 pub const PARTITIONED: &[&str] = &["payments", "entries"];
@@ -25,40 +23,11 @@ impl Month {
         Self { year: months.div_euclid(12), month: months.rem_euclid(12) as u32 + 1 }
     }
 
-    /// Reads the suffix that [`partition_name`] writes.
+    /// Reads the `2026_11` of `payments_2026_11`.
     pub fn from_suffix(suffix: &str) -> Option<Self> {
         let (year, month) = suffix.split_once('_')?;
         Self::new(year.parse().ok()?, month.parse().ok()?)
     }
-}
-
-// === impl Display ===
-
-impl fmt::Display for Month {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:04}_{:02}", self.year, self.month)
-    }
-}
-
-/// `payments_2026_11`
-pub fn partition_name(table: &str, month: Month) -> String {
-    format!("{table}_{month}")
-}
-
-/// Creates the partition as a table of its own and then attaches it: that takes only SHARE UPDATE EXCLUSIVE on the
-/// parent, where `CREATE TABLE ... PARTITION OF` would stop payments for its ACCESS EXCLUSIVE lock.
-pub fn create_statements(table: &str, month: Month) -> [String; 2] {
-    let name = partition_name(table, month);
-    let next = month.plus(1);
-    let bound = |m: Month| format!("'{:04}-{:02}-01 00:00:00+00'", m.year, m.month);
-    [
-        format!("CREATE TABLE IF NOT EXISTS {name} (LIKE {table} INCLUDING ALL)"),
-        format!(
-            "ALTER TABLE {table} ATTACH PARTITION {name} FOR VALUES FROM ({}) TO ({})",
-            bound(month),
-            bound(next)
-        ),
-    ]
 }
 
 /// Which of the attached `months` are older than `keep` months before `now`.
@@ -83,19 +52,9 @@ mod tests {
     }
 
     #[test]
-    fn names_are_read_back() {
-        assert_eq!(partition_name("payments", month(2026, 3)), "payments_2026_03");
+    fn names_are_read() {
         assert_eq!(Month::from_suffix("2026_03"), Some(month(2026, 3)));
         assert_eq!(Month::from_suffix("2026_13"), None);
-    }
-
-    #[test]
-    fn the_bounds_are_the_months_in_utc() {
-        let [_, attach] = create_statements("entries", month(2026, 12));
-        assert!(
-            attach.ends_with("FROM ('2026-12-01 00:00:00+00') TO ('2027-01-01 00:00:00+00')"),
-            "{attach}"
-        );
     }
 
     #[test]

@@ -1,4 +1,5 @@
 //! Rows that must exist together, joined on the shard that has them.
+use super::due;
 use super::report::{CheckReport, Invariant};
 use super::shards::Session;
 use anyhow::{Context, Result};
@@ -8,7 +9,7 @@ struct Rule {
     claim: &'static str,
     /// How many things are examined.
     examined: &'static str,
-    /// One text column: what is wrong with one thing.
+    /// One text column: what is wrong with one thing. `{young}` and `{accounts}` stand for what [`due`] says.
     broken: &'static str,
 }
 
@@ -39,7 +40,7 @@ const RULES: &[Rule] = &[
     },
     Rule {
         name: "payments_outbox",
-        claim: "payments with exactly one equal outbox row, and no outbox row without one",
+        claim: "payments with exactly one equal outbox row while it is kept, and no outbox row without one",
         examined: "SELECT count(*) FROM outbox",
         broken: "SELECT CASE WHEN o.payment_id IS NULL THEN format('tenant %s payment %s has no outbox row', p.tenant_id, p.payment_id)
                              WHEN p.payment_id IS NULL THEN format('tenant %s event %s is of a payment %s that does not exist', o.tenant_id, o.event_id, o.payment_id)
@@ -47,9 +48,10 @@ const RULES: &[Rule] = &[
                    FROM (SELECT * FROM payments WHERE status IN ('succeeded', 'declined')) p
                    FULL JOIN (SELECT * FROM outbox WHERE event_type LIKE 'payments.payment.%') o
                      ON o.tenant_id = p.tenant_id AND o.payment_id = p.payment_id
-                  WHERE p.payment_id IS NULL OR o.payment_id IS NULL
-                     OR (p.debit_account_id, p.credit_account_id, p.amount_minor, p.currency, p.status::text, 'payments.payment.' || p.status)
-                        IS DISTINCT FROM (o.account_id, o.credit_account_id, o.amount_minor, o.currency, o.status::text, o.event_type::text)
+                  WHERE p.payment_id IS NULL OR (o.payment_id IS NULL AND p.created_at > {young})
+                     OR (o.payment_id IS NOT NULL AND
+                        (p.debit_account_id, p.credit_account_id, p.amount_minor, p.currency, p.status::text, 'payments.payment.' || p.status)
+                        IS DISTINCT FROM (o.account_id, o.credit_account_id, o.amount_minor, o.currency, o.status::text, o.event_type::text))
                  UNION ALL
                  SELECT format('tenant %s payment %s has %s outbox rows', tenant_id, payment_id, count(*))
                    FROM outbox WHERE event_type LIKE 'payments.payment.%'
@@ -59,16 +61,16 @@ const RULES: &[Rule] = &[
     },
     Rule {
         name: "event_sequences",
-        claim: "accounts whose events are numbered 1..n without gaps, n = the account's event_seq",
+        claim: "accounts whose events are numbered up to their event_seq without gaps, from 1 or the first that is kept",
         examined: "SELECT count(*) FROM accounts",
-        broken: "SELECT format('tenant %s account %s: event_seq %s, outbox has %s rows from %s to %s',
-                               coalesce(a.tenant_id, o.tenant_id), coalesce(a.account_id, o.account_id), a.event_seq, o.n, o.low, o.high)
-                   FROM accounts a
-                   FULL JOIN (SELECT tenant_id, account_id, count(*) AS n, min(event_seq) AS low, max(event_seq) AS high
-                                FROM outbox GROUP BY tenant_id, account_id) o
-                     ON o.tenant_id = a.tenant_id AND o.account_id = a.account_id
-                  WHERE a.account_id IS NULL OR a.event_seq <> coalesce(o.n, 0)
-                     OR (o.n IS NOT NULL AND (o.low <> 1 OR o.high <> o.n))",
+        broken: "SELECT format('tenant %s account %s: event_seq %s, outbox has %s rows from %s to %s, due from %s',
+                               coalesce(a.tenant_id, o.tenant_id), coalesce(a.account_id, o.account_id), a.event_seq, count(o.event_seq),
+                               min(o.event_seq), max(o.event_seq), a.due)
+                   FROM ({accounts}) a
+                   FULL JOIN outbox o ON o.tenant_id = a.tenant_id AND o.account_id = a.account_id
+                  GROUP BY a.tenant_id, a.account_id, o.tenant_id, o.account_id, a.event_seq, a.due
+                 HAVING a.account_id IS NULL OR a.event_seq + 1 - a.due <> count(*) FILTER (WHERE o.event_seq >= a.due)
+                     OR min(o.event_seq) < 1 OR max(o.event_seq) > a.event_seq",
     },
     Rule {
         name: "idempotency_keys",
@@ -78,7 +80,7 @@ const RULES: &[Rule] = &[
                              ELSE format('tenant %s payment %s has no idempotency key', p.tenant_id, p.payment_id) END
                    FROM (SELECT * FROM idempotency_keys WHERE payment_id IS NOT NULL) k
                    FULL JOIN payments p ON p.tenant_id = k.tenant_id AND p.payment_id = k.payment_id
-                  WHERE p.payment_id IS NULL OR (k.key IS NULL AND p.created_at > now() - interval '6 days')
+                  WHERE p.payment_id IS NULL OR (k.key IS NULL AND p.created_at > {young})
                  UNION ALL
                  SELECT format('tenant %s payment %s has %s keys', tenant_id, payment_id, count(*))
                    FROM idempotency_keys WHERE payment_id IS NOT NULL GROUP BY tenant_id, payment_id HAVING count(*) > 1
@@ -89,12 +91,14 @@ const RULES: &[Rule] = &[
 ];
 
 pub async fn check(sessions: &[Session], report: &mut CheckReport) -> Result<()> {
+    let accounts = due::accounts();
     for rule in RULES {
+        let sql = rule.broken.replace("{young}", due::YOUNG).replace("{accounts}", &accounts);
         let mut invariant = Invariant::new(rule.name, rule.claim);
         for session in sessions {
             let examined: i64 = session.client.query_one(rule.examined, &[]).await?.get(0);
             invariant.examined += u64::try_from(examined).unwrap_or(0);
-            let broken = broken(session, rule.broken).await.with_context(|| rule.name)?;
+            let broken = broken(session, &sql).await.with_context(|| rule.name)?;
             for (index, example) in broken.examples.iter().enumerate() {
                 invariant.violation(|| format!("shard {}: {example}", session.shard));
                 if index + 1 == broken.examples.len() {

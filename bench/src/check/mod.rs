@@ -2,12 +2,13 @@
 //!
 //! [`shards`] opens one snapshot a shard and waits for the outbox; then [`placement`] (who lives where), [`ledger`]
 //! (entries folded into balances), [`joins`] (payments, entries, outbox, idempotency keys 1:1), [`events`] (outbox
-//! against Kafka), [`acks`] (what was promised to clients), [`durability`] (settings and WAL syncs); [`report`]
+//! against Kafka; [`due`] says which of them are still kept), [`acks`] (what was promised to clients), [`durability`] (settings and WAL syncs); [`report`]
 //! collects the verdicts.
 //!
 //! Memory is bounded by accounts and tenants, never by payments: what is large is joined on the shards, or streamed
 //! in order and folded. The check needs quiescence: stop the load first (`cargo load --check` does).
 pub mod acks;
+pub mod due;
 pub mod durability;
 pub mod events;
 pub mod joins;

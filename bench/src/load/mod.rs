@@ -2,12 +2,13 @@
 //!
 //! [`options`] -> [`seed`] (tenants and funded accounts) -> [`workload`] (who pays whom) -> [`schedule`] (when) ->
 //! [`worker`] (one kept-alive [`http`] connection each, acknowledgements to [`acks`], outcomes to [`stats`]) ->
-//! [`run`] (one measured run) -> [`report`].
+//! [`run`] (one measured run) -> [`report`]; [`runs`] compares several of them.
 pub mod acks;
 pub mod http;
 pub mod options;
 pub mod report;
 pub mod run;
+pub mod runs;
 pub mod schedule;
 pub mod seed;
 pub mod stats;
@@ -30,7 +31,15 @@ pub async fn run(args: LoadArgs) -> Result<bool> {
 
     let mut steps = Vec::new();
     match args.steps() {
-        None => steps.push(runner.run(args.pace()).await?),
+        None => {
+            for _ in 0..args.runs {
+                let report = runner.run(args.pace()).await?;
+                if args.runs > 1 && !args.json {
+                    println!("{}", report.line());
+                }
+                steps.push(report);
+            }
+        }
         Some(rates) => {
             for rate in rates {
                 let report = runner.run(options::Pace::Rate(f64::from(rate))).await?;
@@ -61,12 +70,14 @@ pub async fn run(args: LoadArgs) -> Result<bool> {
     };
     let clean =
         steps.iter().all(|step| step.errors == 0) && checked.as_ref().is_none_or(|report| report.ok());
-    let report = LoadReport::new(steps, checked);
+    let ladder = args.steps.is_some();
+    let report =
+        if ladder { LoadReport::of_ladder(steps, checked) } else { LoadReport::of_runs(steps, checked) };
     if args.json {
         println!("{}", serde_json::to_string(&report)?);
     } else {
         print!("{}", report.human());
     }
     // The highest step of a ladder is expected to fail: it is how the ladder finds its end.
-    Ok(if args.steps.is_some() { report.checked_ok() } else { clean })
+    Ok(if ladder { report.checked_ok() } else { clean })
 }

@@ -52,6 +52,10 @@ pub struct LoadArgs {
     /// Walk a ladder of rates until one is not held; without a list 100, 300, 600, 1000, 1500, 2000 and beyond.
     #[arg(long, value_name = "RATES", num_args = 0..=1, default_missing_value = "", conflicts_with_all = ["rate", "clients"])]
     pub steps: Option<String>,
+    /// Measure this many times in turn and report the run in the middle, with the median and the spread of all.
+    #[arg(long, value_name = "N", default_value_t = 1, conflicts_with = "steps",
+          value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub runs: u32,
     /// Afterwards prove the ledger's invariants.
     #[arg(long)]
     pub check: bool,

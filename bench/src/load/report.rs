@@ -1,6 +1,7 @@
 //! The result of a load run, as JSON and as tables.
 use super::options::{LoadArgs, Pace};
 use super::run::Edge;
+use super::runs::{self, Spreads};
 use super::stats::Stats;
 use crate::check::report::CheckReport;
 use crate::measure::processes::{self, Component, Cpu};
@@ -56,6 +57,8 @@ pub struct StepReport {
     pub payments_per_wal_sync: Option<f64>,
     pub batch_mean: Option<f64>,
     pub batch_histogram: Vec<(String, u64)>,
+    /// Of one minute: before the warm-up, when it is the machine's other work, and at the end.
+    pub load_average_at_start: Option<f64>,
     pub load_average: Option<f64>,
 }
 
@@ -131,6 +134,7 @@ impl StepReport {
                 .map(|wal| rounded(payments as f64 / wal.syncs as f64)),
             batch_mean: batches.mean().map(rounded),
             batch_histogram: batches.buckets(),
+            load_average_at_start: None,
             load_average: load_average(),
         }
     }
@@ -167,8 +171,9 @@ impl StepReport {
         };
         let _ = writeln!(
             text,
-            "\n{pace}, {shape}, {} s, load average {}\n",
+            "\n{pace}, {shape}, {} s, load average {} before it, {} after\n",
             self.duration_s,
+            optional(self.load_average_at_start, 1),
             optional(self.load_average, 1)
         );
         let _ = writeln!(
@@ -254,30 +259,40 @@ impl StepReport {
     }
 }
 
-/// The run, or the best step of a ladder, with its fields at the top level; a ladder's steps beside them.
+/// The run, the one in the middle of several, or the best step of a ladder, with its fields at the top level; all steps
+/// or runs beside them.
 #[derive(Serialize, Debug)]
 pub struct LoadReport {
     #[serde(flatten)]
     pub main: Option<StepReport>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub steps: Vec<StepReport>,
+    /// How many runs there were of the load at the top level.
+    pub runs: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub spread: Option<Spreads>,
     /// "ok", the list of what is broken, or null when not checked.
     pub invariants: Value,
     pub check: Option<CheckReport>,
 }
 
 impl LoadReport {
-    pub fn new(mut steps: Vec<StepReport>, check: Option<CheckReport>) -> LoadReport {
-        let invariants = match &check {
-            None => Value::Null,
-            Some(report) if report.ok() => json!("ok"),
-            Some(report) => json!(report.broken()),
-        };
+    pub fn of_ladder(mut steps: Vec<StepReport>, check: Option<CheckReport>) -> LoadReport {
         let main = steps.iter().rev().find(|step| step.held()).or(steps.last()).cloned();
         if steps.len() == 1 {
             steps.clear();
         }
-        LoadReport { main, steps, invariants, check }
+        LoadReport { main, steps, runs: 1, spread: None, invariants: invariants(check.as_ref()), check }
+    }
+
+    pub fn of_runs(mut steps: Vec<StepReport>, check: Option<CheckReport>) -> LoadReport {
+        let main = runs::middle(&steps).cloned();
+        let runs = steps.len();
+        let spread = (runs > 1).then(|| Spreads::of(&steps));
+        if runs == 1 {
+            steps.clear();
+        }
+        LoadReport { main, steps, runs, spread, invariants: invariants(check.as_ref()), check }
     }
 
     pub fn checked_ok(&self) -> bool {
@@ -286,16 +301,30 @@ impl LoadReport {
 
     pub fn human(&self) -> String {
         let mut text = String::new();
-        if !self.steps.is_empty() {
+        if self.spread.is_some() {
+            text.push_str("\nthe run in the middle:\n");
+        } else if !self.steps.is_empty() {
             text.push_str("\nthe highest step that was held:\n");
         }
         if let Some(main) = &self.main {
             text.push_str(&main.human());
+        }
+        match &self.spread {
+            Some(spread) => text.push_str(&spread.human(self.runs)),
+            None => text.push_str("\n  1 run: not a figure to compare with (--runs)\n"),
         }
         if let Some(check) = &self.check {
             text.push('\n');
             text.push_str(&check.human());
         }
         text
+    }
+}
+
+fn invariants(check: Option<&CheckReport>) -> Value {
+    match check {
+        None => Value::Null,
+        Some(report) if report.ok() => json!("ok"),
+        Some(report) => json!(report.broken()),
     }
 }

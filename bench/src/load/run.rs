@@ -10,7 +10,7 @@ use super::workload::Workload;
 use crate::measure::core_metrics::{self, Histogram};
 use crate::measure::processes::{self, Component, Sample};
 use crate::measure::wal::{self, WalSample};
-use crate::output::thousands;
+use crate::output::{load_average, thousands};
 use crate::stack::{Stack, port};
 use anyhow::Result;
 use futures_util::future::join_all;
@@ -83,6 +83,7 @@ impl<'a> Runner<'a> {
 
     pub async fn run(&self, pace: Pace) -> Result<StepReport> {
         let args = self.args;
+        let load_at_start = load_average();
         let random_seed = args.random_seed.unwrap_or_else(rand::random);
         let length = args.warmup + args.duration;
         let start = Instant::now() + Duration::from_millis(50);
@@ -130,7 +131,8 @@ impl<'a> Runner<'a> {
                 now.syncs = later.syncs;
             }
         }
-        let report = StepReport::new(pace, args, &self.components, &shared.stats.borrow(), &before, &after);
+        let mut report = StepReport::new(pace, args, &self.components, &shared.stats.borrow(), &before, &after);
+        report.load_average_at_start = load_at_start;
         Ok(report)
     }
 

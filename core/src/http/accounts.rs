@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Query, State};
 use axum::http::{HeaderMap, header};
 use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::auth::Caller;
+use super::params::Path;
 use super::payments::answer;
 use super::stored::{self, Begun};
 use super::view::{self, AccountView, BalanceView, Page};
@@ -152,7 +153,7 @@ pub(super) async fn cached(app: &App, tenant: TenantId, id: AccountId) -> Result
 }
 
 /// GET /v1/accounts/{id}
-pub async fn get(State(app): State<Arc<App>>, caller: Caller, Path(id): Path<String>) -> Result<Response, Problem> {
+pub async fn get(State(app): State<Arc<App>>, caller: Caller, Path(id): Path) -> Result<Response, Problem> {
     let tenant = caller.may("accounts:read")?;
     answer(&AccountView::new(&*cached(&app, tenant, parse_id(&id)?).await?)?)
 }
@@ -194,7 +195,7 @@ pub async fn list(
 pub async fn patch(
     State(app): State<Arc<App>>,
     caller: Caller,
-    Path(id): Path<String>,
+    Path(id): Path,
     headers: HeaderMap,
     request_body: Body,
 ) -> Result<Response, Problem> {
@@ -218,7 +219,7 @@ pub async fn patch(
 pub async fn balance(
     State(app): State<Arc<App>>,
     caller: Caller,
-    Path(id): Path<String>,
+    Path(id): Path,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let tenant = caller.may("accounts:read")?;

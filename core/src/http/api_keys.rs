@@ -4,13 +4,14 @@
 use std::sync::Arc;
 
 use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::Response;
 use serde::Serialize;
 use uuid::Uuid;
 
 use super::auth::{self, Caller};
+use super::params::Path;
 use super::payments::{answer, answer_with};
 use super::view::{Page, Timestamp};
 use super::{body, front};
@@ -83,7 +84,7 @@ pub async fn list(State(app): State<Arc<App>>, caller: Caller) -> Result<Respons
 
 /// DELETE /v1/api-keys/{id}: refused here from now on, and by other instances within
 /// [`limits::API_KEY_REVOCATION_S`] seconds.
-pub async fn revoke(State(app): State<Arc<App>>, caller: Caller, Path(id): Path<String>) -> Result<Response, Problem> {
+pub async fn revoke(State(app): State<Arc<App>>, caller: Caller, Path(id): Path) -> Result<Response, Problem> {
     let tenant = caller.may("keys:write")?;
     let id = KeyId::parse(&id).ok_or_else(|| Problem::of(Code::NotFound))?;
     let mut db = app.primary(tenant).await?;

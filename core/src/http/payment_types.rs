@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, header};
 use axum::response::Response;
 
 use super::auth::Caller;
 use super::body;
+use super::params::Path;
 use super::payments::answer;
 use super::stored::{self, Begun};
 use super::view::Page;
@@ -63,7 +64,7 @@ pub async fn list(State(app): State<Arc<App>>, caller: Caller) -> Result<Respons
 }
 
 /// GET /v1/payment-types/{code}
-pub async fn get(State(app): State<Arc<App>>, caller: Caller, Path(code): Path<String>) -> Result<Response, Problem> {
+pub async fn get(State(app): State<Arc<App>>, caller: Caller, Path(code): Path) -> Result<Response, Problem> {
     let tenant = caller.may("settings:read")?;
     let load = || async {
         let mut db = app.primary(tenant).await?;
@@ -80,7 +81,7 @@ pub async fn get(State(app): State<Arc<App>>, caller: Caller, Path(code): Path<S
 pub async fn put(
     State(app): State<Arc<App>>,
     caller: Caller,
-    Path(code): Path<String>,
+    Path(code): Path,
     headers: HeaderMap,
     request_body: Body,
 ) -> Result<Response, Problem> {

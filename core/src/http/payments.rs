@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::body::Body;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Query, State};
 use axum::http::HeaderMap;
 use axum::response::Response;
 use chrono::{DateTime, Utc};
@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use super::auth::Caller;
 use super::front::{self, IDEMPOTENT_REPLAYED, TRUE};
+use super::params::Path;
 use super::view::{Page, PaymentView};
 use super::{body, page};
 use crate::app::App;
@@ -23,6 +24,7 @@ use crate::domain::request::PaymentBody;
 use crate::domain::validate::Faults;
 use crate::error::Problem;
 use crate::idempotency;
+use crate::ledger::account_payments;
 use crate::ledger::payments::{self, Filter};
 use crate::limits;
 
@@ -70,7 +72,7 @@ pub(super) fn succeeded(details: &PaymentDetails, verdict: Verdict) -> Result<(P
 pub async fn get(
     State(app): State<Arc<App>>,
     caller: Caller,
-    Path(id): Path<String>,
+    Path(id): Path,
 ) -> Result<Response, Problem> {
     let tenant = caller.may("payments:read")?;
     // Somebody else's payment, an id of another kind and no id at all are told apart by nobody.
@@ -109,6 +111,14 @@ struct CursorFilter {
     t: Option<DateTime<Utc>>,
 }
 
+/// Where a page ended: the list of one account has a position of its own.
+#[derive(Clone, Copy, Serialize, Deserialize)]
+#[serde(untagged)]
+enum Position {
+    Id(Uuid),
+    Account(account_payments::Position),
+}
+
 /// GET /v1/payments?status=&account_id=&from=&to=&limit=&cursor=, newest first.
 pub async fn list(
     State(app): State<Arc<App>>,
@@ -135,26 +145,44 @@ pub async fn list(
         f: page::time("from", query.from.as_deref())?,
         t: page::time("to", query.to.as_deref())?,
     };
-    let (filter, before) = match &query.cursor {
+    let (filter, position) = match &query.cursor {
         None => (given, None),
         Some(cursor) => {
-            let (filter, id) = page::decode::<CursorFilter, Uuid>("payments", given, cursor)?;
-            let at = PaymentId(id).created_at().ok_or_else(|| Problem::of(Code::InvalidCursor))?;
-            (filter, Some((at, id)))
+            let (filter, position) = page::decode::<CursorFilter, Position>("payments", given, cursor)?;
+            (filter, Some(position))
         }
     };
-    let wanted = Filter {
-        status: filter.s.clone(),
-        account: filter.a.map(AccountId),
-        from: filter.f,
-        to: filter.t,
+    let wanted = Filter { status: filter.s.clone(), from: filter.f, to: filter.t };
+    let (rows, end) = match (filter.a, position) {
+        (None, None | Some(Position::Id(_))) => {
+            let before = match position {
+                Some(Position::Id(id)) => Some((PaymentId(id).created_at().ok_or_else(invalid_cursor)?, id)),
+                _ => None,
+            };
+            let mut db = app.reads(tenant).await?;
+            let mut rows = payments::list(&mut db, tenant, &wanted, before, limit + 1).await?;
+            let more = rows.len() as i64 > limit;
+            rows.truncate(limit as usize);
+            let end = rows.last().filter(|_| more).map(|last| Position::Id(last.payment_id));
+            (rows, end)
+        }
+        (Some(account), None | Some(Position::Account(_))) => {
+            let after = match position {
+                Some(Position::Account(after)) => after,
+                _ => account_payments::Position::START,
+            };
+            let mut db = app.reads(tenant).await?;
+            let (rows, end) =
+                account_payments::list(&mut db, tenant, AccountId(account), &wanted, after, limit).await?;
+            (rows, end.map(Position::Account))
+        }
+        _ => return Err(invalid_cursor()),
     };
-    let mut db = app.reads(tenant).await?;
-    let mut rows = payments::list(&mut db, tenant, &wanted, before, limit + 1).await?;
-    let more = rows.len() as i64 > limit;
-    rows.truncate(limit as usize);
-    let next_cursor =
-        rows.last().filter(|_| more).map(|last| page::encode("payments", filter, last.payment_id));
+    let next_cursor = end.map(|end| page::encode("payments", filter, end));
     let data = rows.iter().map(PaymentView::stored).collect::<Result<Vec<_>, _>>()?;
     answer(&Page { data, next_cursor })
+}
+
+fn invalid_cursor() -> Problem {
+    Problem::of(Code::InvalidCursor)
 }

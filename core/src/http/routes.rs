@@ -55,7 +55,7 @@ operations! {
     post "/v1/payments" "createPayment" Key payments::create;
         "Move money from one account to another." "PaymentRequest" -> 201 "Payment", &[], Some(true);
     get "/v1/payments" "listPayments" Key payments::list;
-        "Payments, newest first." "" -> 200 "PaymentPage", &["status", "account_id", "from", "to", "limit", "cursor"], None;
+        "Payments, newest first; with account_id in the order in which they were posted to it." "" -> 200 "PaymentPage", &["status", "account_id", "from", "to", "limit", "cursor"], None;
     get "/v1/payments/{id}" "getPayment" Key payments::get;
         "One payment." "" -> 200 "Payment", &[], None;
     post "/v1/payments/batch" "createPayments" Key payment_batch::create;

@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, header};
 use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::auth::Caller;
+use super::params::Path;
 use super::payments::answer;
 use super::stored::{self, Begun};
 use super::view::{self, Page};
@@ -122,7 +123,7 @@ fn parse_id(text: &str) -> Result<RuleId, Problem> {
 }
 
 /// GET /v1/fraud-rules/{id}
-pub async fn get(State(app): State<Arc<App>>, caller: Caller, Path(id): Path<String>) -> Result<Response, Problem> {
+pub async fn get(State(app): State<Arc<App>>, caller: Caller, Path(id): Path) -> Result<Response, Problem> {
     let tenant = caller.may("settings:read")?;
     let id = parse_id(&id)?;
     let found = rules(&app, tenant).await?;
@@ -136,7 +137,7 @@ pub async fn get(State(app): State<Arc<App>>, caller: Caller, Path(id): Path<Str
 pub async fn put(
     State(app): State<Arc<App>>,
     caller: Caller,
-    Path(id): Path<String>,
+    Path(id): Path,
     headers: HeaderMap,
     request_body: Body,
 ) -> Result<Response, Problem> {
@@ -168,7 +169,7 @@ pub async fn put(
 }
 
 /// DELETE /v1/fraud-rules/{id}
-pub async fn delete(State(app): State<Arc<App>>, caller: Caller, Path(id): Path<String>) -> Result<Response, Problem> {
+pub async fn delete(State(app): State<Arc<App>>, caller: Caller, Path(id): Path) -> Result<Response, Problem> {
     let tenant = caller.may("settings:write")?;
     let id = parse_id(&id)?;
     let mut db = app.primary(tenant).await?;

@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Query, State};
 use axum::response::Response;
 use chrono::{DateTime, Duration, Utc};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::auth::Caller;
+use super::params::Path;
 use super::payments::answer;
 use super::view::{self, EntryView, Timestamp};
 use super::{accounts as account_resource, page};
@@ -59,7 +60,7 @@ struct Period {
 pub async fn get(
     State(app): State<Arc<App>>,
     caller: Caller,
-    Path(id): Path<String>,
+    Path(id): Path,
     query: Result<Query<StatementQuery>, QueryRejection>,
 ) -> Result<Response, Problem> {
     let tenant = caller.may("accounts:read")?;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, header};
 use axum::response::Response;
 use serde::Serialize;
@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use super::auth::Caller;
 use super::body;
+use super::params::Path;
 use super::payments::answer;
 use super::stored;
 use super::view::Timestamp;
@@ -37,7 +38,7 @@ fn check_type(kind: &str) -> Result<(), Problem> {
 }
 
 /// GET /v1/tenant-config/{type}
-pub async fn get(State(app): State<Arc<App>>, caller: Caller, Path(kind): Path<String>) -> Result<Response, Problem> {
+pub async fn get(State(app): State<Arc<App>>, caller: Caller, Path(kind): Path) -> Result<Response, Problem> {
     let tenant = caller.may("settings:read")?;
     check_type(&kind)?;
     let load = || async {
@@ -61,7 +62,7 @@ pub async fn get(State(app): State<Arc<App>>, caller: Caller, Path(kind): Path<S
 pub async fn put(
     State(app): State<Arc<App>>,
     caller: Caller,
-    Path(kind): Path<String>,
+    Path(kind): Path,
     headers: HeaderMap,
     request_body: Body,
 ) -> Result<Response, Problem> {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::Response;
 use serde::{Deserialize, Serialize};
@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use super::auth::{self, Admin};
 use super::body;
+use super::params::Path;
 use super::payments::{answer, answer_with};
 use super::view::Timestamp;
 use crate::app::App;
@@ -74,7 +75,7 @@ fn parse_id(text: &str) -> Result<TenantId, Problem> {
 }
 
 /// GET /v1/tenants/{id}
-pub async fn get(State(app): State<Arc<App>>, _: Admin, Path(id): Path<String>) -> Result<Response, Problem> {
+pub async fn get(State(app): State<Arc<App>>, _: Admin, Path(id): Path) -> Result<Response, Problem> {
     let id = parse_id(&id)?;
     let mut db = app.reads(id).await?;
     let row = tenants::get(&mut db, id).await?.ok_or_else(|| Problem::of(Code::NotFound))?;
@@ -91,7 +92,7 @@ struct TenantPatch {
 pub async fn patch(
     State(app): State<Arc<App>>,
     _: Admin,
-    Path(id): Path<String>,
+    Path(id): Path,
     headers: HeaderMap,
     request_body: Body,
 ) -> Result<Response, Problem> {

@@ -58,6 +58,59 @@ async fn pages_hold_every_row_once() {
     assert_eq!(none["data"], json!([]));
 }
 
+/// Every payment of an account is on one page, whatever it is narrowed by, although two streams are merged.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_payments_of_an_account_are_paged_by_its_own_rows() {
+    let bed = Bed::new().await;
+    let (settlement, wallet) = bed.accounts().await;
+    let (_, other) = bed.accounts().await;
+    let mut made = Vec::new();
+    for i in 0..24 {
+        let (debit, credit, amount, status) = match i % 4 {
+            0 => (&settlement, &wallet, "2.00", 201),
+            1 => (&wallet, &settlement, "1.00", 201),
+            2 => (&wallet, &settlement, "1000.00", 402),
+            _ => (&other, &wallet, "1.00", 402),
+        };
+        let reply = bed.pay(&format!("p{i}"), &payment(debit, credit, amount)).await;
+        assert_eq!(reply.status, status, "{reply:?}");
+        made.push(reply.text("payment_id"));
+        // A payment between other accounts is on none of these pages.
+        assert_eq!(bed.pay(&format!("o{i}"), &payment(&settlement, &other, "0.01")).await.status, 201);
+    }
+    made.reverse();
+    let ids = |rows: &[Value]| rows.iter().map(|p| p["payment_id"].as_str().unwrap().to_owned()).collect::<Vec<_>>();
+    let narrowed = |status: &'static str| {
+        let keep = move |(i, _): &(usize, &String)| (i % 4 >= 2) == (status == "succeeded");
+        made.iter().enumerate().filter(keep).map(|(_, id)| id.clone()).collect::<Vec<_>>()
+    };
+    let path = format!("/v1/payments?limit=7&account_id={wallet}");
+    let (all, count) = pages(&bed, &path).await;
+    assert_eq!((ids(&all), count), (made.clone(), 4));
+    for status in ["succeeded", "declined"] {
+        let (some, count) = pages(&bed, &format!("{path}&status={status}")).await;
+        assert_eq!((ids(&some), count), (narrowed(status), 2), "{status}");
+        assert!(some.iter().all(|p| p["status"] == status));
+    }
+    // A period, from its first moment and before its last.
+    let at = |i: usize| all[i]["created_at"].as_str().unwrap();
+    let (from, to) = (at(15), at(5));
+    let (some, _) = pages(&bed, &format!("{path}&from={from}&to={to}")).await;
+    let inside = all.iter().filter(|p| (from..to).contains(&p["created_at"].as_str().unwrap())).cloned();
+    assert_eq!(ids(&some), ids(&inside.collect::<Vec<_>>()));
+    // Rows that come meanwhile move nothing.
+    let first = bed.get(&path).await.json();
+    assert_eq!(bed.pay("late", &payment(&settlement, &wallet, "1.00")).await.status, 201);
+    assert_eq!(bed.pay("later", &payment(&wallet, &settlement, "1000.00")).await.status, 402);
+    let next = first["next_cursor"].as_str().unwrap();
+    let second = bed.get(&format!("/v1/payments?limit=7&cursor={next}")).await.json();
+    assert_eq!(ids(second["data"].as_array().unwrap()), made[7..14]);
+    // The position of one kind of list is none of the other.
+    let general = bed.get("/v1/payments?limit=1").await.json()["next_cursor"].as_str().unwrap().to_owned();
+    let mixed = bed.get(&format!("{path}&cursor={general}")).await;
+    assert_eq!(mixed.problem(), (400, "invalid_cursor".into()));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_statement_adds_up() {
     let bed = Bed::new().await;

@@ -173,3 +173,52 @@ async fn other_resources_that_make_no_sense() {
     let put = bed.call("PUT", "/v1/tenant-config/limits", &[], r#"{"a":"\u0000"}"#).await;
     assert_eq!(put.problem(), (400, "invalid_body".into()));
 }
+
+/// What never reaches a handler is answered in the same form as what does.
+#[tokio::test(flavor = "multi_thread")]
+async fn paths_and_methods_that_do_not_exist_are_problems() {
+    let bed = Bed::new().await;
+    for (method, path) in [
+        ("GET", "/v1/accounts/%FF"),
+        ("GET", "/v1/accounts/%FF/balance"),
+        ("GET", "/v1/accounts/%FF/statement"),
+        ("PATCH", "/v1/accounts/%FF"),
+        ("GET", "/v1/payments/%C3%28"),
+        ("GET", "/v1/payment-types/%FF"),
+        ("PUT", "/v1/payment-types/%FF"),
+        ("GET", "/v1/tenant-config/%FF"),
+        ("PUT", "/v1/tenant-config/%FF"),
+        ("GET", "/v1/fraud-rules/%FF"),
+        ("PUT", "/v1/fraud-rules/%FF"),
+        ("DELETE", "/v1/fraud-rules/%FF"),
+        ("DELETE", "/v1/api-keys/%FF"),
+        ("GET", "/"),
+        ("GET", "/v1"),
+        ("POST", "/v1/payment"),
+        ("GET", "/v1/accounts/"),
+        ("GET", "/%FF"),
+    ] {
+        let reply = bed.call(method, path, &[], "{}").await;
+        assert_eq!(reply.problem(), (404, "not_found".into()), "{method} {path}");
+    }
+    for method in ["GET", "PATCH"] {
+        let reply = bed.as_key(crate::bed::ADMIN, method, "/v1/tenants/%FF", &[], "{}").await;
+        assert_eq!(reply.problem(), (404, "not_found".into()), "{method}");
+    }
+    for (method, path, allowed) in [
+        ("DELETE", "/v1/payments", &["GET", "HEAD", "POST"][..]),
+        ("OPTIONS", "/v1/payments", &["GET", "HEAD", "POST"]),
+        ("POST", "/v1/accounts/x/balance", &["GET", "HEAD"]),
+        ("GET", "/v1/payments/batch", &["POST"]),
+        ("POST", "/healthz", &["GET", "HEAD"]),
+    ] {
+        let reply = bed.call(method, path, &[], "{}").await;
+        assert_eq!(reply.problem(), (405, "method_not_allowed".into()), "{method} {path}");
+        let mut allow: Vec<&str> = reply.header("allow").unwrap_or_default().split(',').map(str::trim).collect();
+        allow.sort_unstable();
+        assert_eq!(allow, allowed, "{method} {path}");
+    }
+    for path in ["/v1/payments?limit=1&limit=2", "/v1/accounts?colour=red", "/v1/payments?limit=%FF"] {
+        assert_eq!(bed.get(path).await.problem(), (400, "invalid_query".into()), "{path}");
+    }
+}

@@ -22,6 +22,9 @@ const SETTINGS: [(&str, &[&str], &str); 6] = [
     ("standard_conforming_strings", &["on"], "otherwise backslashes change what a statement means"),
 ];
 
+/// `migrate` makes six months; below two it is time to run it again.
+const PARTITION_DAYS: u32 = 60;
+
 /// A sweep reads whole tables.
 const SWEEP_TIMEOUT: Duration = Duration::from_secs(600);
 
@@ -107,6 +110,9 @@ pub(crate) async fn doctor(proxy: &Proxy, config: Option<&Path>, sweep: bool) ->
         if let Err(error) = of_shard(&client, &name, &mut findings).await {
             findings.problem(name.clone(), format!("{error:#}"));
         }
+        if let Err(error) = partitions(&client, &name, &mut findings).await {
+            findings.problem(format!("{name}: partitions"), format!("{error:#}"));
+        }
         match schema(&client).await {
             Ok(schema) => _ = schemas.insert(shard, schema),
             Err(error) => findings.problem(name.clone(), format!("{error:#}")),
@@ -169,6 +175,28 @@ async fn of_shard(client: &Client, name: &str, findings: &mut Findings) -> anyho
     }
     if findings.all.len() == before {
         findings.well(name, "settings, replicas and prepared transactions");
+    }
+    Ok(())
+}
+
+/// Payments have somewhere to go for the next weeks. Nothing is said of a shard without the payment schema.
+async fn partitions(client: &Client, name: &str, findings: &mut Findings) -> anyhow::Result<()> {
+    let known = "SELECT to_regprocedure('public.partitions_until()') IS NOT NULL AS known";
+    if ask(client, known, ANSWER_TIMEOUT).await?.first().map(|row| cell(row, "known")).as_deref() != Some("t") {
+        return Ok(());
+    }
+    let sql = format!(
+        "SELECT coalesce(until::date::text, 'none') AS until, coalesce(until > now() + interval '{PARTITION_DAYS} days', false) AS enough
+           FROM public.partitions_until() AS until"
+    );
+    for row in ask(client, &sql, ANSWER_TIMEOUT).await? {
+        let until = cell(&row, "until");
+        if cell(&row, "enough") == "t" {
+            findings.well(format!("{name}: partitions"), format!("payments have partitions until {until}"));
+        } else {
+            let remedy = "run shardctl migrate, or SELECT make_partitions(6) on the shard: without one, payments fail";
+            findings.problem(format!("{name}: payments have partitions only until {until}"), remedy);
+        }
     }
     Ok(())
 }
@@ -321,6 +349,25 @@ mod tests {
         assert_eq!(schema["a"], "r tenant_id uuid not null | PRIMARY KEY (tenant_id)");
         let status = crate::status::of_primary(&client).await.unwrap();
         assert_eq!((&status["in_recovery"], &status["prepared"]), (&json!("f"), &json!("0")));
+    }
+
+    #[tokio::test]
+    async fn partitions_that_end_soon_are_a_problem() {
+        let server = testpg::TempPostgres::start(&[]);
+        let url = server.url("postgres");
+        let (client, connection) = tokio_postgres::connect(&url, tokio_postgres::NoTls).await.unwrap();
+        tokio::spawn(connection);
+        let check = async || {
+            let mut findings = Findings::default();
+            partitions(&client, "shard 1", &mut findings).await.unwrap();
+            findings.all.iter().map(|(_, outcome)| outcome.is_ok()).collect::<Vec<_>>()
+        };
+        assert!(check().await.is_empty(), "no payments here");
+        let options = |months_ahead| sql_assets::Options { months_ahead, retain_months: None };
+        assert!(sql_assets::apply(&url, &options(0)).await.unwrap().failed.is_empty());
+        assert_eq!(check().await, [false]);
+        assert!(sql_assets::apply(&url, &options(6)).await.unwrap().failed.is_empty());
+        assert_eq!(check().await, [true]);
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! digest. Duplicates are allowed (delivery is at least once), but a repeated sequence must repeat the same event.
 pub mod topic;
 
+use super::due;
 use super::report::{CheckReport, Invariant};
 use super::shards::Session;
 use anyhow::{Context, Result};
@@ -79,7 +80,8 @@ struct Comparison {
 
 pub async fn check(sessions: &[Session], brokers: &str, name: &str, report: &mut CheckReport) -> Result<()> {
     let (brokers, name, exponents) = (brokers.to_owned(), name.to_owned(), exponents(sessions).await?);
-    let topic = tokio::task::spawn_blocking(move || topic::read(&brokers, &name, exponents))
+    let starts = due::starts(sessions).await?;
+    let topic = tokio::task::spawn_blocking(move || topic::read(&brokers, &name, exponents, starts))
         .await
         .context("reading Kafka")??;
     let mut comparison = Comparison {
@@ -104,6 +106,9 @@ pub async fn check(sessions: &[Session], brokers: &str, name: &str, report: &mut
             }
             let sequence = u64::try_from(row.try_get::<_, i64>(2)?).unwrap_or(0);
             let event: Uuid = row.try_get(3)?;
+            if sequence < comparison.topic.start(account) {
+                continue;
+            }
             current.events += 1;
             comparison.events += 1;
             let currency: &str = row.try_get(9)?;
@@ -132,7 +137,7 @@ pub async fn check(sessions: &[Session], brokers: &str, name: &str, report: &mut
         comparison.account(&current);
     }
     let Comparison { topic, mut same, mut duplicates, events } = comparison;
-    for (account, state) in &topic.accounts {
+    for (account, state) in topic.accounts.iter().filter(|(_, state)| state.events > 0) {
         same.expect(state.matched, || {
             format!("account {account}: {} events in Kafka, none in the outbox", state.events)
         });
@@ -146,6 +151,9 @@ pub async fn check(sessions: &[Session], brokers: &str, name: &str, report: &mut
         "Kafka: {} messages, {} events after dropping {} repeated; outbox: {events} published",
         topic.messages, topic.events, topic.repeated
     ));
+    if topic.old > 0 {
+        report.note(format!("{} messages are older than what both sides must have kept", topic.old));
+    }
     if topic.forgotten > 0 {
         report.note(format!("{} repeated events were too many to be compared", topic.forgotten));
     }

@@ -35,6 +35,8 @@ pub struct Topic {
     pub duplicates: HashMap<(Uuid, u64), Vec<(Uuid, u64)>>,
     /// Repetitions beyond what is remembered.
     pub forgotten: u64,
+    /// Messages of events that the outbox need not have any more.
+    pub old: u64,
     pub messages: u64,
     pub events: u64,
     pub repeated: u64,
@@ -42,6 +44,8 @@ pub struct Topic {
     pub shape: Invariant,
     pub one_partition: Invariant,
     exponents: HashMap<String, usize>,
+    /// The first sequence that both sides must have, where it is not 1.
+    starts: HashMap<Uuid, u64>,
 }
 
 /// A message's parts that the contract fixes.
@@ -71,8 +75,13 @@ struct Value<'b> {
     sequence: u64,
 }
 
-/// `exponents`: digits after the point of each currency.
-pub fn read(brokers: &str, name: &str, exponents: HashMap<String, usize>) -> Result<Topic> {
+/// `exponents`: digits after the point of each currency. `starts`: the first sequence to compare, where it is not 1.
+pub fn read(
+    brokers: &str,
+    name: &str,
+    exponents: HashMap<String, usize>,
+    starts: HashMap<Uuid, u64>,
+) -> Result<Topic> {
     let consumer: BaseConsumer = ClientConfig::new()
         .set("bootstrap.servers", brokers)
         .set("group.id", "bench-check")
@@ -100,7 +109,7 @@ pub fn read(brokers: &str, name: &str, exponents: HashMap<String, usize>) -> Res
         assignment.add_partition_offset(name, *partition, Offset::Beginning)?;
     }
     consumer.assign(&assignment)?;
-    let mut topic = Topic::new(exponents);
+    let mut topic = Topic::new(exponents, starts);
     let mut open = partitions;
     let mut progress = Instant::now();
     while !open.is_empty() {
@@ -131,12 +140,14 @@ pub fn read(brokers: &str, name: &str, exponents: HashMap<String, usize>) -> Res
 }
 
 impl Topic {
-    fn new(exponents: HashMap<String, usize>) -> Topic {
+    fn new(exponents: HashMap<String, usize>, starts: HashMap<Uuid, u64>) -> Topic {
         Topic {
             accounts: HashMap::new(),
             exponents,
+            starts,
             duplicates: HashMap::new(),
             forgotten: 0,
+            old: 0,
             messages: 0,
             events: 0,
             repeated: 0,
@@ -150,6 +161,11 @@ impl Topic {
             ),
             one_partition: Invariant::new("kafka_partition", "accounts with all events in one partition"),
         }
+    }
+
+    /// The first sequence of an account that both sides must have.
+    pub fn start(&self, account: Uuid) -> u64 {
+        self.starts.get(&account).copied().unwrap_or(1)
     }
 
     fn message(&mut self, message: &BorrowedMessage<'_>) {
@@ -168,15 +184,20 @@ impl Topic {
     }
 
     fn event(&mut self, event: &Event, partition: i32, offset: i64) {
+        let start = self.start(event.account);
         let examined = &mut self.one_partition.examined;
         let account = self.accounts.entry(event.account).or_insert_with(|| {
             *examined += 1;
-            KafkaAccount { next: 1, partition, ..KafkaAccount::default() }
+            KafkaAccount { next: start, partition, ..KafkaAccount::default() }
         });
         if account.partition != partition {
             let first = account.partition;
             self.one_partition
                 .violation(|| format!("account {}: partitions {first} and {partition}", event.account));
+        }
+        if event.sequence < start {
+            self.old += 1;
+            return;
         }
         if event.sequence < account.next {
             self.repeated += 1;
