@@ -83,8 +83,12 @@ impl Session {
         }
     }
 
-    /// A shard for what every shard can answer: the one already in use, else one that differs by client.
+    /// A shard for what every shard can answer: the one that has the session's own objects, else one already in use,
+    /// else one that differs by client.
     fn any_shard(&self, state: &State) -> usize {
+        if let Some(server) = self.pinned_server() {
+            return server.shard;
+        }
         if let Some(server) = self.servers.iter().find(|s| s.enlisted).or(self.servers.first()) {
             return server.shard;
         }
@@ -112,7 +116,8 @@ impl Session {
         let start = self.info.id as usize;
         let replicas = (0..shard.replicas.len()).map(|n| &shard.replicas[(start + n) % shard.replicas.len()]);
         match (self.read, state.config.reads.policy) {
-            (ReadSetting::Replica, _) if alone || read_only == Some(true) => {
+            // A write may follow in a block, and must find what was read on the same server.
+            (ReadSetting::Replica, _) if read_only.unwrap_or(alone) => {
                 replicas.map(|r| r.slot).find(|slot| self.space.replica(place.shard, *slot).is_some())
             }
             // A later statement of a transaction may read another bucket, so there the whole shard must be fresh.

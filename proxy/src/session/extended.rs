@@ -14,6 +14,7 @@ use super::statements::{alone_length, is_alone, needs_no_server};
 use super::{Expect, Extended, Flow, Held, Next, Portal, Session};
 use crate::error::ProxyError;
 use crate::limits;
+use crate::pool::server::ServerKey;
 use crate::route::plan::{Access, Effect};
 use crate::route::{ParamValue, Params};
 use crate::wire::{build, read};
@@ -177,6 +178,9 @@ impl Session {
                 return Flow::Done;
             }
         };
+        if let Some(error) = self.pins_elsewhere(plan, place.shard) {
+            return self.refused(error);
+        }
         let replica = if plan.access == Access::Read {
             // What is held would have to be said again to the primary if the replica cannot answer.
             let alone = self.extended().held.is_empty() && (self.transaction.is_some() || is_alone(behind));
@@ -215,7 +219,8 @@ impl Session {
         build::end(&mut server.out, start);
         server.unsynced = true;
         self.queue.push_back(Expect::Bind);
-        self.set_portal(bind.portal, Portal::Server { shard: place.shard, entry });
+        let key = self.servers[at].key.clone();
+        self.set_portal(bind.portal, Portal::Server { key, entry });
         Flow::Done
     }
 
@@ -256,6 +261,11 @@ impl Session {
         }
     }
 
+    /// The index of a portal's server; `None`: its transaction is over, and the portal with it.
+    fn server_of(&self, key: &Rc<ServerKey>) -> Option<usize> {
+        self.servers.iter().position(|server| server.enlisted && Rc::ptr_eq(&server.key, key))
+    }
+
     fn portal(&mut self, name: &[u8]) -> Option<Portal> {
         let extended = self.extended();
         if name.is_empty() { extended.unnamed_portal.clone() } else { extended.portals.get(name).cloned() }
@@ -267,8 +277,8 @@ impl Session {
             return self.describe_statement(name);
         }
         match self.portal(name) {
-            Some(Portal::Server { shard, entry }) => {
-                let Some(at) = self.servers.iter().position(|s| s.shard == shard && s.enlisted) else {
+            Some(Portal::Server { key, entry }) => {
+                let Some(at) = self.server_of(&key) else {
                     return self.refused(no_portal(name));
                 };
                 if at != self.active && !self.queue.is_empty() {
@@ -322,8 +332,8 @@ impl Session {
     pub(super) fn on_execute(&mut self, message: &[u8]) -> Flow {
         let Some((name, max_rows)) = read::execute(message) else { return Self::malformed("Execute") };
         match self.portal(name) {
-            Some(Portal::Server { shard, entry }) => {
-                let Some(at) = self.servers.iter().position(|s| s.shard == shard && s.enlisted) else {
+            Some(Portal::Server { key, entry }) => {
+                let Some(at) = self.server_of(&key) else {
                     return self.refused(no_portal(name));
                 };
                 if at != self.active && !self.queue.is_empty() {
@@ -419,11 +429,11 @@ impl Session {
         } else {
             let portal =
                 if name.is_empty() { extended.unnamed_portal.take() } else { extended.portals.remove(name) };
-            if let Some(Portal::Server { shard, .. }) = portal
-                && let Some(at) = self.servers.iter().position(|s| s.shard == shard && s.enlisted)
+            if let Some(Portal::Server { key, entry }) = portal
+                && let Some(at) = self.server_of(&key)
             {
                 if at != self.active && !self.queue.is_empty() {
-                    self.set_portal(name, portal.unwrap_or_else(|| unreachable!("matched above")));
+                    self.set_portal(name, Portal::Server { key, entry });
                     return self.wait_for_replies();
                 }
                 self.active = at;

@@ -235,8 +235,8 @@ enum Held {
 
 #[derive(Clone)]
 enum Portal {
-    /// On the server of this shard.
-    Server { shard: usize, entry: Rc<Entry> },
+    /// On this server, which is not always the only one of its shard.
+    Server { key: Rc<ServerKey>, entry: Rc<Entry> },
     /// Answered by the session.
     Local { entry: Rc<Entry>, binary: bool },
     /// Runs on several shards when executed; the Bind message is kept.

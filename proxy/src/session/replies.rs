@@ -8,6 +8,7 @@ use super::{Expect, Next, Session};
 use crate::error::ProxyError;
 use crate::limits;
 use crate::pool::Role;
+use crate::route::plan::Effect;
 use crate::wire::frame::{HEADER, server_frame};
 use crate::wire::read;
 
@@ -229,7 +230,7 @@ impl Session {
                 self.send_owed_sync(at);
                 if let Some(mut pending) = pending {
                     note_rollback(&mut pending, message);
-                    self.finish_effect(&pending);
+                    self.finish_effect(at, &pending);
                 }
                 Verdict::Pass
             }
@@ -243,10 +244,19 @@ impl Session {
         }
     }
 
-    fn finish_effect(&mut self, pending: &super::Pending) {
+    /// Of an Execute; ReadyForQuery, which would tell where the server's transaction is, comes with Sync only.
+    fn finish_effect(&mut self, at: usize, pending: &super::Pending) {
+        let status = pending.plans.iter().find_map(|(plan, _)| match plan.effect {
+            Effect::Begin { .. } => Some(b'T'),
+            Effect::Commit { chain } | Effect::Rollback { chain } => Some(if chain { b'T' } else { b'I' }),
+            _ => None,
+        });
+        if let Some(status) = status {
+            self.servers[at].status = status;
+        }
         if pending.failed {
             // COMMIT of a failed transaction is a ROLLBACK.
-            return self.transaction_ended(false);
+            return self.transaction_ended(false, status == Some(b'T'));
         }
         self.apply(pending);
     }
@@ -385,7 +395,7 @@ impl Session {
                 *finished = true;
                 if let Some(pending) = pending {
                     if pending.rolled_back && status == b'T' {
-                        self.transaction_ended(false); // COMMIT AND CHAIN of a failed transaction.
+                        self.transaction_ended(false, true); // COMMIT AND CHAIN of a failed transaction.
                     } else if pending.failed {
                         self.failed_within(&pending);
                         if let Some(transaction) = self.transaction.as_mut().filter(|_| status != b'T') {
@@ -453,7 +463,6 @@ fn is_streamed(tag: u8) -> bool {
 
 /// COMMIT of a failed transaction answers ROLLBACK.
 fn note_rollback(pending: &mut super::Pending, message: &[u8]) {
-    use crate::route::plan::Effect;
     let commits = pending.plans.iter().any(|(plan, _)| matches!(plan.effect, Effect::Commit { .. }));
     if commits && message.get(HEADER..).is_some_and(|tag| tag.starts_with(b"ROLLBACK")) {
         pending.failed = true;

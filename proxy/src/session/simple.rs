@@ -92,6 +92,10 @@ impl Session {
                 return Flow::DoneThen(Next::Multi(Box::new(MultiWork::Statement(statement))));
             }
         };
+        if let Some(error) = self.pins_elsewhere(plan, place.shard) {
+            self.refuse_query(&error);
+            return Flow::Done;
+        }
         let replica = if plan.access == Access::Read { self.replica_for(plan, place, true) } else { None };
         let at = match self.server_for(place.shard, replica) {
             Ok(at) => at,
@@ -202,6 +206,10 @@ impl Session {
             // A server that has heard nothing of the failure would call its end a COMMIT.
             _ if failed => return self.refuse_several("the end of a failed transaction and what follows it"),
             _ => {}
+        }
+        if let Some(error) = statements.iter().find_map(|s| self.pins_elsewhere(&s.plan, place.shard)) {
+            self.refuse_query(&error);
+            return Flow::Done;
         }
         let at = match self.server_for(place.shard, None) {
             Ok(at) => at,

@@ -1,5 +1,6 @@
 //! The proxy against real servers: what a client sees, byte for byte.
 
+mod batches;
 mod cluster;
 mod copy;
 mod extended;
