@@ -40,6 +40,7 @@ impl Session {
     /// The transaction is over: settles settings and read-your-writes, gives servers back.
     pub(crate) fn end_transaction(&mut self, committed: bool) {
         let implicit = self.implicit_before.take();
+        self.local_settings = None;
         let before = self.transaction.take().map(|transaction| transaction.settings_before).or(implicit);
         if let Some(before) = before.filter(|_| !committed) {
             self.settings = before;

@@ -10,7 +10,7 @@ use super::{Expect, Flow, Next, Pending, ReadSetting, Session, Want};
 use crate::error::ProxyError;
 use crate::pool::{Role, Server};
 use crate::route::plan::{Access, Effect, Plan};
-use crate::route::{Params, Resolved, RouteContext, RoutedStatement, resolve};
+use crate::route::{Params, Resolved, RoutedStatement, resolve};
 use crate::shared::State;
 use crate::wire::build;
 
@@ -30,23 +30,6 @@ pub struct Place {
 }
 
 impl Session {
-    /// Calls the router with everything outside the text that a plan depends on.
-    pub(super) fn with_router<T>(
-        &self,
-        run: impl FnOnce(&mut crate::route::Router, &RouteContext<'_>, &State) -> T,
-    ) -> T {
-        let state = self.worker.state();
-        let context = RouteContext {
-            catalog: &state.catalog,
-            search_path: &self.settings.search_path,
-            user: &self.info.user,
-            standard_conforming_strings: self.settings.standard_conforming_strings,
-            client_encoding_is_utf8: self.settings.client_encoding_is_utf8,
-            session_has_temp: self.has_temp,
-        };
-        run(&mut self.worker.router.borrow_mut(), &context, &state)
-    }
-
     /// `sql` is the message's text, `statement.text` the statement within it.
     #[inline]
     pub(super) fn destination<P: Params>(

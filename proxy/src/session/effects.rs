@@ -38,20 +38,22 @@ impl Session {
                     self.note_implicit();
                     let result = self.change_setting(name, value.clone().map(Value::Sql));
                     // RESET on the server went to its own default, not to what our session began with.
-                    if result.is_err() || (reset && self.startup_settings.get(name).is_some()) {
+                    let own_default = reset && self.startup_settings.get(name).is_some();
+                    if result.is_err() || own_default {
                         self.distrust_servers();
                     }
+                    let result = if own_default { result.and(self.change_local(name, None)) } else { result };
                     if let Some(transaction) = &mut self.transaction {
                         let _ = transaction.hold(text);
                     }
                     self.server_has_settings();
                     result
                 }
-                Effect::Set { local: true, .. } => {
+                Effect::Set { name, value, local: true } => {
                     if let Some(transaction) = &mut self.transaction {
                         let _ = transaction.hold(text);
                     }
-                    Ok(())
+                    self.change_local(name, value.clone().map(Value::Sql))
                 }
                 Effect::SetTransaction { read_only } => {
                     if let Some(transaction) = &mut self.transaction {
@@ -62,9 +64,8 @@ impl Session {
                 }
                 Effect::ResetAll => {
                     self.note_implicit();
-                    self.settings = self.startup_settings.clone();
                     self.distrust_servers();
-                    Ok(())
+                    self.reset_all().and_then(|()| self.server_has_defaults())
                 }
                 Effect::Savepoint(verb, name) => self.local_savepoint(*verb, name, text),
                 Effect::Pin(why) => {
@@ -87,6 +88,7 @@ impl Session {
     /// implicit transaction, whose end at Sync may be for several servers to agree on.
     pub(super) fn transaction_ended(&mut self, committed: bool, chain: bool) {
         let before = self.implicit_before.take();
+        self.local_settings = None;
         match self.transaction.take() {
             Some(transaction) => {
                 if !committed {

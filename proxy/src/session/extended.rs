@@ -91,6 +91,9 @@ impl Session {
 
     pub(super) fn on_parse(&mut self, message: &[u8]) -> Flow {
         let Some(parse) = read::parse(message) else { return Self::malformed("Parse") };
+        if let Some(flow) = self.await_names() {
+            return flow;
+        }
         let entry = match self.entry(parse.sql, parse.oids) {
             Ok(entry) => entry,
             Err(error) => return self.refused(error),
@@ -146,6 +149,9 @@ impl Session {
 
     pub(super) fn on_bind(&mut self, message: &[u8], behind: &[u8]) -> Flow {
         let Some(bind) = read::bind(message) else { return Self::malformed("Bind") };
+        if let Some(flow) = self.await_names() {
+            return flow;
+        }
         if let Some(flow) = self.recheck(bind.statement) {
             return flow;
         }
@@ -166,7 +172,7 @@ impl Session {
             self.answer(build::BIND_COMPLETE);
             return Flow::Done;
         }
-        let utf8 = self.settings.client_encoding_is_utf8;
+        let utf8 = self.routing().client_encoding_is_utf8;
         let params = BindParams { bind, oids: &entry.oids, utf8 };
         let place = match self.destination(&entry.routed, &entry.sql, &params) {
             Destination::Shard(place) => place,
@@ -303,6 +309,9 @@ impl Session {
     }
 
     fn describe_statement(&mut self, name: &[u8]) -> Flow {
+        if let Some(flow) = self.await_names() {
+            return flow;
+        }
         let entry = match self.statement(name) {
             Ok(entry) => entry,
             Err(error) => return self.refused(error),
@@ -342,6 +351,7 @@ impl Session {
                 self.active = at;
                 self.servers[at].out.extend_from_slice(message);
                 self.servers[at].unsynced = true;
+                self.unsettled |= self.may_rename(&entry.routed.plan.effect);
                 let text = entry.sql.get(entry.routed.text.clone()).unwrap_or_default();
                 self.queue.push_back(Expect::Execute(Self::pending(&entry.routed.plan, text)));
                 Flow::Done
@@ -391,9 +401,16 @@ impl Session {
         if !self.queue.is_empty() {
             return self.wait_for_replies();
         }
+        if !entry.settings.routes_like(self.routing()) {
+            let error = ProxyError::not_supported(
+                "what names mean has changed between this statement's Bind and its Execute",
+                "Bind it again.",
+            );
+            return self.refused(error);
+        }
         let Some(parsed) = read::bind(&bind) else { return Self::malformed("Bind") };
         let params =
-            BindParams { bind: parsed, oids: &entry.oids, utf8: self.settings.client_encoding_is_utf8 };
+            BindParams { bind: parsed, oids: &entry.oids, utf8: self.routing().client_encoding_is_utf8 };
         match self.destination(&entry.routed, &entry.sql, &params) {
             Destination::Multi(resolved) => {
                 let statement = MultiStatement {

@@ -7,6 +7,7 @@
 //! - `messages` -> `simple` | `extended` | `local`: what a client message means; composes bytes for a server.
 //! - `statements`: what the client's statements are called on servers, and which server has them.
 //! - `dispatch`: which server: route, enlistment, replica or primary, what it must hear first.
+//! - `naming`: which settings statements are routed by.
 //! - `effects`: what a statement that a server ran means for the session.
 //! - `replies`: what a server's message means; a queue of expected replies says what to pass on, swallow or add.
 //! - `checkout`: waiting for a connection, and what happens when one is lost.
@@ -33,6 +34,7 @@ mod io;
 mod local;
 mod messages;
 pub mod multi_hook;
+mod naming;
 mod participants;
 pub mod prepared;
 mod replies;
@@ -74,6 +76,10 @@ pub struct Session {
     sent: usize,
     pub(crate) settings: Rc<Settings>,
     startup_settings: Rc<Settings>,
+    /// What SET LOCAL made of them, as far as routing needs it, until the transaction ends.
+    local_settings: Option<Rc<Settings>>,
+    /// A statement that may change what names mean was sent and is not answered: nothing is routed until it is.
+    unsettled: bool,
     /// Servers of the current transaction; with a pinned session also the server it is pinned to, always first.
     pub(crate) servers: SmallVec<[Box<Server>; 1]>,
     /// The one that outstanding replies will come from.

@@ -116,13 +116,13 @@ impl<'a> Participants<'a> {
     }
 
     pub fn client_encoding_is_utf8(&self) -> bool {
-        self.session.settings.client_encoding_is_utf8
+        self.session.routing().client_encoding_is_utf8
     }
 
     /// No byte of a multi-byte character looks like ASCII (which holds for none of SJIS, BIG5, GBK, UHC, GB18030 and
     /// JOHAB, the encodings that PostgreSQL allows on clients only).
     pub fn client_encoding_is_ascii_safe(&self) -> bool {
-        let Some(value) = self.session.settings.get("client_encoding") else { return true };
+        let Some(value) = self.session.routing().get("client_encoding") else { return true };
         let name = value.plain().to_ascii_lowercase();
         let safe = ["utf", "unicode", "latin", "iso", "win", "koi8", "sql_ascii", "default", "euc"];
         safe.iter().any(|prefix| name.starts_with(prefix))

@@ -24,7 +24,13 @@ impl Session {
             self.after_failure();
             return Flow::Done;
         }
-        let routed = self.with_router(|router, context, _| router.simple(context, sql));
+        let mut routed = self.with_router(|router, context, _| router.simple(context, sql));
+        if routed.statements.len() > 1
+            && let Err(error) = self.route_behind_set(sql, &mut routed)
+        {
+            self.refuse_query(&error);
+            return Flow::Done;
+        }
         let flow = match routed.statements.as_slice() {
             [] => {
                 let mut bytes = build::EMPTY_QUERY.to_vec();
@@ -75,7 +81,7 @@ impl Session {
                 return flow;
             }
         }
-        let params = NoParams { client_encoding_is_utf8: self.settings.client_encoding_is_utf8 };
+        let params = NoParams { client_encoding_is_utf8: self.routing().client_encoding_is_utf8 };
         let place = match self.destination(statement, sql, &params) {
             Destination::Shard(place) => place,
             Destination::Refused(error) => {
@@ -148,7 +154,7 @@ impl Session {
                 .refuse_several("transaction control while a failed transaction spans several shards");
         }
         for (number, statement) in statements.iter().enumerate() {
-            let params = NoParams { client_encoding_is_utf8: self.settings.client_encoding_is_utf8 };
+            let params = NoParams { client_encoding_is_utf8: self.routing().client_encoding_is_utf8 };
             let only_proxy = matches!(
                 statement.plan.effect,
                 Effect::ShowProxy(_) | Effect::ExplainRoute(_) | Effect::Discard(_) | Effect::Deallocate(_)

@@ -434,6 +434,8 @@ impl Session {
             output: Vec::new(),
             sent: 0,
             startup_settings: settings.clone(),
+            local_settings: None,
+            unsettled: false,
             settings,
             servers: Default::default(),
             active: 0,

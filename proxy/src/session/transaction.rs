@@ -26,8 +26,11 @@ pub struct Transaction {
 struct Savepoint {
     name: String,
     prologue: usize,
-    settings: Rc<Settings>,
+    settings: Snapshot,
 }
+
+/// Settings at one moment: the session's, and those that SET LOCAL put in their place.
+pub type Snapshot = (Rc<Settings>, Option<Rc<Settings>>);
 
 impl Transaction {
     pub fn new(begin: &str, read_only: bool, settings: Rc<Settings>) -> Self {
@@ -64,7 +67,7 @@ impl Transaction {
         true
     }
 
-    pub fn savepoint(&mut self, name: &str, sql: &str, settings: Rc<Settings>) -> bool {
+    pub fn savepoint(&mut self, name: &str, sql: &str, settings: Snapshot) -> bool {
         let savepoint = Savepoint { name: name.to_owned(), prologue: self.prologue.len(), settings };
         if !self.hold(sql) {
             return false;
@@ -85,7 +88,7 @@ impl Transaction {
     }
 
     /// ROLLBACK TO: back to the state right after SAVEPOINT. Returns the settings of then; `None` if there is none.
-    pub fn rollback_to(&mut self, name: &str) -> Option<Rc<Settings>> {
+    pub fn rollback_to(&mut self, name: &str) -> Option<Snapshot> {
         let at = self.savepoints.iter().rposition(|savepoint| savepoint.name == name)?;
         self.savepoints.truncate(at + 1);
         let savepoint = &self.savepoints[at];
@@ -104,9 +107,9 @@ mod tests {
     fn h21_rollback_to_takes_back_what_was_held_after_the_savepoint() {
         let none = SettingsTable::new("app", 0).none();
         let mut tx = Transaction::new("BEGIN ISOLATION LEVEL SERIALIZABLE", false, none.clone());
-        assert!(tx.savepoint("a", "SAVEPOINT a;", none.clone()));
+        assert!(tx.savepoint("a", "SAVEPOINT a;", (none.clone(), None)));
         assert!(tx.hold("SET LOCAL x = 1 -- why"));
-        assert!(tx.savepoint("b", "SAVEPOINT b", none));
+        assert!(tx.savepoint("b", "SAVEPOINT b", (none, None)));
         tx.failed = true;
         assert!(tx.rollback_to("c").is_none());
         assert!(tx.failed);

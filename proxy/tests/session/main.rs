@@ -6,6 +6,7 @@ mod copy;
 mod extended;
 mod failures;
 mod login;
+mod names;
 mod raw;
 mod servers;
 mod simple;
