@@ -112,7 +112,7 @@ async fn everywhere_alike(
         }
     }
     if kind == Broadcast::Ddl {
-        p.set_schema_changed();
+        p.set_schema_changed(&statement.routed.plan);
     }
     let reply = first.ok_or_else(|| ProxyError::internal("a cluster without shards"))?;
     for notice in &reply.notices {

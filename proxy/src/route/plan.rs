@@ -14,6 +14,26 @@ pub struct Plan {
     pub evidence: Vec<String>,
     /// Highest `$n` used.
     pub parameters: u16,
+    /// The relations that it uses, those within views too.
+    pub tables: Tables,
+    /// What else in the same transaction the catalog is not true for any more, once this has run (H39).
+    pub changes: Option<Changes>,
+}
+
+#[derive(Debug, Default)]
+pub struct Tables {
+    /// Without their schemas: a new table may hide one of another schema.
+    pub names: Box<[String]>,
+    /// One of them is sharded or a reference table.
+    pub keyed: bool,
+}
+
+/// Relations whose definition, as the catalog has it, a definition changes.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Changes {
+    Relations(Box<[String]>),
+    /// Not told by its text.
+    Unknown,
 }
 
 #[derive(Debug)]
@@ -183,6 +203,12 @@ pub enum Effect {
     Deallocate(Option<String>),
     /// Creates state that lives in one server connection: temp table, LISTEN, session advisory lock, WITH HOLD.
     Pin(&'static str),
+    /// DECLARE of a cursor that ends with its transaction.
+    Declare(String),
+    /// FETCH, MOVE or CLOSE: for the server that has the cursor; `None` is CLOSE ALL.
+    Cursor(Option<String>),
+    /// currval() and lastval(): what the same session has drawn before.
+    ReadsSequence,
     /// PREPARE TRANSACTION and other statements the proxy keeps for itself are `Route::Refuse`.
     CreatesObject,
 }

@@ -45,8 +45,17 @@ impl Session {
         {
             return Destination::Shard(Place { shard: server.shard, bucket: None, keyed: false });
         }
+        if let Some(shard) = self.cursor_shard(&statement.plan.effect) {
+            return Destination::Shard(Place { shard, bucket: None, keyed: false });
+        }
+        if let Some(error) = self.value_of_another(&statement.plan.effect, &state) {
+            return Destination::Refused(error);
+        }
         if let Some(shard) = self.target {
             return Destination::Shard(Place { shard, bucket: None, keyed: false });
+        }
+        if let Some(error) = self.changed_before(&statement.plan) {
+            return Destination::Refused(error);
         }
         let text = sql.get(statement.text.clone()).unwrap_or_default();
         let keyed = |shard: ShardId, bucket| match position(&state, shard) {
@@ -64,6 +73,29 @@ impl Session {
             Resolved::Refuse(refusal) => Destination::Refused((&refusal).into()),
             several => Destination::Multi(several),
         }
+    }
+
+    /// The shard of an open cursor.
+    pub(super) fn cursor_shard(&self, effect: &Effect) -> Option<usize> {
+        match effect {
+            Effect::Cursor(Some(name)) => self.transaction.as_ref()?.cursor(name),
+            _ => None,
+        }
+    }
+
+    /// currval() outside of a block would be what another client has drawn from the server that happens to be free.
+    fn value_of_another(&self, effect: &Effect, state: &State) -> Option<ProxyError> {
+        if *effect != Effect::ReadsSequence || self.transaction.is_some() {
+            return None;
+        }
+        let shard = self.target.or_else(|| position(state, state.config.proxy.default_shard));
+        if self.pinned_server().is_some_and(|server| Some(server.shard) == shard) {
+            return None;
+        }
+        Some(ProxyError::not_supported(
+            "currval() and lastval() outside of a transaction block",
+            "Use INSERT ... RETURNING, or nextval() and currval() in one transaction block.",
+        ))
     }
 
     /// A shard for what every shard can answer: the one that has the session's own objects, else one already in use,
@@ -245,7 +277,7 @@ impl Session {
         match &self.transaction {
             Some(transaction) => {
                 build::query(&mut server.out, transaction.prologue().as_bytes());
-                self.queue.push_back(Expect::Hidden);
+                self.queue.push_back(Expect::Prologue);
             }
             // A later participant of an implicit transaction must not commit by itself (H20).
             None if others => {

@@ -72,8 +72,16 @@ impl Session {
                     self.pin(why);
                     Ok(())
                 }
+                Effect::Declare(name) => {
+                    let shard = self.servers.get(self.active).map(|server| server.shard);
+                    if let (Some(transaction), Some(shard)) = (&mut self.transaction, shard) {
+                        transaction.declared(name, shard);
+                    }
+                    Ok(())
+                }
                 Effect::CreatesObject => {
                     self.schema_changed = true;
+                    self.note_changes(plan);
                     Ok(())
                 }
                 _ => Ok(()),

@@ -11,7 +11,8 @@ use super::local::By;
 use super::multi_hook::{MultiStatement, MultiWork, Protocol};
 use super::prepared::Entry;
 use super::statements::{alone_length, is_alone, needs_no_server};
-use super::{Expect, Extended, Flow, Held, Next, Portal, Session};
+use super::portals::Portal;
+use super::{Expect, Extended, Flow, Held, Next, Session};
 use crate::error::ProxyError;
 use crate::limits;
 use crate::pool::server::ServerKey;
@@ -166,6 +167,9 @@ impl Session {
         if self.is_refused_in_failed(&plan.effect) {
             return self.refused(ProxyError::failed_transaction());
         }
+        if let Some(error) = self.extended().portals.too_many(bind.portal, 0) {
+            return self.refused(error);
+        }
         if is_ours(&entry) || self.is_local_now(&plan.effect) {
             let binary = bind.tail.ends_with(&[0, 1, 0, 1]);
             self.set_portal(bind.portal, Portal::Local { entry, binary });
@@ -178,6 +182,9 @@ impl Session {
             Destination::Shard(place) => place,
             Destination::Refused(error) => return self.refused(error),
             Destination::Multi(_) => {
+                if let Some(error) = self.extended().portals.too_many(bind.portal, message.len()) {
+                    return self.refused(error);
+                }
                 let portal = Portal::Multi { entry, bind: message.into(), describe: false };
                 self.set_portal(bind.portal, portal);
                 self.answer(build::BIND_COMPLETE);
@@ -237,7 +244,11 @@ impl Session {
             Effect::Begin { .. } => enlisted == 0,
             // Several participants: the end is not one server's to say.
             Effect::Commit { .. } | Effect::Rollback { .. } => enlisted != 1 || self.has_several(),
-            Effect::Savepoint(..) | Effect::SetTransaction { .. } | Effect::Set { .. } | Effect::ResetAll
+            Effect::Savepoint(..)
+            | Effect::SetTransaction { .. }
+            | Effect::Set { .. }
+            | Effect::ResetAll
+            | Effect::Cursor(None)
                 if self.has_several() =>
             {
                 true
@@ -257,24 +268,17 @@ impl Session {
         }
     }
 
-    fn set_portal(&mut self, name: &[u8], portal: Portal) {
-        let extended = self.extended();
-        extended.has_portals = true;
-        if name.is_empty() {
-            extended.unnamed_portal = Some(portal);
-        } else if extended.portals.len() < limits::CLIENT_STATEMENTS {
-            extended.portals.insert(name.into(), portal);
-        }
-    }
-
     /// The index of a portal's server; `None`: its transaction is over, and the portal with it.
     fn server_of(&self, key: &Rc<ServerKey>) -> Option<usize> {
         self.servers.iter().position(|server| server.enlisted && Rc::ptr_eq(&server.key, key))
     }
 
+    fn set_portal(&mut self, name: &[u8], portal: Portal) {
+        self.extended().portals.set(name, portal);
+    }
+
     fn portal(&mut self, name: &[u8]) -> Option<Portal> {
-        let extended = self.extended();
-        if name.is_empty() { extended.unnamed_portal.clone() } else { extended.portals.get(name).cloned() }
+        self.extended().portals.get(name)
     }
 
     pub(super) fn on_describe(&mut self, message: &[u8]) -> Flow {
@@ -351,7 +355,8 @@ impl Session {
                 self.active = at;
                 self.servers[at].out.extend_from_slice(message);
                 self.servers[at].unsynced = true;
-                self.unsettled |= self.may_rename(&entry.routed.plan.effect);
+                let effect = &entry.routed.plan.effect;
+                self.unsettled |= self.may_rename(effect) || matches!(effect, Effect::Declare(_));
                 let text = entry.sql.get(entry.routed.text.clone()).unwrap_or_default();
                 self.queue.push_back(Expect::Execute(Self::pending(&entry.routed.plan, text)));
                 Flow::Done
@@ -426,8 +431,9 @@ impl Session {
                 };
                 Flow::DoneThen(Next::Multi(Box::new(MultiWork::Statement(statement))))
             }
+            Destination::Refused(error) => self.refused(error),
             // The map changed between Bind and Execute.
-            _ => {
+            Destination::Shard(_) => {
                 self.refused(ProxyError::new("40001", "the shard map changed while the statement was bound"))
             }
         }
@@ -444,8 +450,7 @@ impl Session {
                 extended.statements.remove(name);
             }
         } else {
-            let portal =
-                if name.is_empty() { extended.unnamed_portal.take() } else { extended.portals.remove(name) };
+            let portal = extended.portals.remove(name);
             if let Some(Portal::Server { key, entry }) = portal
                 && let Some(at) = self.server_of(&key)
             {

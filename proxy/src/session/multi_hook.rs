@@ -134,6 +134,7 @@ impl Session {
             Effect::Savepoint(SavepointVerb::RollbackTo, _) => "ROLLBACK",
             Effect::Set { value: None, .. } | Effect::ResetAll => "RESET",
             Effect::Set { .. } | Effect::SetTransaction { .. } => "SET",
+            Effect::Cursor(None) => "CLOSE CURSOR ALL",
             _ => return None,
         };
         if !self.queue.is_empty() {

@@ -160,8 +160,16 @@ impl<'a> Participants<'a> {
     }
 
     /// DDL ran in this transaction: its end is followed by a look at the catalog.
-    pub fn set_schema_changed(&mut self) {
+    pub fn set_schema_changed(&mut self, plan: &Plan) {
         self.session.schema_changed = true;
+        self.session.note_changes(plan);
+    }
+
+    /// A cursor was declared on this shard.
+    pub fn declared(&mut self, name: &str, shard: usize) {
+        if let Some(transaction) = &mut self.session.transaction {
+            transaction.declared(name, shard);
+        }
     }
 
     pub fn take_schema_changed(&mut self) -> bool {
@@ -372,7 +380,7 @@ impl<'a> Participants<'a> {
 
     /// The transaction is over on all participants: back to the pools, settings kept or restored.
     pub fn finish(&mut self, committed: bool) {
-        self.session.queue.retain(|expect| !matches!(expect, Expect::Hidden));
+        self.session.queue.retain(|expect| !matches!(expect, Expect::Hidden | Expect::Prologue));
         self.session.end_transaction(committed);
         self.session.info.set_activity(Activity::Idle, self.session.worker.now.get());
     }

@@ -186,6 +186,8 @@ mod tests {
                 effect: crate::route::plan::Effect::None,
                 evidence: Vec::new(),
                 parameters: 0,
+                tables: Default::default(),
+                changes: None,
             }),
             literals: Default::default(),
         };

@@ -22,6 +22,8 @@ enum Verdict {
     Broken(&'static str),
     /// Ask the primary instead.
     Retry,
+    /// Pass this in its place.
+    Instead(Box<[u8]>),
 }
 
 impl Session {
@@ -99,6 +101,14 @@ impl Session {
                     self.servers[at].swallow = size - message.len();
                     self.say_ours();
                 }
+                Verdict::Instead(other) => {
+                    self.compose(&bytes[start..pos]);
+                    self.compose(&other);
+                    pos += message.len();
+                    start = pos;
+                    self.answered = true;
+                    self.say_ours();
+                }
                 Verdict::Broken(why) => return self.broken(why),
                 Verdict::Retry => {
                     let mut server = self.servers.remove(at);
@@ -155,7 +165,7 @@ impl Session {
     fn reply(&mut self, at: usize, tag: u8, message: &[u8], finished: &mut bool) -> Verdict {
         match tag {
             b'D' | b'd' => match self.queue.front() {
-                Some(Expect::Hidden | Expect::Abort) => Verdict::Swallow,
+                Some(Expect::Hidden | Expect::Prologue | Expect::Abort) => Verdict::Swallow,
                 _ => Verdict::Pass,
             },
             b'C' => self.command_complete(at, message),
@@ -187,10 +197,18 @@ impl Session {
                     self.send_owed_sync(at);
                     Verdict::Pass
                 }
-                Some(Expect::Hidden | Expect::Abort) => Verdict::Swallow,
+                Some(Expect::Hidden | Expect::Prologue | Expect::Abort) => Verdict::Swallow,
                 _ => Verdict::Pass,
             },
-            b'E' => self.error(at, message),
+            b'E' => match (self.error(at, message), self.prologue_error.take()) {
+                // Kept for the error that follows from it.
+                (Verdict::Swallow, kept) => {
+                    self.prologue_error = kept;
+                    Verdict::Swallow
+                }
+                (Verdict::Pass, Some(cause)) => Verdict::Instead(cause),
+                (verdict, _) => verdict,
+            },
             b'S' => {
                 let mut reader = read::body(message);
                 if let (Some(name), Some(value)) = (reader.cstr(), reader.cstr()) {
@@ -201,7 +219,7 @@ impl Session {
                 Verdict::Pass
             }
             b'N' => match self.queue.front() {
-                Some(Expect::Hidden | Expect::Abort | Expect::Poison) => Verdict::Swallow,
+                Some(Expect::Hidden | Expect::Prologue | Expect::Abort | Expect::Poison) => Verdict::Swallow,
                 _ => Verdict::Pass,
             },
             b'G' => {
@@ -223,7 +241,7 @@ impl Session {
     fn command_complete(&mut self, at: usize, message: &[u8]) -> Verdict {
         self.copy_in = false;
         match self.queue.front_mut() {
-            Some(Expect::Hidden | Expect::Abort) => Verdict::Swallow,
+            Some(Expect::Hidden | Expect::Prologue | Expect::Abort) => Verdict::Swallow,
             Some(Expect::Execute(pending)) => {
                 let pending = pending.take();
                 self.queue.pop_front();
@@ -286,7 +304,7 @@ impl Session {
                 self.queue.pop_front();
                 Verdict::Pass
             }
-            Some(Expect::Hidden | Expect::Abort) => Verdict::Swallow,
+            Some(Expect::Hidden | Expect::Prologue | Expect::Abort) => Verdict::Swallow,
             _ => Verdict::Pass,
         }
     }
@@ -307,7 +325,11 @@ impl Session {
         }
         match self.queue.front_mut() {
             Some(Expect::Abort) => return Verdict::Swallow,
-            Some(Expect::Hidden) => {
+            Some(Expect::Prologue) if !fatal => {
+                self.prologue_error = Some(message.into());
+                return Verdict::Swallow;
+            }
+            Some(Expect::Hidden | Expect::Prologue) => {
                 let text =
                     String::from_utf8_lossy(read::error_field(message, b'M').unwrap_or(b"?")).into_owned();
                 tracing::warn!(client = %self.info.address, text, "a server refused the session's settings");
@@ -379,7 +401,7 @@ impl Session {
         let server = &mut self.servers[at];
         server.status = status;
         match self.queue.pop_front() {
-            Some(Expect::Hidden | Expect::Abort) => Verdict::Swallow,
+            Some(Expect::Hidden | Expect::Prologue | Expect::Abort) => Verdict::Swallow,
             Some(Expect::HiddenSync) => {
                 server.unsynced = false;
                 self.checked = true;
@@ -415,6 +437,7 @@ impl Session {
     fn ready(&mut self, at: usize) {
         self.gate = false;
         self.copy_in = false;
+        self.prologue_error = None;
         self.retry.clear();
         match self.servers[at].status {
             b'I' => {

@@ -178,7 +178,8 @@ impl Session {
                 }
             };
             marks.push((statement.plan.clone(), found));
-            let insists = !matches!(statement.plan.route, crate::route::plan::Route::Any);
+            let insists = !matches!(statement.plan.route, crate::route::plan::Route::Any)
+                || self.cursor_shard(&statement.plan.effect).is_some();
             match &mut place {
                 None => place = Some((found, insists)),
                 Some((known, fixed)) if known.shard == found.shard => {

@@ -436,6 +436,8 @@ impl Session {
             startup_settings: settings.clone(),
             local_settings: None,
             unsettled: false,
+            changed: None,
+            prologue_error: None,
             settings,
             servers: Default::default(),
             active: 0,

@@ -20,6 +20,8 @@ pub struct Transaction {
     pub settings_before: Rc<Settings>,
     /// The server that ran a part of it is gone: nothing but ROLLBACK is possible, not even ROLLBACK TO.
     pub lost: bool,
+    /// Cursors, and the shard that each is on. Some may be closed already.
+    cursors: Vec<(String, usize)>,
 }
 
 #[derive(Debug)]
@@ -41,7 +43,21 @@ impl Transaction {
             failed: false,
             settings_before: settings,
             lost: false,
+            cursors: Vec::new(),
         }
+    }
+
+    /// The oldest is forgotten when there are too many: it is looked for as one that was never declared.
+    pub fn declared(&mut self, name: &str, shard: usize) {
+        self.cursors.retain(|(known, _)| known != name);
+        if self.cursors.len() >= limits::CURSORS {
+            self.cursors.remove(0);
+        }
+        self.cursors.push((name.to_owned(), shard));
+    }
+
+    pub fn cursor(&self, name: &str) -> Option<usize> {
+        self.cursors.iter().find(|(known, _)| known == name).map(|(_, shard)| *shard)
     }
 
     /// The one that AND CHAIN begins: with this one's characteristics, and nothing else of it. The caller knows the

@@ -1,6 +1,7 @@
 //! The proxy against real servers: what a client sees, byte for byte.
 
 mod batches;
+mod blocks;
 mod cluster;
 mod copy;
 mod extended;

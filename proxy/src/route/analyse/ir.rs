@@ -178,7 +178,27 @@ pub(super) struct Seen {
     pub(super) limit: bool,
     pub(super) temporary: bool,
     pub(super) session_lock: bool,
+    /// currval() or lastval().
+    pub(super) sequence_value: bool,
+    pub(super) tables: SeenTables,
     pub(super) parameters: u16,
+}
+
+/// See `plan::Tables`.
+#[derive(Debug, Default)]
+pub(super) struct SeenTables {
+    pub(super) names: Vec<String>,
+    pub(super) keyed: bool,
+}
+
+impl SeenTables {
+    pub(super) fn add(&mut self, table: &crate::catalog::Table) {
+        use crate::catalog::TableKind;
+        self.keyed |= matches!(table.kind, TableKind::Sharded { .. } | TableKind::Reference);
+        if !self.names.contains(&table.name) {
+            self.names.push(table.name.clone());
+        }
+    }
 }
 
 pub(super) struct Builder<'a> {

@@ -3,10 +3,11 @@
 //! - [`ir`], [`facts`]: relation occurrences, query blocks and equalities.
 //! - [`names`], [`from`], [`select`], [`dml`], [`merge`], [`expr`], [`calls`]: the parse tree becomes blocks.
 //! - [`prove`]: every sharded occurrence is bound to the key, or the statement is refused.
-//! - [`utility`], [`ddl`], [`copy`]: statements that are not queries.
+//! - [`utility`], [`ddl`], [`copy`]: statements that are not queries; [`changes`]: what a definition changes.
 //! - [`syntax`]: texts that the grammar refuses, and texts that are not UTF-8.
 
 mod calls;
+mod changes;
 mod copy;
 mod ddl;
 mod dml;
@@ -30,7 +31,7 @@ use pg_raw_parse::Node;
 use super::RouteContext;
 use super::cache::Sharing;
 use super::lex::Literals;
-use super::plan::{Access, Broadcast, Effect, Plan, Refusal, Route, SplitInsert};
+use super::plan::{Access, Broadcast, Effect, Plan, Refusal, Route, SplitInsert, Tables};
 use ir::{BlockId, Builder, Result};
 
 pub use syntax::split;
@@ -48,7 +49,8 @@ pub fn empty() -> Plan {
 }
 
 fn plain_plan(route: Route, access: Access, effect: Effect) -> Plan {
-    Plan { route, access, effect, evidence: Vec::new(), parameters: 0 }
+    let tables = Tables::default();
+    Plan { route, access, effect, evidence: Vec::new(), parameters: 0, tables, changes: None }
 }
 
 fn refused(refusal: Refusal) -> Plan {
@@ -101,6 +103,10 @@ fn analyse(context: &RouteContext<'_>, text: &[u8], literals: &Literals, sure: b
         Err(refusal) => refused(refusal),
     };
     plan.parameters = plan.parameters.max(builder.seen.parameters);
+    plan.tables = std::mem::take(&mut builder.seen.tables).into();
+    if plan.effect == Effect::CreatesObject {
+        plan.changes = changes::of(node);
+    }
     // A cut constant that the grammar did not see where the lexer did, or whose value mattered: the plan is this
     // text's only (H25).
     let disagree = literals.iter().zip(&builder.agreed).any(|(literal, agreed)| literal.cut && !agreed);
@@ -150,13 +156,21 @@ impl Builder<'_> {
         let route = self.decide(split)?;
         let seen = &self.seen;
         let writes = seen.writes || seen.volatile || seen.default_function;
-        let effect = if seen.session_lock { Effect::Pin("session advisory lock") } else { Effect::None };
+        let effect = if seen.session_lock {
+            Effect::Pin("session advisory lock")
+        } else if seen.sequence_value {
+            Effect::ReadsSequence
+        } else {
+            Effect::None
+        };
         Ok(Plan {
             route,
             access: if writes { Access::Write } else { Access::Read },
             effect,
             evidence: std::mem::take(&mut self.evidence),
             parameters: seen.parameters,
+            tables: Tables::default(),
+            changes: None,
         })
     }
 

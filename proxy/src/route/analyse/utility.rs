@@ -23,6 +23,10 @@ pub(super) fn explain_route(text: &str, standard_strings: bool) -> Option<Plan> 
         .then(|| plain_plan(Route::Session, Access::Read, Effect::ExplainRoute(rest.to_owned())))
 }
 
+fn of_cursor(name: Option<&str>) -> Plan {
+    plain_plan(Route::Any, Access::Write, Effect::Cursor(name.map(str::to_owned)))
+}
+
 fn session(effect: Effect) -> Plan {
     plain_plan(Route::Session, Access::Read, effect)
 }
@@ -61,9 +65,8 @@ impl Builder<'_> {
                 Ok(plain_plan(Route::Default, Access::Write, Effect::None))
             }
             Node::DeclareCursorStmt(cursor) => self.cursor(cursor),
-            Node::FetchStmt(_) | Node::ClosePortalStmt(_) => {
-                Ok(plain_plan(Route::Any, Access::Write, Effect::None))
-            }
+            Node::FetchStmt(fetch) => Ok(of_cursor(fetch.portalname())),
+            Node::ClosePortalStmt(close) => Ok(of_cursor(close.portalname())),
             Node::ExplainStmt(explain) => self.explain(explain),
             Node::CallStmt(call) => self.call(call),
             Node::CopyStmt(copy) => self.copy(copy),
@@ -104,9 +107,11 @@ impl Builder<'_> {
         let mut plan = self.inner(cursor.query())?;
         // FETCH must find the server again.
         plan.access = Access::Write;
-        if cursor.options & CURSOR_HOLD != 0 {
-            plan.effect = Effect::Pin("WITH HOLD cursor");
-        }
+        plan.effect = if cursor.options & CURSOR_HOLD != 0 {
+            Effect::Pin("WITH HOLD cursor")
+        } else {
+            Effect::Declare(cursor.portalname().unwrap_or_default().to_owned())
+        };
         Ok(plan)
     }
 
@@ -164,7 +169,7 @@ impl Builder<'_> {
         let (mut plain, mut everywhere, mut temporary) = (false, false, false);
         for node in relations {
             let Node::RangeVar(var) = node else { continue };
-            match self.relation(var)? {
+            match self.used_relation(var)? {
                 Found::Table(table) => match table.kind {
                     TableKind::Plain | TableKind::System => plain = true,
                     TableKind::Sharded { .. } | TableKind::Reference => everywhere = true,
