@@ -39,7 +39,9 @@ pub(super) async fn run(p: &mut Participants<'_>, sql: &Rc<[u8]>, routed: &Route
                     SavepointVerb::Release => "RELEASE",
                     SavepointVerb::RollbackTo => "ROLLBACK",
                 };
-                statement::everywhere(p, &text, tag).await?;
+                let mut answer = Vec::new();
+                build::command_complete(&mut answer, tag);
+                statement::everywhere(p, &text, &answer).await?;
                 p.apply(&one.plan, &text);
             }
             Effect::None | Effect::CreatesObject | Effect::Declare(_) | Effect::Cursor(Some(_)) => {

@@ -206,7 +206,7 @@ fn explain(failure: Failure, detail: &str) -> Failure {
 }
 
 /// SAVEPOINT and its kin, SET LOCAL, SET TRANSACTION: said to every participant.
-pub(super) async fn everywhere(p: &mut Participants<'_>, sql: &str, tag: &str) -> Result<(), Failure> {
+pub(super) async fn everywhere(p: &mut Participants<'_>, sql: &str, answer: &[u8]) -> Result<(), Failure> {
     commit::settle(p).await?;
     let mut result = Ok(());
     for at in p.indices() {
@@ -219,6 +219,6 @@ pub(super) async fn everywhere(p: &mut Participants<'_>, sql: &str, tag: &str) -
         }
     }
     result?;
-    exchange::say_tag(p, tag).await;
+    p.reply(answer).await;
     Ok(())
 }

@@ -191,6 +191,12 @@ pub enum Effect {
         value: Option<String>,
         local: bool,
     },
+    /// `SELECT set_config(...)` by itself: a SET that is answered with a row, and whose value is not SQL text.
+    SetConfig {
+        name: String,
+        value: ConfigValue,
+        local: bool,
+    },
     ResetAll,
     /// SET TRANSACTION / SET SESSION CHARACTERISTICS: passed to the servers of the transaction.
     SetTransaction {
@@ -211,6 +217,23 @@ pub enum Effect {
     ReadsSequence,
     /// PREPARE TRANSACTION and other statements the proxy keeps for itself are `Route::Refuse`.
     CreatesObject,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ConfigValue {
+    Text(String),
+    /// `$n`, 0-based: known when it is bound.
+    Parameter(u16),
+}
+
+impl Effect {
+    /// The setting that SET, RESET or set_config() changes.
+    pub fn setting(&self) -> Option<&str> {
+        match self {
+            Self::Set { name, .. } | Self::SetConfig { name, .. } => Some(name),
+            _ => None,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -295,7 +295,7 @@ impl Session {
         if plan.access == Access::Read && self.target.is_none() {
             return;
         }
-        if matches!(plan.effect, Effect::Commit { .. } | Effect::Rollback { .. } | Effect::Set { .. }) {
+        if matches!(plan.effect, Effect::Commit { .. } | Effect::Rollback { .. }) || plan.effect.setting().is_some() {
             return;
         }
         self.mark(place.shard, if place.keyed { place.bucket } else { None });

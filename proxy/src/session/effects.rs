@@ -10,7 +10,7 @@ use super::transaction::Transaction;
 use super::{Pending, Session};
 use crate::error::ProxyError;
 use crate::pool::{Role, Server};
-use crate::route::plan::{Effect, Plan};
+use crate::route::plan::{ConfigValue, Effect, Plan};
 
 use super::settings::Value;
 
@@ -33,27 +33,11 @@ impl Session {
                     self.transaction_ended(false, *chain);
                     Ok(())
                 }
-                Effect::Set { name, value, local: false } if alone || !name.starts_with("shard.") => {
-                    let reset = value.is_none();
-                    self.note_implicit();
-                    let result = self.change_setting(name, value.clone().map(Value::Sql));
-                    // RESET on the server went to its own default, not to what our session began with.
-                    let own_default = reset && self.startup_settings.get(name).is_some();
-                    if result.is_err() || own_default {
-                        self.distrust_servers();
-                    }
-                    let result = if own_default { result.and(self.change_local(name, None)) } else { result };
-                    if let Some(transaction) = &mut self.transaction {
-                        let _ = transaction.hold(text);
-                    }
-                    self.server_has_settings();
-                    result
+                Effect::Set { name, value, local } if *local || alone || !name.starts_with("shard.") => {
+                    self.server_has_set(name, value.clone().map(Value::Sql), *local, text)
                 }
-                Effect::Set { name, value, local: true } => {
-                    if let Some(transaction) = &mut self.transaction {
-                        let _ = transaction.hold(text);
-                    }
-                    self.change_local(name, value.clone().map(Value::Sql))
+                Effect::SetConfig { name, value: ConfigValue::Text(value), local } => {
+                    self.server_has_set(name, Some(Value::Raw(value.clone())), *local, text)
                 }
                 Effect::SetTransaction { read_only } => {
                     if let Some(transaction) = &mut self.transaction {
@@ -90,6 +74,34 @@ impl Session {
                 tracing::warn!(%error, "effect of a statement could not be kept");
             }
         }
+    }
+
+    /// A server ran SET or set_config().
+    fn server_has_set(
+        &mut self,
+        name: &str,
+        value: Option<Value>,
+        local: bool,
+        text: &str,
+    ) -> Result<(), ProxyError> {
+        if let Some(transaction) = &mut self.transaction {
+            let _ = transaction.hold(text);
+        }
+        if local {
+            return self.change_local(name, value);
+        }
+        let own_default = value.is_none() && self.startup_settings.get(name).is_some();
+        self.note_implicit();
+        let mut result = self.change_setting(name, value);
+        // RESET on the server went to its own default, not to what our session began with.
+        if result.is_err() || own_default {
+            self.distrust_servers();
+        }
+        if own_default {
+            result = result.and_then(|()| self.change_local(name, None));
+        }
+        self.server_has_settings();
+        result
     }
 
     /// COMMIT or ROLLBACK succeeded. With AND CHAIN another block is open; without, what follows in the same batch is an

@@ -6,47 +6,19 @@
 
 use std::rc::Rc;
 
+use super::config::is_custom;
 use super::dispatch::Destination;
 use super::local::By;
 use super::multi_hook::{MultiStatement, MultiWork, Protocol};
 use super::prepared::Entry;
 use super::statements::{alone_length, is_alone, needs_no_server};
-use super::portals::Portal;
+use super::portals::{BindParams, Portal};
 use super::{Expect, Extended, Flow, Held, Next, Session};
 use crate::error::ProxyError;
 use crate::limits;
 use crate::pool::server::ServerKey;
 use crate::route::plan::{Access, Effect};
-use crate::route::{ParamValue, Params};
 use crate::wire::{build, read};
-
-/// The values of one Bind, as the router reads them.
-struct BindParams<'a> {
-    bind: read::Bind<'a>,
-    oids: &'a [u8],
-    utf8: bool,
-}
-
-impl Params for BindParams<'_> {
-    #[inline]
-    fn get(&self, n: u16) -> ParamValue<'_> {
-        match self.bind.value(n) {
-            Some(Some(value)) if self.bind.is_binary(n) => ParamValue::Binary(value),
-            Some(Some(value)) => ParamValue::Text(value),
-            _ => ParamValue::Null,
-        }
-    }
-
-    #[inline]
-    fn type_oid(&self, n: u16) -> u32 {
-        let at = usize::from(n) * 4;
-        self.oids.get(at..at + 4).map_or(0, |b| u32::from_be_bytes([b[0], b[1], b[2], b[3]]))
-    }
-
-    fn client_encoding_is_utf8(&self) -> bool {
-        self.utf8
-    }
-}
 
 impl Session {
     #[inline]
@@ -170,14 +142,18 @@ impl Session {
         if let Some(error) = self.extended().portals.too_many(bind.portal, 0) {
             return self.refused(error);
         }
+        let utf8 = self.routing().client_encoding_is_utf8;
+        let params = BindParams { bind, oids: &entry.oids, utf8 };
+        let bound = match self.with_value(&entry, &params) {
+            Ok(bound) => bound,
+            Err(error) => return self.refused(error),
+        };
         if is_ours(&entry) || self.is_local_now(&plan.effect) {
             let binary = bind.tail.ends_with(&[0, 1, 0, 1]);
-            self.set_portal(bind.portal, Portal::Local { entry, binary });
+            self.set_portal(bind.portal, Portal::Local { entry: bound, binary });
             self.answer(build::BIND_COMPLETE);
             return Flow::Done;
         }
-        let utf8 = self.routing().client_encoding_is_utf8;
-        let params = BindParams { bind, oids: &entry.oids, utf8 };
         let place = match self.destination(&entry.routed, &entry.sql, &params) {
             Destination::Shard(place) => place,
             Destination::Refused(error) => return self.refused(error),
@@ -233,7 +209,7 @@ impl Session {
         server.unsynced = true;
         self.queue.push_back(Expect::Bind);
         let key = self.servers[at].key.clone();
-        self.set_portal(bind.portal, Portal::Server { key, entry });
+        self.set_portal(bind.portal, Portal::Server { key, entry: bound });
         Flow::Done
     }
 
@@ -247,6 +223,7 @@ impl Session {
             Effect::Savepoint(..)
             | Effect::SetTransaction { .. }
             | Effect::Set { .. }
+            | Effect::SetConfig { .. }
             | Effect::ResetAll
             | Effect::Cursor(None)
                 if self.has_several() =>
@@ -261,6 +238,7 @@ impl Session {
                     && (self.settings.get(name).is_some() || self.startup_settings.get(name).is_some())
             }
             Effect::Set { .. } => enlisted == 0 && self.transaction.is_some(),
+            Effect::SetConfig { name, .. } => enlisted == 0 && self.transaction.is_some() && is_custom(name),
             Effect::ResetAll => enlisted == 0,
             Effect::Discard(what) => what.eq_ignore_ascii_case("all") || self.pinned.is_none(),
             Effect::Deallocate(_) => true,
@@ -300,7 +278,8 @@ impl Session {
             }
             Some(Portal::Local { entry, binary }) => {
                 match self.local_description(&entry.routed.plan.effect, binary) {
-                    Some(bytes) => self.say(bytes),
+                    Some(bytes) if self.extended().held.is_empty() => self.say(bytes),
+                    Some(bytes) => self.extended().held.push(Held::Ours(bytes.into())),
                     None => self.answer(build::NO_DATA),
                 }
             }
@@ -474,7 +453,7 @@ impl Session {
 pub(super) fn is_ours(entry: &Entry) -> bool {
     match &entry.routed.plan.effect {
         Effect::ShowProxy(_) | Effect::ExplainRoute(_) | Effect::Deallocate(_) => true,
-        Effect::Set { name, .. } => name.starts_with("shard."),
+        Effect::Set { name, .. } | Effect::SetConfig { name, .. } => name.starts_with("shard."),
         Effect::Discard(what) => what.eq_ignore_ascii_case("all"),
         _ => false,
     }

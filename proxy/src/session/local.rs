@@ -5,7 +5,7 @@ use super::transaction::Transaction;
 use super::{ReadSetting, Session};
 use crate::error::ProxyError;
 use crate::route::RoutedStatement;
-use crate::route::plan::{Effect, SavepointVerb};
+use crate::route::plan::{ConfigValue, Effect, SavepointVerb};
 use crate::wire::build::{self, INT4, INT8, TEXT};
 
 /// A value of a row of ours.
@@ -86,6 +86,7 @@ impl Session {
                 };
                 build::command_complete(&mut out, tag);
             }
+            effect @ Effect::SetConfig { .. } => return self.local_config(effect, by),
             Effect::Set { name, value, .. } if name.starts_with("shard.") => {
                 self.set_proxy(name, value.as_deref().map(|v| Value::Sql(v.to_owned())).as_ref())?;
                 build::command_complete(&mut out, if value.is_some() { "SET" } else { "RESET" });
@@ -305,6 +306,10 @@ impl Session {
                 )
                 .hint("SHOW shard.map, shard.epoch, shard.target or shard.read.")),
             },
+            Effect::SetConfig { value: ConfigValue::Text(value), .. } => {
+                let row = vec![Cell::Text(value.clone())];
+                Ok((vec![("set_config", TEXT)], vec![row], "SELECT".to_owned()))
+            }
             Effect::ExplainRoute(sql) => {
                 drop(state);
                 Ok((vec![("ROUTE", TEXT)], self.explain(sql), "EXPLAIN".to_owned()))

@@ -8,6 +8,7 @@
 //! - `statements`: what the client's statements are called on servers, and which server has them.
 //! - `dispatch`: which server: route, enlistment, replica or primary, what it must hear first.
 //! - `naming`: which settings statements are routed by.
+//! - `config`: `SELECT set_config(...)`.
 //! - `changed`: what DDL in the open transaction has changed.
 //! - `effects`: what a statement that a server ran means for the session.
 //! - `replies`: what a server's message means; a queue of expected replies says what to pass on, swallow or add.
@@ -29,6 +30,7 @@ mod changed;
 pub mod cancel;
 mod checkout;
 pub mod client;
+mod config;
 mod dispatch;
 mod effects;
 mod extended;

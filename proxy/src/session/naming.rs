@@ -7,7 +7,7 @@ use super::settings::{self, Settings, Value};
 use super::simple::is_control;
 use super::{Flow, Session};
 use crate::error::ProxyError;
-use crate::route::plan::{Effect, SavepointVerb};
+use crate::route::plan::{ConfigValue, Effect, SavepointVerb};
 use crate::route::{Routed, RouteContext, Router, is_routing_setting};
 use crate::shared::State;
 
@@ -127,7 +127,7 @@ impl Session {
     pub(super) fn may_rename(&self, effect: &Effect) -> bool {
         let undoes = || self.transaction.as_ref().is_some_and(|t| !t.settings_before.routes_like(&self.settings));
         match effect {
-            Effect::Set { name, .. } => is_routing_setting(name),
+            Effect::Set { name, .. } | Effect::SetConfig { name, .. } => is_routing_setting(name),
             Effect::ResetAll | Effect::Pin(_) => true,
             Effect::Commit { .. } => self.local_settings.is_some(),
             Effect::Rollback { .. } | Effect::Savepoint(SavepointVerb::RollbackTo, _) => {
@@ -163,9 +163,20 @@ impl Session {
                     names = self.with_setting(&names, name, value.clone().map(Value::Sql))?;
                     changed = true;
                 }
+                Effect::SetConfig { name, value: ConfigValue::Text(value), .. } if is_routing_setting(name) => {
+                    names = self.with_setting(&names, name, Some(Value::Raw(value.clone())))?;
+                    changed = true;
+                }
                 Effect::ResetAll => unclear = true,
                 effect if is_control(effect) => {
-                    let ends = !matches!(effect, Effect::Begin { .. } | Effect::Savepoint(SavepointVerb::Savepoint, _));
+                    let ends = !matches!(
+                        effect,
+                        Effect::Begin { .. }
+                            | Effect::Savepoint(SavepointVerb::Savepoint, _)
+                            | Effect::Set { .. }
+                            | Effect::SetConfig { .. }
+                            | Effect::SetTransaction { .. }
+                    );
                     unclear |= self.may_rename(effect) || (changed && ends);
                 }
                 _ if unclear => {

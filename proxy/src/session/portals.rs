@@ -8,6 +8,36 @@ use super::prepared::Entry;
 use crate::error::ProxyError;
 use crate::limits;
 use crate::pool::server::ServerKey;
+use crate::route::{ParamValue, Params};
+use crate::wire::read;
+
+/// The values of one Bind, as the router reads them.
+pub(super) struct BindParams<'a> {
+    pub(super) bind: read::Bind<'a>,
+    pub(super) oids: &'a [u8],
+    pub(super) utf8: bool,
+}
+
+impl Params for BindParams<'_> {
+    #[inline]
+    fn get(&self, n: u16) -> ParamValue<'_> {
+        match self.bind.value(n) {
+            Some(Some(value)) if self.bind.is_binary(n) => ParamValue::Binary(value),
+            Some(Some(value)) => ParamValue::Text(value),
+            _ => ParamValue::Null,
+        }
+    }
+
+    #[inline]
+    fn type_oid(&self, n: u16) -> u32 {
+        let at = usize::from(n) * 4;
+        self.oids.get(at..at + 4).map_or(0, |b| u32::from_be_bytes([b[0], b[1], b[2], b[3]]))
+    }
+
+    fn client_encoding_is_utf8(&self) -> bool {
+        self.utf8
+    }
+}
 
 #[derive(Clone)]
 pub(super) enum Portal {

@@ -158,7 +158,7 @@ impl Session {
             let only_proxy = matches!(
                 statement.plan.effect,
                 Effect::ShowProxy(_) | Effect::ExplainRoute(_) | Effect::Discard(_) | Effect::Deallocate(_)
-            ) || matches!(&statement.plan.effect, Effect::Set { name, .. } if name.starts_with("shard."));
+            ) || statement.plan.effect.setting().is_some_and(|name| name.starts_with("shard."));
             if only_proxy && number + 1 == statements.len() && place.is_none() && number == 0 {
                 return self.one(message, sql, statement);
             }
@@ -318,6 +318,7 @@ pub(super) fn is_control(effect: &Effect) -> bool {
             | Effect::Rollback { .. }
             | Effect::Savepoint(..)
             | Effect::Set { .. }
+            | Effect::SetConfig { .. }
             | Effect::ResetAll
             | Effect::SetTransaction { .. }
     )

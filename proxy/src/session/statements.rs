@@ -8,7 +8,7 @@ use super::prepared::Entry;
 use super::{Expect, Flow, Held, Session};
 use crate::error::ProxyError;
 use crate::route::NoParams;
-use crate::route::plan::Route;
+use crate::route::plan::{Effect, Route};
 use crate::wire::{build, frame};
 
 impl Session {
@@ -240,7 +240,8 @@ impl Session {
 
 /// Statements that need no server to be found good: the router's grammar, PostgreSQL's own, has accepted them.
 pub(super) fn needs_no_server(entry: &Entry) -> bool {
-    is_ours(entry) || super::simple::is_control(&entry.routed.plan.effect)
+    let effect = &entry.routed.plan.effect;
+    is_ours(entry) || (super::simple::is_control(effect) && !matches!(effect, Effect::SetConfig { .. }))
 }
 
 /// Is everything behind this Bind its own Describe and Execute, then Sync? Only then is the read a transaction of

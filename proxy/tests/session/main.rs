@@ -3,6 +3,7 @@
 mod batches;
 mod blocks;
 mod cluster;
+mod config;
 mod copy;
 mod extended;
 mod failures;

@@ -56,7 +56,7 @@ fn transactions_and_settings() {
         ),
         (
             "SELECT set_config('shard.read', 'replica', false)",
-            "session w Set { name: \"shard.read\", value: Some(\"'replica'\"), local: false }",
+            "session w SetConfig { name: \"shard.read\", value: Text(\"replica\"), local: false }",
         ),
         ("SHOW shard.map", "session r ShowProxy(\"map\")"),
         ("show SHARD.Epoch", "session r ShowProxy(\"epoch\")"),
