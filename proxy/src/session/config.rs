@@ -3,10 +3,10 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
+use super::Session;
 use super::local::By;
 use super::prepared::Entry;
 use super::settings::{self, Value};
-use super::Session;
 use crate::error::ProxyError;
 use crate::route::plan::{Access, ConfigValue, Effect, Plan, Route, Tables};
 use crate::route::{Literals, ParamValue, Params, RoutedStatement};
@@ -28,7 +28,9 @@ pub(super) fn config_row(out: &mut Vec<u8>, value: &str, describe: bool) {
 impl Session {
     /// The answer, if no server is needed for it: in a block that no shard has joined, where it is held as SET is.
     pub(super) fn local_config(&mut self, effect: &Effect, by: By) -> Result<Option<Vec<u8>>, ProxyError> {
-        let Effect::SetConfig { name, value: ConfigValue::Text(value), local } = effect else { return Ok(None) };
+        let Effect::SetConfig { name, value: ConfigValue::Text(value), local } = effect else {
+            return Ok(None);
+        };
         let raw = Value::Raw(value.clone());
         let enlisted = self.servers.iter().any(|server| server.enlisted);
         if name.starts_with("shard.") {
@@ -50,8 +52,14 @@ impl Session {
     }
 
     /// What a Bind executes: the statement itself, or set_config() with the value that was bound.
-    pub(super) fn with_value<P: Params>(&self, entry: &Rc<Entry>, params: &P) -> Result<Rc<Entry>, ProxyError> {
-        let Effect::SetConfig { name, value: ConfigValue::Parameter(number), local } = &entry.routed.plan.effect else {
+    pub(super) fn with_value<P: Params>(
+        &self,
+        entry: &Rc<Entry>,
+        params: &P,
+    ) -> Result<Rc<Entry>, ProxyError> {
+        let Effect::SetConfig { name, value: ConfigValue::Parameter(number), local } =
+            &entry.routed.plan.effect
+        else {
             return Ok(entry.clone());
         };
         let value = match params.get(*number) {
@@ -67,8 +75,11 @@ impl Session {
         })?;
         let mut text = String::new();
         settings::set(&mut text, name, &Value::Raw(value.to_owned()), *local);
-        let effect =
-            Effect::SetConfig { name: name.clone(), value: ConfigValue::Text(value.to_owned()), local: *local };
+        let effect = Effect::SetConfig {
+            name: name.clone(),
+            value: ConfigValue::Text(value.to_owned()),
+            local: *local,
+        };
         let plan = Plan {
             route: Route::Any,
             access: Access::Write,
@@ -78,8 +89,7 @@ impl Session {
             tables: Tables::default(),
             changes: None,
         };
-        let routed =
-            RoutedStatement { text: 0..text.len(), plan: Arc::new(plan), literals: Literals::new() };
+        let routed = RoutedStatement { text: 0..text.len(), plan: Arc::new(plan), literals: Literals::new() };
         let key = (entry.settings.clone(), entry.version);
         Ok(self.worker.registry.borrow_mut().add((text.as_bytes(), b""), key, routed, true))
     }

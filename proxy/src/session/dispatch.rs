@@ -295,7 +295,9 @@ impl Session {
         if plan.access == Access::Read && self.target.is_none() {
             return;
         }
-        if matches!(plan.effect, Effect::Commit { .. } | Effect::Rollback { .. }) || plan.effect.setting().is_some() {
+        if matches!(plan.effect, Effect::Commit { .. } | Effect::Rollback { .. })
+            || plan.effect.setting().is_some()
+        {
             return;
         }
         self.mark(place.shard, if place.keyed { place.bucket } else { None });

@@ -192,8 +192,10 @@ impl Session {
             return None;
         }
         let has = self.pinned.unwrap_or_default();
-        let message =
-            format!("{what}: this session keeps a server of shard {} for its {has} already", server.pool.shard_id);
+        let message = format!(
+            "{what}: this session keeps a server of shard {} for its {has} already",
+            server.pool.shard_id
+        );
         Some(ProxyError::not_supported(
             message,
             "Use another connection for it; DISCARD ALL gives up what this session keeps.",

@@ -26,8 +26,8 @@
 //! - A partial message is the only thing an idle session may own a buffer for.
 
 mod admin;
-mod changed;
 pub mod cancel;
+mod changed;
 mod checkout;
 pub mod client;
 mod config;
@@ -200,7 +200,11 @@ enum Expect {
     Close,
     DescribePortal(Rc<Entry>),
     /// What was seen of the answer so far; `hidden`: asked by us.
-    DescribeStatement { entry: Rc<Entry>, seen: Vec<u8>, hidden: bool },
+    DescribeStatement {
+        entry: Rc<Entry>,
+        seen: Vec<u8>,
+        hidden: bool,
+    },
     Execute(Option<Box<Pending>>),
     Query(Option<Box<Pending>>),
     Sync,

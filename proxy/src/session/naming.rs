@@ -8,7 +8,7 @@ use super::simple::is_control;
 use super::{Flow, Session};
 use crate::error::ProxyError;
 use crate::route::plan::{ConfigValue, Effect, SavepointVerb};
-use crate::route::{Routed, RouteContext, Router, is_routing_setting};
+use crate::route::{RouteContext, Routed, Router, is_routing_setting};
 use crate::shared::State;
 
 impl Session {
@@ -96,7 +96,12 @@ impl Session {
         Ok(base)
     }
 
-    fn with_setting(&self, base: &Rc<Settings>, name: &str, value: Option<Value>) -> Result<Rc<Settings>, ProxyError> {
+    fn with_setting(
+        &self,
+        base: &Rc<Settings>,
+        name: &str,
+        value: Option<Value>,
+    ) -> Result<Rc<Settings>, ProxyError> {
         let changed = self.space.settings.borrow_mut().with(base, name, value);
         changed.map_err(|()| ProxyError::new("54000", "too many session settings"))
     }
@@ -125,7 +130,8 @@ impl Session {
 
     /// May names mean something else once this has run?
     pub(super) fn may_rename(&self, effect: &Effect) -> bool {
-        let undoes = || self.transaction.as_ref().is_some_and(|t| !t.settings_before.routes_like(&self.settings));
+        let undoes =
+            || self.transaction.as_ref().is_some_and(|t| !t.settings_before.routes_like(&self.settings));
         match effect {
             Effect::Set { name, .. } | Effect::SetConfig { name, .. } => is_routing_setting(name),
             Effect::ResetAll | Effect::Pin(_) => true,
@@ -163,7 +169,9 @@ impl Session {
                     names = self.with_setting(&names, name, value.clone().map(Value::Sql))?;
                     changed = true;
                 }
-                Effect::SetConfig { name, value: ConfigValue::Text(value), .. } if is_routing_setting(name) => {
+                Effect::SetConfig { name, value: ConfigValue::Text(value), .. }
+                    if is_routing_setting(name) =>
+                {
                     names = self.with_setting(&names, name, Some(Value::Raw(value.clone())))?;
                     changed = true;
                 }
@@ -187,7 +195,8 @@ impl Session {
                 }
                 _ if changed => {
                     let range = statement.text.clone();
-                    *statement = self.with_router_under(&names, |router, context, _| router.again(context, sql, range));
+                    *statement = self
+                        .with_router_under(&names, |router, context, _| router.again(context, sql, range));
                 }
                 _ => {}
             }

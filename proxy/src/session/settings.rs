@@ -290,7 +290,8 @@ mod tests {
         assert_eq!(role.search_path.schemas().collect::<Vec<_>>(), ["pg_catalog", "x", "public"]);
         assert!(!role.routes_like(&none));
         assert!(with(&none, "role", "'none'").routes_like(&none));
-        let both = with(&with(&none, "session_authorization", "'y'"), "role", "'x'");
+        let session = with(&none, "session_authorization", "'y'");
+        let both = with(&session, "role", "'x'");
         assert_eq!(both.user, "x");
         assert_eq!(replay(&none, &both), "SET session_authorization TO 'y';SET role TO 'x';");
     }

@@ -14,7 +14,8 @@ fn h20_a_write_behind_commit_in_one_batch_is_kept() {
     let cluster = cluster();
     let (a, b) = (cluster.key_on(0, 80_000), cluster.key_on(1, 80_000));
     let insert = |key: i64, id: i32| format!("INSERT INTO t VALUES ({key}, {id}, 'x')");
-    let count = |shard: usize, key: i64| cluster.on_shard(shard, &format!("SELECT count(*) FROM t WHERE k = {key}"));
+    let count =
+        |shard: usize, key: i64| cluster.on_shard(shard, &format!("SELECT count(*) FROM t WHERE k = {key}"));
     for (id, end) in [(1, "COMMIT"), (2, "ROLLBACK")] {
         let mut raw = Raw::login();
         let mut batch = Batch::default();
@@ -30,7 +31,9 @@ fn h20_a_write_behind_commit_in_one_batch_is_kept() {
     // The same with another block behind it, and with an error, which takes back nothing but its own transaction.
     let mut raw = Raw::login();
     let mut batch = Batch::default();
-    for sql in ["BEGIN", &insert(a, 3), "COMMIT", "BEGIN", &insert(b, 3), "COMMIT", &insert(b, 4), "SELECT 1/0"] {
+    for sql in
+        ["BEGIN", &insert(a, 3), "COMMIT", "BEGIN", &insert(b, 3), "COMMIT", &insert(b, 4), "SELECT 1/0"]
+    {
         batch = run(batch, sql);
     }
     let answers = batch.sync().run(&mut raw);
@@ -53,7 +56,12 @@ fn a_block_that_may_write_stays_on_the_primary() {
         std::thread::sleep(std::time::Duration::from_millis(20));
     }
     assert_eq!(raw.query("BEGIN"), ["CBEGIN", "ZT"]);
-    let read = Batch::default().parse("", "SELECT v FROM t WHERE k = $1").bind("", &[&text]).execute().sync().run(&mut raw);
+    let read = Batch::default()
+        .parse("", "SELECT v FROM t WHERE k = $1")
+        .bind("", &[&text])
+        .execute()
+        .sync()
+        .run(&mut raw);
     assert_eq!(read, ["1", "2", "Dold", "CSELECT 1", "ZT"]);
     let update = "UPDATE t SET v = 'new' WHERE k = $1";
     let written = Batch::default().parse("", update).bind("", &[&text]).execute().sync().run(&mut raw);

@@ -54,7 +54,8 @@ fn a_cursor_is_found_on_the_shard_that_has_it() {
     for id in 1..=3 {
         raw.query(&format!("INSERT INTO t VALUES ({second}, {id}, 'x')"));
     }
-    let declare = |name: &str| format!("DECLARE {name} CURSOR FOR SELECT id FROM t WHERE k = {second} ORDER BY id");
+    let declare =
+        |name: &str| format!("DECLARE {name} CURSOR FOR SELECT id FROM t WHERE k = {second} ORDER BY id");
     raw.query("BEGIN");
     assert_eq!(raw.query(&format!("INSERT INTO t VALUES ({first}, 1, 'x')")), ["CINSERT 0 1", "ZT"]);
     assert_eq!(raw.query(&declare("c")), ["CDECLARE CURSOR", "ZT"]);
@@ -79,7 +80,8 @@ fn h21_a_setting_that_the_server_refuses_fails_the_transaction() {
         raw.query("BEGIN");
         raw.query("SAVEPOINT s");
         assert_eq!(raw.query("SET statement_timeout = 'abc'"), ["CSET", "ZT"]);
-        let answers = if extended { run(Batch::default(), &select).sync().run(&mut raw) } else { raw.query(&select) };
+        let answers =
+            if extended { run(Batch::default(), &select).sync().run(&mut raw) } else { raw.query(&select) };
         let errors: Vec<_> = answers.iter().filter(|a| a.starts_with('E')).collect();
         assert_eq!(errors, ["E22023"], "{answers:?}");
         assert_eq!(answers.last().map(String::as_str), Some("ZE"));

@@ -9,10 +9,14 @@ fn h21_set_config_is_answered_with_a_row_and_reaches_every_server() {
     let cluster = cluster();
     let (a, b) = (cluster.key_on(0, 90_000), cluster.key_on(1, 90_000));
     let mut raw = Raw::login();
-    let insert = |key: i64, id: i32| format!("INSERT INTO t VALUES ({key}, {id}, current_setting('app.tenant'))");
-    let stored = |raw: &mut Raw, key: i64, id: i32| raw.value(&format!("SELECT v FROM t WHERE k = {key} AND id = {id}"));
+    let insert =
+        |key: i64, id: i32| format!("INSERT INTO t VALUES ({key}, {id}, current_setting('app.tenant'))");
+    let stored = |raw: &mut Raw, key: i64, id: i32| {
+        raw.value(&format!("SELECT v FROM t WHERE k = {key} AND id = {id}"))
+    };
     let bound = |raw: &mut Raw, value: &str| {
-        let batch = Batch::default().parse("", "SELECT set_config('app.tenant', $1, true)").bind("", &[value]);
+        let batch =
+            Batch::default().parse("", "SELECT set_config('app.tenant', $1, true)").bind("", &[value]);
         batch.describe(b'P', "").execute().sync().run(raw)
     };
     raw.query("BEGIN");
@@ -25,15 +29,26 @@ fn h21_set_config_is_answered_with_a_row_and_reaches_every_server() {
         assert_eq!(bound(&mut raw, "one"), ["1", "2", "T", "Done", "CSELECT 1", "ZT"], "no shard has joined");
         assert_eq!(raw.query(&insert(a, 2)), ["CINSERT 0 1", "ZT"]);
         assert_eq!(stored(&mut raw, a, 2), "one");
-        assert_eq!(bound(&mut raw, "two"), ["1", "2", "T", "Dtwo", "CSELECT 1", "ZT"], "one shard has joined");
+        assert_eq!(
+            bound(&mut raw, "two"),
+            ["1", "2", "T", "Dtwo", "CSELECT 1", "ZT"],
+            "one shard has joined"
+        );
         assert_eq!(raw.query(&insert(b, 2)), ["CINSERT 0 1", "ZT"]);
         assert_eq!(stored(&mut raw, b, 2), "two");
-        assert_eq!(bound(&mut raw, "three"), ["1", "2", "T", "Dthree", "CSELECT 1", "ZT"], "both have joined");
+        assert_eq!(
+            bound(&mut raw, "three"),
+            ["1", "2", "T", "Dthree", "CSELECT 1", "ZT"],
+            "both have joined"
+        );
         for key in [a, b] {
             assert_eq!(raw.query(&insert(key, 3)), ["CINSERT 0 1", "ZT"]);
             assert_eq!(stored(&mut raw, key, 3), "three");
         }
-        assert_eq!(raw.query("SELECT set_config('app.tenant', 'four', true)"), ["T", "Dfour", "CSELECT 1", "ZT"]);
+        assert_eq!(
+            raw.query("SELECT set_config('app.tenant', 'four', true)"),
+            ["T", "Dfour", "CSELECT 1", "ZT"]
+        );
         raw.query("ROLLBACK");
     }
     assert_eq!(raw.value("SELECT coalesce(current_setting('app.tenant', true), '')"), "");
@@ -41,9 +56,13 @@ fn h21_set_config_is_answered_with_a_row_and_reaches_every_server() {
     raw.query("BEGIN");
     assert_eq!(raw.value("SELECT set_config('work_mem', '65536', true)"), "64MB");
     raw.query("COMMIT");
-    let described = Batch::default().parse("s", "SELECT set_config('app.tenant', $1, false)").describe(b'S', "s").sync();
+    let described =
+        Batch::default().parse("s", "SELECT set_config('app.tenant', $1, false)").describe(b'S', "s").sync();
     assert_eq!(described.run(&mut raw), ["1", "t", "T", "ZI"]);
-    assert_eq!(Batch::default().bind("s", &["kept"]).execute().sync().run(&mut raw), ["2", "Dkept", "CSELECT 1", "ZI"]);
+    assert_eq!(
+        Batch::default().bind("s", &["kept"]).execute().sync().run(&mut raw),
+        ["2", "Dkept", "CSELECT 1", "ZI"]
+    );
     for shard in [1, 2] {
         raw.query(&format!("SET shard.target = '{shard}'"));
         assert_eq!(raw.value("SHOW app.tenant"), "kept");

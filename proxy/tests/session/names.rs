@@ -13,8 +13,14 @@ fn insert(key: i64) -> String {
 
 /// Rows with this key: of `a` on both shards, then of `b` on both.
 fn found(key: i64) -> [String; 4] {
-    let count = |shard, table: &str| cluster().on_shard(shard, &format!("SELECT count(*) FROM {table} = {key}"));
-    [count(0, "a.same WHERE k"), count(1, "a.same WHERE k"), count(0, "b.same WHERE id"), count(1, "b.same WHERE id")]
+    let count =
+        |shard, table: &str| cluster().on_shard(shard, &format!("SELECT count(*) FROM {table} = {key}"));
+    [
+        count(0, "a.same WHERE k"),
+        count(1, "a.same WHERE k"),
+        count(0, "b.same WHERE id"),
+        count(1, "b.same WHERE id"),
+    ]
 }
 
 const IN_A: [&str; 4] = ["0", "1", "0", "0"];

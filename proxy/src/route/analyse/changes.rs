@@ -73,7 +73,12 @@ fn dropped(drop: &nodes::DropStmt) -> Option<Changes> {
         ObjectType::OBJECT_INDEX | ObjectType::OBJECT_SEQUENCE => None,
         ObjectType::OBJECT_TABLE | ObjectType::OBJECT_VIEW | ObjectType::OBJECT_MATVIEW => {
             let name = |object: Node<'_>| {
-                object.as_node_list().into_iter().flatten().filter_map(|n| n.as_str().map(str::to_owned)).last()
+                object
+                    .as_node_list()
+                    .into_iter()
+                    .flatten()
+                    .filter_map(|n| n.as_str().map(str::to_owned))
+                    .last()
             };
             let names: Option<Box<[String]>> = drop.objects().iter().map(name).collect();
             Some(names.map_or(Changes::Unknown, Changes::Relations))

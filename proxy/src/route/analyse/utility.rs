@@ -222,7 +222,8 @@ impl Builder<'_> {
         let [Node::A_Const(name), value, Node::A_Const(local)] = arguments.as_slice() else {
             return Err(refusal());
         };
-        let (Some(ConstValue::String(name)), Some(ConstValue::Boolean(local))) = (name.val(), local.val()) else {
+        let (Some(ConstValue::String(name)), Some(ConstValue::Boolean(local))) = (name.val(), local.val())
+        else {
             return Err(refusal());
         };
         let value = as_text(*value);
@@ -255,9 +256,9 @@ impl Builder<'_> {
 fn as_text(node: Node<'_>) -> Node<'_> {
     match node {
         Node::TypeCast(cast)
-            if cast
-                .type_name()
-                .is_some_and(|t| t.names().iter().next_back().and_then(nodes::String::sval) == Some("text")) =>
+            if cast.type_name().is_some_and(|t| {
+                t.names().iter().next_back().and_then(nodes::String::sval) == Some("text")
+            }) =>
         {
             cast.arg()
         }
