@@ -40,6 +40,10 @@ pub const SETTINGS_CACHE: usize = 4096;
 pub const SETTINGS_PER_SESSION: usize = 100;
 /// Statements held in front of the first one that picks a shard (BEGIN, SET LOCAL, SAVEPOINT).
 pub const TRANSACTION_PROLOGUE: usize = 1000;
+/// Cursors of one transaction whose shards are remembered.
+pub const CURSORS: usize = 1000;
+/// Relations changed in one transaction that are told apart; with more, any sharded or reference table may have changed.
+pub const CHANGED_RELATIONS: usize = 1000;
 /// Messages of an extended-protocol batch held until a shard is known.
 pub const HELD_MESSAGES: usize = 1000;
 

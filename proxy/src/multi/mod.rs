@@ -63,7 +63,7 @@ pub async fn run(p: &mut Participants<'_>, work: &MultiWork) -> Result<(), Failu
             }
             return Ok(());
         }
-        MultiWork::Everywhere { sql, tag, .. } => statement::everywhere(p, sql, tag).await,
+        MultiWork::Everywhere { sql, answer, .. } => statement::everywhere(p, sql, answer).await,
         MultiWork::Statement(statement) => statement::run(p, statement).await,
         MultiWork::Several { sql, routed } => several::run(p, sql, routed).await,
     };

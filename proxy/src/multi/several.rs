@@ -39,10 +39,14 @@ pub(super) async fn run(p: &mut Participants<'_>, sql: &Rc<[u8]>, routed: &Route
                     SavepointVerb::Release => "RELEASE",
                     SavepointVerb::RollbackTo => "ROLLBACK",
                 };
-                statement::everywhere(p, &text, tag).await?;
+                let mut answer = Vec::new();
+                build::command_complete(&mut answer, tag);
+                statement::everywhere(p, &text, &answer).await?;
                 p.apply(&one.plan, &text);
             }
-            Effect::None | Effect::CreatesObject => one_statement(p, sql, one).await?,
+            Effect::None | Effect::CreatesObject | Effect::Declare(_) | Effect::Cursor(Some(_)) => {
+                one_statement(p, sql, one).await?;
+            }
             _ => {
                 return Err(ProxyError::not_supported(
                     "settings cannot be changed in one message with statements for different shards",
@@ -72,6 +76,9 @@ async fn one_statement(
             p.server(at).unnamed = 0;
             p.flush(at).await.map_err(|_| exchange::lost(p, at))?;
             relay(p, at).await?;
+            if let Effect::Declare(name) = &one.plan.effect {
+                p.declared(name, place.shard);
+            }
         }
         Destination::Multi(Resolved::All(Broadcast::DdlAutocommit)) => {
             return Err(

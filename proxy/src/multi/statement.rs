@@ -142,7 +142,7 @@ async fn everywhere_alike(
         }
     }
     if kind == Broadcast::Ddl {
-        p.set_schema_changed();
+        p.set_schema_changed(&statement.routed.plan);
     }
     let reply = first.ok_or_else(|| ProxyError::internal("a cluster without shards"))?;
     for notice in &reply.notices {
@@ -236,7 +236,7 @@ fn explain(failure: Failure, detail: &str) -> Failure {
 }
 
 /// SAVEPOINT and its kin, SET LOCAL, SET TRANSACTION: said to every participant.
-pub(super) async fn everywhere(p: &mut Participants<'_>, sql: &str, tag: &str) -> Result<(), Failure> {
+pub(super) async fn everywhere(p: &mut Participants<'_>, sql: &str, answer: &[u8]) -> Result<(), Failure> {
     commit::settle(p).await?;
     let mut result = Ok(());
     for at in p.indices() {
@@ -249,6 +249,6 @@ pub(super) async fn everywhere(p: &mut Participants<'_>, sql: &str, tag: &str) -
         }
     }
     result?;
-    exchange::say_tag(p, tag).await;
+    p.reply(answer).await;
     Ok(())
 }

@@ -68,6 +68,14 @@ impl RouteContext<'_> {
     }
 }
 
+/// Does this setting decide what names and constants of a statement mean, and so where it goes?
+pub fn is_routing_setting(name: &str) -> bool {
+    matches!(
+        name,
+        "search_path" | "role" | "session_authorization" | "standard_conforming_strings" | "client_encoding"
+    )
+}
+
 #[derive(Debug, Clone)]
 pub struct RoutedStatement {
     /// Within the text given to the router; no comments around it, no semicolon.
@@ -173,6 +181,20 @@ impl Router {
             literals.clear();
         }
         analyse::gather_plan(context, text, &literals)
+    }
+
+    /// Routes one statement of a text again, because another one in front of it changes what names mean. Constants are
+    /// read as before: PostgreSQL reads a whole message's constants before it runs the first statement.
+    pub fn again(&mut self, context: &RouteContext<'_>, sql: &[u8], range: Range<usize>) -> RoutedStatement {
+        self.follow(context.catalog);
+        let text = sql.get(range.clone()).unwrap_or_default();
+        let mut literals = Literals::new();
+        let scanned = lex::scan(text, 0, context.standard_conforming_strings, &mut literals);
+        let whole = (scanned.start..scanned.end) == (0..text.len());
+        if !whole {
+            literals.clear();
+        }
+        self.statement(context, context.key(), sql, range, literals, scanned.sure && whole)
     }
 
     /// Plans of another schema are worth nothing (H39).

@@ -16,6 +16,26 @@ pub struct Plan {
     pub straddle: Option<How>,
     /// Highest `$n` used.
     pub parameters: u16,
+    /// The relations that it uses, those within views too.
+    pub tables: Tables,
+    /// What else in the same transaction the catalog is not true for any more, once this has run (H39).
+    pub changes: Option<Changes>,
+}
+
+#[derive(Debug, Default)]
+pub struct Tables {
+    /// Without their schemas: a new table may hide one of another schema.
+    pub names: Box<[String]>,
+    /// One of them is sharded or a reference table.
+    pub keyed: bool,
+}
+
+/// Relations whose definition, as the catalog has it, a definition changes.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Changes {
+    Relations(Box<[String]>),
+    /// Not told by its text.
+    Unknown,
 }
 
 #[derive(Debug)]
@@ -187,6 +207,12 @@ pub enum Effect {
         value: Option<String>,
         local: bool,
     },
+    /// `SELECT set_config(...)` by itself: a SET that is answered with a row, and whose value is not SQL text.
+    SetConfig {
+        name: String,
+        value: ConfigValue,
+        local: bool,
+    },
     ResetAll,
     /// SET TRANSACTION / SET SESSION CHARACTERISTICS: passed to the servers of the transaction.
     SetTransaction {
@@ -199,8 +225,31 @@ pub enum Effect {
     Deallocate(Option<String>),
     /// Creates state that lives in one server connection: temp table, LISTEN, session advisory lock, WITH HOLD.
     Pin(&'static str),
+    /// DECLARE of a cursor that ends with its transaction.
+    Declare(String),
+    /// FETCH, MOVE or CLOSE: for the server that has the cursor; `None` is CLOSE ALL.
+    Cursor(Option<String>),
+    /// currval() and lastval(): what the same session has drawn before.
+    ReadsSequence,
     /// PREPARE TRANSACTION and other statements the proxy keeps for itself are `Route::Refuse`.
     CreatesObject,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ConfigValue {
+    Text(String),
+    /// `$n`, 0-based: known when it is bound.
+    Parameter(u16),
+}
+
+impl Effect {
+    /// The setting that SET, RESET or set_config() changes.
+    pub fn setting(&self) -> Option<&str> {
+        match self {
+            Self::Set { name, .. } | Self::SetConfig { name, .. } => Some(name),
+            _ => None,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

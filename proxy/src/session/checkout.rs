@@ -40,6 +40,8 @@ impl Session {
     /// The transaction is over: settles settings and read-your-writes, gives servers back.
     pub(crate) fn end_transaction(&mut self, committed: bool) {
         let implicit = self.implicit_before.take();
+        self.local_settings = None;
+        self.changed = None;
         let before = self.transaction.take().map(|transaction| transaction.settings_before).or(implicit);
         if let Some(before) = before.filter(|_| !committed) {
             self.settings = before;
@@ -48,12 +50,8 @@ impl Session {
         for mark in self.marks.drain(..) {
             self.worker.control.freshness.end_write(mark);
         }
-        if let Some(extended) = &mut self.extended
-            && extended.has_portals
-        {
+        if let Some(extended) = &mut self.extended {
             extended.portals.clear();
-            extended.unnamed_portal = None;
-            extended.has_portals = false;
         }
         self.release_servers();
     }

@@ -10,7 +10,7 @@ use super::{Expect, Flow, Next, Pending, ReadSetting, Session, Want};
 use crate::error::ProxyError;
 use crate::pool::{Role, Server};
 use crate::route::plan::{Access, Effect, Plan};
-use crate::route::{Params, Resolved, RouteContext, RoutedStatement, resolve};
+use crate::route::{Params, Resolved, RoutedStatement, resolve};
 use crate::shared::State;
 use crate::wire::build;
 
@@ -30,23 +30,6 @@ pub struct Place {
 }
 
 impl Session {
-    /// Calls the router with everything outside the text that a plan depends on.
-    pub(super) fn with_router<T>(
-        &self,
-        run: impl FnOnce(&mut crate::route::Router, &RouteContext<'_>, &State) -> T,
-    ) -> T {
-        let state = self.worker.state();
-        let context = RouteContext {
-            catalog: &state.catalog,
-            search_path: &self.settings.search_path,
-            user: &self.info.user,
-            standard_conforming_strings: self.settings.standard_conforming_strings,
-            client_encoding_is_utf8: self.settings.client_encoding_is_utf8,
-            session_has_temp: self.has_temp,
-        };
-        run(&mut self.worker.router.borrow_mut(), &context, &state)
-    }
-
     /// `sql` is the message's text, `statement.text` the statement within it.
     #[inline]
     pub(super) fn destination<P: Params>(
@@ -62,8 +45,17 @@ impl Session {
         {
             return Destination::Shard(Place { shard: server.shard, bucket: None, keyed: false });
         }
+        if let Some(shard) = self.cursor_shard(&statement.plan.effect) {
+            return Destination::Shard(Place { shard, bucket: None, keyed: false });
+        }
+        if let Some(error) = self.value_of_another(&statement.plan.effect, &state) {
+            return Destination::Refused(error);
+        }
         if let Some(shard) = self.target {
             return Destination::Shard(Place { shard, bucket: None, keyed: false });
+        }
+        if let Some(error) = self.changed_before(&statement.plan) {
+            return Destination::Refused(error);
         }
         let text = sql.get(statement.text.clone()).unwrap_or_default();
         let keyed = |shard: ShardId, bucket| match position(&state, shard) {
@@ -83,8 +75,35 @@ impl Session {
         }
     }
 
-    /// A shard for what every shard can answer: the one already in use, else one that differs by client.
+    /// The shard of an open cursor.
+    pub(super) fn cursor_shard(&self, effect: &Effect) -> Option<usize> {
+        match effect {
+            Effect::Cursor(Some(name)) => self.transaction.as_ref()?.cursor(name),
+            _ => None,
+        }
+    }
+
+    /// currval() outside of a block would be what another client has drawn from the server that happens to be free.
+    fn value_of_another(&self, effect: &Effect, state: &State) -> Option<ProxyError> {
+        if *effect != Effect::ReadsSequence || self.transaction.is_some() {
+            return None;
+        }
+        let shard = self.target.or_else(|| position(state, state.config.proxy.default_shard));
+        if self.pinned_server().is_some_and(|server| Some(server.shard) == shard) {
+            return None;
+        }
+        Some(ProxyError::not_supported(
+            "currval() and lastval() outside of a transaction block",
+            "Use INSERT ... RETURNING, or nextval() and currval() in one transaction block.",
+        ))
+    }
+
+    /// A shard for what every shard can answer: the one that has the session's own objects, else one already in use,
+    /// else one that differs by client.
     fn any_shard(&self, state: &State) -> usize {
+        if let Some(server) = self.pinned_server() {
+            return server.shard;
+        }
         if let Some(server) = self.servers.iter().find(|s| s.enlisted).or(self.servers.first()) {
             return server.shard;
         }
@@ -112,7 +131,8 @@ impl Session {
         let start = self.info.id as usize;
         let replicas = (0..shard.replicas.len()).map(|n| &shard.replicas[(start + n) % shard.replicas.len()]);
         match (self.read, state.config.reads.policy) {
-            (ReadSetting::Replica, _) if alone || read_only == Some(true) => {
+            // A write may follow in a block, and must find what was read on the same server.
+            (ReadSetting::Replica, _) if read_only.unwrap_or(alone) => {
                 replicas.map(|r| r.slot).find(|slot| self.space.replica(place.shard, *slot).is_some())
             }
             // A later statement of a transaction may read another bucket, so there the whole shard must be fresh.
@@ -257,7 +277,7 @@ impl Session {
         match &self.transaction {
             Some(transaction) => {
                 build::query(&mut server.out, transaction.prologue().as_bytes());
-                self.queue.push_back(Expect::Hidden);
+                self.queue.push_back(Expect::Prologue);
             }
             // A later participant of an implicit transaction must not commit by itself (H20).
             None if others => {
@@ -275,7 +295,9 @@ impl Session {
         if plan.access == Access::Read && self.target.is_none() {
             return;
         }
-        if matches!(plan.effect, Effect::Commit { .. } | Effect::Rollback { .. } | Effect::Set { .. }) {
+        if matches!(plan.effect, Effect::Commit { .. } | Effect::Rollback { .. })
+            || plan.effect.setting().is_some()
+        {
             return;
         }
         self.mark(place.shard, if place.keyed { place.bucket } else { None });

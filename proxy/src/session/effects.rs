@@ -8,7 +8,9 @@ use std::rc::Rc;
 
 use super::transaction::Transaction;
 use super::{Pending, Session};
-use crate::route::plan::Effect;
+use crate::error::ProxyError;
+use crate::pool::{Role, Server};
+use crate::route::plan::{ConfigValue, Effect, Plan};
 
 use super::settings::Value;
 
@@ -23,33 +25,19 @@ impl Session {
                     self.transaction = Some(Box::new(Transaction::new(text, *read_only, before)));
                     Ok(())
                 }
-                Effect::Commit { .. } => {
-                    self.transaction_ended(true);
+                Effect::Commit { chain } => {
+                    self.transaction_ended(true, *chain);
                     Ok(())
                 }
-                Effect::Rollback { .. } => {
-                    self.transaction_ended(false);
+                Effect::Rollback { chain } => {
+                    self.transaction_ended(false, *chain);
                     Ok(())
                 }
-                Effect::Set { name, value, local: false } if alone || !name.starts_with("shard.") => {
-                    let reset = value.is_none();
-                    self.note_implicit();
-                    let result = self.change_setting(name, value.clone().map(Value::Sql));
-                    // RESET on the server went to its own default, not to what our session began with.
-                    if result.is_err() || (reset && self.startup_settings.get(name).is_some()) {
-                        self.distrust_servers();
-                    }
-                    if let Some(transaction) = &mut self.transaction {
-                        let _ = transaction.hold(text);
-                    }
-                    self.server_has_settings();
-                    result
+                Effect::Set { name, value, local } if *local || alone || !name.starts_with("shard.") => {
+                    self.server_has_set(name, value.clone().map(Value::Sql), *local, text)
                 }
-                Effect::Set { local: true, .. } => {
-                    if let Some(transaction) = &mut self.transaction {
-                        let _ = transaction.hold(text);
-                    }
-                    Ok(())
+                Effect::SetConfig { name, value: ConfigValue::Text(value), local } => {
+                    self.server_has_set(name, Some(Value::Raw(value.clone())), *local, text)
                 }
                 Effect::SetTransaction { read_only } => {
                     if let Some(transaction) = &mut self.transaction {
@@ -60,17 +48,24 @@ impl Session {
                 }
                 Effect::ResetAll => {
                     self.note_implicit();
-                    self.settings = self.startup_settings.clone();
                     self.distrust_servers();
-                    Ok(())
+                    self.reset_all().and_then(|()| self.server_has_defaults())
                 }
                 Effect::Savepoint(verb, name) => self.local_savepoint(*verb, name, text),
                 Effect::Pin(why) => {
                     self.pin(why);
                     Ok(())
                 }
+                Effect::Declare(name) => {
+                    let shard = self.servers.get(self.active).map(|server| server.shard);
+                    if let (Some(transaction), Some(shard)) = (&mut self.transaction, shard) {
+                        transaction.declared(name, shard);
+                    }
+                    Ok(())
+                }
                 Effect::CreatesObject => {
                     self.schema_changed = true;
+                    self.note_changes(plan);
                     Ok(())
                 }
                 _ => Ok(()),
@@ -81,18 +76,51 @@ impl Session {
         }
     }
 
-    /// COMMIT or ROLLBACK succeeded. What follows it in the same batch, or after AND CHAIN, is the next transaction;
-    /// whether there is one is known at ReadyForQuery.
-    pub(super) fn transaction_ended(&mut self, committed: bool) {
+    /// A server ran SET or set_config().
+    fn server_has_set(
+        &mut self,
+        name: &str,
+        value: Option<Value>,
+        local: bool,
+        text: &str,
+    ) -> Result<(), ProxyError> {
+        if let Some(transaction) = &mut self.transaction {
+            let _ = transaction.hold(text);
+        }
+        if local {
+            return self.change_local(name, value);
+        }
+        let own_default = value.is_none() && self.startup_settings.get(name).is_some();
+        self.note_implicit();
+        let mut result = self.change_setting(name, value);
+        // RESET on the server went to its own default, not to what our session began with.
+        if result.is_err() || own_default {
+            self.distrust_servers();
+        }
+        if own_default {
+            result = result.and_then(|()| self.change_local(name, None));
+        }
+        self.server_has_settings();
+        result
+    }
+
+    /// COMMIT or ROLLBACK succeeded. With AND CHAIN another block is open; without, what follows in the same batch is an
+    /// implicit transaction, whose end at Sync may be for several servers to agree on.
+    pub(super) fn transaction_ended(&mut self, committed: bool, chain: bool) {
         let before = self.implicit_before.take();
-        match &mut self.transaction {
+        self.local_settings = None;
+        match self.transaction.take() {
             Some(transaction) => {
                 if !committed {
                     self.settings = transaction.settings_before.clone();
                 }
-                let mut next = transaction.next();
-                next.settings_before = self.settings.clone();
-                **transaction = next;
+                if chain {
+                    let mut next = transaction.next();
+                    next.settings_before = self.settings.clone();
+                    self.transaction = Some(Box::new(next));
+                } else {
+                    self.server_has_settings();
+                }
             }
             None => {
                 if let Some(before) = before.filter(|_| !committed) {
@@ -145,8 +173,44 @@ impl Session {
         }
     }
 
+    /// The server that the session is pinned to.
+    pub(super) fn pinned_server(&self) -> Option<&Server> {
+        self.pinned?;
+        match &self.pinned_to {
+            Some(key) => self.servers.iter().find(|server| Rc::ptr_eq(&server.key, key)),
+            None => self.servers.first(),
+        }
+        .map(|server| &**server)
+    }
+
+    /// Why a statement that leaves something behind in a server may not go to this shard: the session keeps one server
+    /// only, and what is left on another one would reach the next client there.
+    pub(super) fn pins_elsewhere(&self, plan: &Plan, shard: usize) -> Option<ProxyError> {
+        let Effect::Pin(what) = plan.effect else { return None };
+        let server = self.pinned_server()?;
+        if server.shard == shard && (server.role == Role::Primary || server.enlisted) {
+            return None;
+        }
+        let has = self.pinned.unwrap_or_default();
+        let message = format!(
+            "{what}: this session keeps a server of shard {} for its {has} already",
+            server.pool.shard_id
+        );
+        Some(ProxyError::not_supported(
+            message,
+            "Use another connection for it; DISCARD ALL gives up what this session keeps.",
+        ))
+    }
+
     fn pin(&mut self, why: &'static str) {
         self.has_temp |= why.contains("temp");
+        let pinned = self.pinned_server().map(|server| server.key.clone());
+        if let Some(server) = self.servers.get_mut(self.active)
+            && pinned.is_some_and(|key| !Rc::ptr_eq(&key, &server.key))
+        {
+            // It may end its transaction, but it is given to nobody else.
+            server.unknown_settings = true;
+        }
         if self.pinned.is_none() {
             self.worker.stats.pins.add(1);
             self.pinned = Some(why);

@@ -6,45 +6,19 @@
 
 use std::rc::Rc;
 
+use super::config::is_custom;
 use super::dispatch::Destination;
 use super::local::By;
 use super::multi_hook::{MultiStatement, MultiWork, Protocol};
+use super::portals::{BindParams, Portal};
 use super::prepared::Entry;
 use super::statements::{alone_length, is_alone, needs_no_server};
-use super::{Expect, Extended, Flow, Held, Next, Portal, Session};
+use super::{Expect, Extended, Flow, Held, Next, Session};
 use crate::error::ProxyError;
 use crate::limits;
+use crate::pool::server::ServerKey;
 use crate::route::plan::{Access, Effect};
-use crate::route::{ParamValue, Params};
 use crate::wire::{build, read};
-
-/// The values of one Bind, as the router reads them.
-struct BindParams<'a> {
-    bind: read::Bind<'a>,
-    oids: &'a [u8],
-    utf8: bool,
-}
-
-impl Params for BindParams<'_> {
-    #[inline]
-    fn get(&self, n: u16) -> ParamValue<'_> {
-        match self.bind.value(n) {
-            Some(Some(value)) if self.bind.is_binary(n) => ParamValue::Binary(value),
-            Some(Some(value)) => ParamValue::Text(value),
-            _ => ParamValue::Null,
-        }
-    }
-
-    #[inline]
-    fn type_oid(&self, n: u16) -> u32 {
-        let at = usize::from(n) * 4;
-        self.oids.get(at..at + 4).map_or(0, |b| u32::from_be_bytes([b[0], b[1], b[2], b[3]]))
-    }
-
-    fn client_encoding_is_utf8(&self) -> bool {
-        self.utf8
-    }
-}
 
 impl Session {
     #[inline]
@@ -90,6 +64,9 @@ impl Session {
 
     pub(super) fn on_parse(&mut self, message: &[u8]) -> Flow {
         let Some(parse) = read::parse(message) else { return Self::malformed("Parse") };
+        if let Some(flow) = self.await_names() {
+            return flow;
+        }
         let entry = match self.entry(parse.sql, parse.oids) {
             Ok(entry) => entry,
             Err(error) => return self.refused(error),
@@ -145,6 +122,9 @@ impl Session {
 
     pub(super) fn on_bind(&mut self, message: &[u8], behind: &[u8]) -> Flow {
         let Some(bind) = read::bind(message) else { return Self::malformed("Bind") };
+        if let Some(flow) = self.await_names() {
+            return flow;
+        }
         if let Some(flow) = self.recheck(bind.statement) {
             return flow;
         }
@@ -159,24 +139,37 @@ impl Session {
         if self.is_refused_in_failed(&plan.effect) {
             return self.refused(ProxyError::failed_transaction());
         }
+        if let Some(error) = self.extended().portals.too_many(bind.portal, 0) {
+            return self.refused(error);
+        }
+        let utf8 = self.routing().client_encoding_is_utf8;
+        let params = BindParams { bind, oids: &entry.oids, utf8 };
+        let bound = match self.with_value(&entry, &params) {
+            Ok(bound) => bound,
+            Err(error) => return self.refused(error),
+        };
         if is_ours(&entry) || self.is_local_now(&plan.effect) {
             let binary = bind.tail.ends_with(&[0, 1, 0, 1]);
-            self.set_portal(bind.portal, Portal::Local { entry, binary });
+            self.set_portal(bind.portal, Portal::Local { entry: bound, binary });
             self.answer(build::BIND_COMPLETE);
             return Flow::Done;
         }
-        let utf8 = self.settings.client_encoding_is_utf8;
-        let params = BindParams { bind, oids: &entry.oids, utf8 };
         let place = match self.destination(&entry.routed, &entry.sql, &params) {
             Destination::Shard(place) => place,
             Destination::Refused(error) => return self.refused(error),
             Destination::Multi(_) => {
+                if let Some(error) = self.extended().portals.too_many(bind.portal, message.len()) {
+                    return self.refused(error);
+                }
                 let portal = Portal::Multi { entry, bind: message.into(), describe: false };
                 self.set_portal(bind.portal, portal);
                 self.answer(build::BIND_COMPLETE);
                 return Flow::Done;
             }
         };
+        if let Some(error) = self.pins_elsewhere(plan, place.shard) {
+            return self.refused(error);
+        }
         let replica = if plan.access == Access::Read {
             // What is held would have to be said again to the primary if the replica cannot answer.
             let alone = self.extended().held.is_empty() && (self.transaction.is_some() || is_alone(behind));
@@ -215,7 +208,8 @@ impl Session {
         build::end(&mut server.out, start);
         server.unsynced = true;
         self.queue.push_back(Expect::Bind);
-        self.set_portal(bind.portal, Portal::Server { shard: place.shard, entry });
+        let key = self.servers[at].key.clone();
+        self.set_portal(bind.portal, Portal::Server { key, entry: bound });
         Flow::Done
     }
 
@@ -226,7 +220,12 @@ impl Session {
             Effect::Begin { .. } => enlisted == 0,
             // Several participants: the end is not one server's to say.
             Effect::Commit { .. } | Effect::Rollback { .. } => enlisted != 1 || self.has_several(),
-            Effect::Savepoint(..) | Effect::SetTransaction { .. } | Effect::Set { .. } | Effect::ResetAll
+            Effect::Savepoint(..)
+            | Effect::SetTransaction { .. }
+            | Effect::Set { .. }
+            | Effect::SetConfig { .. }
+            | Effect::ResetAll
+            | Effect::Cursor(None)
                 if self.has_several() =>
             {
                 true
@@ -239,6 +238,7 @@ impl Session {
                     && (self.settings.get(name).is_some() || self.startup_settings.get(name).is_some())
             }
             Effect::Set { .. } => enlisted == 0 && self.transaction.is_some(),
+            Effect::SetConfig { name, .. } => enlisted == 0 && self.transaction.is_some() && is_custom(name),
             Effect::ResetAll => enlisted == 0,
             Effect::Discard(what) => what.eq_ignore_ascii_case("all") || self.pinned.is_none(),
             Effect::Deallocate(_) => true,
@@ -246,19 +246,17 @@ impl Session {
         }
     }
 
+    /// The index of a portal's server; `None`: its transaction is over, and the portal with it.
+    fn server_of(&self, key: &Rc<ServerKey>) -> Option<usize> {
+        self.servers.iter().position(|server| server.enlisted && Rc::ptr_eq(&server.key, key))
+    }
+
     fn set_portal(&mut self, name: &[u8], portal: Portal) {
-        let extended = self.extended();
-        extended.has_portals = true;
-        if name.is_empty() {
-            extended.unnamed_portal = Some(portal);
-        } else if extended.portals.len() < limits::CLIENT_STATEMENTS {
-            extended.portals.insert(name.into(), portal);
-        }
+        self.extended().portals.set(name, portal);
     }
 
     fn portal(&mut self, name: &[u8]) -> Option<Portal> {
-        let extended = self.extended();
-        if name.is_empty() { extended.unnamed_portal.clone() } else { extended.portals.get(name).cloned() }
+        self.extended().portals.get(name)
     }
 
     pub(super) fn on_describe(&mut self, message: &[u8]) -> Flow {
@@ -267,8 +265,8 @@ impl Session {
             return self.describe_statement(name);
         }
         match self.portal(name) {
-            Some(Portal::Server { shard, entry }) => {
-                let Some(at) = self.servers.iter().position(|s| s.shard == shard && s.enlisted) else {
+            Some(Portal::Server { key, entry }) => {
+                let Some(at) = self.server_of(&key) else {
                     return self.refused(no_portal(name));
                 };
                 if at != self.active && !self.queue.is_empty() {
@@ -280,7 +278,8 @@ impl Session {
             }
             Some(Portal::Local { entry, binary }) => {
                 match self.local_description(&entry.routed.plan.effect, binary) {
-                    Some(bytes) => self.say(bytes),
+                    Some(bytes) if self.extended().held.is_empty() => self.say(bytes),
+                    Some(bytes) => self.extended().held.push(Held::Ours(bytes.into())),
                     None => self.answer(build::NO_DATA),
                 }
             }
@@ -293,6 +292,9 @@ impl Session {
     }
 
     fn describe_statement(&mut self, name: &[u8]) -> Flow {
+        if let Some(flow) = self.await_names() {
+            return flow;
+        }
         let entry = match self.statement(name) {
             Ok(entry) => entry,
             Err(error) => return self.refused(error),
@@ -322,8 +324,8 @@ impl Session {
     pub(super) fn on_execute(&mut self, message: &[u8]) -> Flow {
         let Some((name, max_rows)) = read::execute(message) else { return Self::malformed("Execute") };
         match self.portal(name) {
-            Some(Portal::Server { shard, entry }) => {
-                let Some(at) = self.servers.iter().position(|s| s.shard == shard && s.enlisted) else {
+            Some(Portal::Server { key, entry }) => {
+                let Some(at) = self.server_of(&key) else {
                     return self.refused(no_portal(name));
                 };
                 if at != self.active && !self.queue.is_empty() {
@@ -332,6 +334,8 @@ impl Session {
                 self.active = at;
                 self.servers[at].out.extend_from_slice(message);
                 self.servers[at].unsynced = true;
+                let effect = &entry.routed.plan.effect;
+                self.unsettled |= self.may_rename(effect) || matches!(effect, Effect::Declare(_));
                 let text = entry.sql.get(entry.routed.text.clone()).unwrap_or_default();
                 self.queue.push_back(Expect::Execute(Self::pending(&entry.routed.plan, text)));
                 Flow::Done
@@ -381,9 +385,16 @@ impl Session {
         if !self.queue.is_empty() {
             return self.wait_for_replies();
         }
+        if !entry.settings.routes_like(self.routing()) {
+            let error = ProxyError::not_supported(
+                "what names mean has changed between this statement's Bind and its Execute",
+                "Bind it again.",
+            );
+            return self.refused(error);
+        }
         let Some(parsed) = read::bind(&bind) else { return Self::malformed("Bind") };
         let params =
-            BindParams { bind: parsed, oids: &entry.oids, utf8: self.settings.client_encoding_is_utf8 };
+            BindParams { bind: parsed, oids: &entry.oids, utf8: self.routing().client_encoding_is_utf8 };
         match self.destination(&entry.routed, &entry.sql, &params) {
             Destination::Multi(resolved) => {
                 let statement = MultiStatement {
@@ -399,8 +410,9 @@ impl Session {
                 };
                 Flow::DoneThen(Next::Multi(Box::new(MultiWork::Statement(statement))))
             }
+            Destination::Refused(error) => self.refused(error),
             // The map changed between Bind and Execute.
-            _ => {
+            Destination::Shard(_) => {
                 self.refused(ProxyError::new("40001", "the shard map changed while the statement was bound"))
             }
         }
@@ -417,13 +429,12 @@ impl Session {
                 extended.statements.remove(name);
             }
         } else {
-            let portal =
-                if name.is_empty() { extended.unnamed_portal.take() } else { extended.portals.remove(name) };
-            if let Some(Portal::Server { shard, .. }) = portal
-                && let Some(at) = self.servers.iter().position(|s| s.shard == shard && s.enlisted)
+            let portal = extended.portals.remove(name);
+            if let Some(Portal::Server { key, entry }) = portal
+                && let Some(at) = self.server_of(&key)
             {
                 if at != self.active && !self.queue.is_empty() {
-                    self.set_portal(name, portal.unwrap_or_else(|| unreachable!("matched above")));
+                    self.set_portal(name, Portal::Server { key, entry });
                     return self.wait_for_replies();
                 }
                 self.active = at;
@@ -442,7 +453,7 @@ impl Session {
 pub(super) fn is_ours(entry: &Entry) -> bool {
     match &entry.routed.plan.effect {
         Effect::ShowProxy(_) | Effect::ExplainRoute(_) | Effect::Deallocate(_) => true,
-        Effect::Set { name, .. } => name.starts_with("shard."),
+        Effect::Set { name, .. } | Effect::SetConfig { name, .. } => name.starts_with("shard."),
         Effect::Discard(what) => what.eq_ignore_ascii_case("all"),
         _ => false,
     }

@@ -5,7 +5,7 @@ use super::transaction::Transaction;
 use super::{ReadSetting, Session};
 use crate::error::ProxyError;
 use crate::route::{Resolved, RoutedStatement};
-use crate::route::plan::{Effect, How, SavepointVerb};
+use crate::route::plan::{ConfigValue, Effect, How, SavepointVerb};
 use crate::wire::build::{self, INT4, INT8, TEXT};
 
 /// A value of a row of ours.
@@ -86,6 +86,7 @@ impl Session {
                 };
                 build::command_complete(&mut out, tag);
             }
+            effect @ Effect::SetConfig { .. } => return self.local_config(effect, by),
             Effect::Set { name, value, .. } if name.starts_with("shard.") => {
                 self.set_proxy(name, value.as_deref().map(|v| Value::Sql(v.to_owned())).as_ref())?;
                 build::command_complete(&mut out, if value.is_some() { "SET" } else { "RESET" });
@@ -94,27 +95,28 @@ impl Session {
                 if !enlisted
                     && (self.settings.get(name).is_some() || self.startup_settings.get(name).is_some()) =>
             {
-                let value = self.startup_settings.get(name).cloned();
-                self.change_setting(name, value)?;
-                if let Some(transaction) = &mut self.transaction
-                    && !transaction.hold(&sql())
-                {
-                    return Err(too_much_held());
-                }
+                self.hold_setting(name, None, false, &sql())?;
+                self.change_setting(name, None)?;
                 build::command_complete(&mut out, "RESET");
             }
             Effect::Set { name, value, local } if !enlisted && self.transaction.is_some() => {
-                self.hold(&sql())?;
-                if !local {
-                    self.change_setting(name, value.clone().map(Value::Sql))?;
+                let value = value.clone().map(Value::Sql);
+                self.hold_setting(name, value.as_ref(), *local, &sql())?;
+                if *local {
+                    let value = value.clone().or_else(|| self.startup_settings.get(name).cloned());
+                    self.change_local(name, value)?;
+                } else {
+                    self.change_setting(name, value.clone())?;
                 }
                 build::command_complete(&mut out, if value.is_some() { "SET" } else { "RESET" });
             }
             Effect::ResetAll if !enlisted => {
-                self.settings = self.startup_settings.clone();
                 if self.transaction.is_some() {
-                    self.hold(&sql())?;
+                    // The server's RESET ALL forgets what the session began with.
+                    let none = self.space.settings.borrow().none();
+                    self.hold(&format!("RESET ALL;{}", super::settings::replay(&none, &self.startup_settings)))?;
                 }
+                self.reset_all()?;
                 build::command_complete(&mut out, "RESET");
             }
             Effect::SetTransaction { read_only } if !enlisted && self.transaction.is_some() => {
@@ -149,41 +151,24 @@ impl Session {
         Ok(Some(out))
     }
 
-    fn hold(&mut self, sql: &str) -> Result<(), ProxyError> {
+    pub(super) fn hold(&mut self, sql: &str) -> Result<(), ProxyError> {
         let held = self.transaction.as_mut().is_none_or(|transaction| transaction.hold(sql));
         if held { Ok(()) } else { Err(too_much_held()) }
     }
 
     pub(super) fn local_savepoint(&mut self, verb: SavepointVerb, name: &str, sql: &str) -> Result<(), ProxyError> {
-        let settings = self.settings.clone();
+        let settings = (self.settings.clone(), self.local_settings.clone());
         let Some(transaction) = &mut self.transaction else { return Ok(()) };
         let missing = || ProxyError::new("3B001", format!("savepoint \"{name}\" does not exist"));
         match verb {
             SavepointVerb::Savepoint if !transaction.savepoint(name, sql, settings) => Err(too_much_held()),
             SavepointVerb::Release if !transaction.release(name, sql) => Err(missing()),
             SavepointVerb::RollbackTo => {
-                self.settings = transaction.rollback_to(name).ok_or_else(missing)?;
+                (self.settings, self.local_settings) = transaction.rollback_to(name).ok_or_else(missing)?;
                 Ok(())
             }
             _ => Ok(()),
         }
-    }
-
-    pub(super) fn change_setting(&mut self, name: &str, value: Option<Value>) -> Result<(), ProxyError> {
-        let value = match value {
-            // DEFAULT is what the session began with.
-            Some(Value::Sql(text)) if text.trim().eq_ignore_ascii_case("default") => {
-                self.startup_settings.get(name).cloned()
-            }
-            None => self.startup_settings.get(name).cloned(),
-            value => value,
-        };
-        if name == "application_name" {
-            *self.info.application_name.borrow_mut() = value.as_ref().map(Value::plain).unwrap_or_default();
-        }
-        let changed = self.space.settings.borrow_mut().with(&self.settings, name, value);
-        self.settings = changed.map_err(|()| ProxyError::new("54000", "too many session settings"))?;
-        Ok(())
     }
 
     /// `shard.target` and `shard.read`, which no server ever hears of.
@@ -237,6 +222,7 @@ impl Session {
         }
         self.extended = None;
         self.settings = self.startup_settings.clone();
+        self.local_settings = None;
         self.target = None;
         self.read = ReadSetting::Policy;
         self.unpin();
@@ -320,6 +306,10 @@ impl Session {
                 )
                 .hint("SHOW shard.map, shard.epoch, shard.target or shard.read.")),
             },
+            Effect::SetConfig { value: ConfigValue::Text(value), .. } => {
+                let row = vec![Cell::Text(value.clone())];
+                Ok((vec![("set_config", TEXT)], vec![row], "SELECT".to_owned()))
+            }
             Effect::ExplainRoute(sql) => {
                 drop(state);
                 Ok((vec![("ROUTE", TEXT)], self.explain(sql), "EXPLAIN".to_owned()))
@@ -335,7 +325,7 @@ impl Session {
         for statement in &routed.statements {
             lines.extend(statement.plan.evidence.iter().cloned());
             let params =
-                crate::route::NoParams { client_encoding_is_utf8: self.settings.client_encoding_is_utf8 };
+                crate::route::NoParams { client_encoding_is_utf8: self.routing().client_encoding_is_utf8 };
             let state = self.worker.state();
             let id = |at: usize| state.shards.get(at).map_or(0, |s| s.id.0);
             lines.push(match self.destination(statement, sql.as_bytes(), &params) {

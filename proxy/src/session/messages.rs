@@ -139,6 +139,12 @@ impl Session {
                 self.gate = true;
             }
             None => {
+                if self.transaction.is_none()
+                    && let Some(extended) = &mut self.extended
+                {
+                    // The implicit transaction is over, though no server was a part of it.
+                    extended.portals.clear();
+                }
                 let mut bytes = Vec::new();
                 build::ready(&mut bytes, self.status());
                 self.say(bytes);

@@ -7,6 +7,9 @@
 //! - `messages` -> `simple` | `extended` | `local`: what a client message means; composes bytes for a server.
 //! - `statements`: what the client's statements are called on servers, and which server has them.
 //! - `dispatch`: which server: route, enlistment, replica or primary, what it must hear first.
+//! - `naming`: which settings statements are routed by.
+//! - `config`: `SELECT set_config(...)`.
+//! - `changed`: what DDL in the open transaction has changed.
 //! - `effects`: what a statement that a server ran means for the session.
 //! - `replies`: what a server's message means; a queue of expected replies says what to pass on, swallow or add.
 //! - `checkout`: waiting for a connection, and what happens when one is lost.
@@ -24,8 +27,10 @@
 
 mod admin;
 pub mod cancel;
+mod changed;
 mod checkout;
 pub mod client;
+mod config;
 mod dispatch;
 mod effects;
 mod extended;
@@ -33,7 +38,9 @@ mod io;
 mod local;
 mod messages;
 pub mod multi_hook;
+mod naming;
 mod participants;
+mod portals;
 pub mod prepared;
 mod replies;
 pub mod settings;
@@ -58,6 +65,7 @@ use crate::route::plan::Plan;
 use crate::worker::{UserSpace, Worker};
 use client::ClientInfo;
 use multi_hook::MultiWork;
+use portals::Portals;
 use prepared::Entry;
 use settings::Settings;
 use transaction::Transaction;
@@ -74,6 +82,10 @@ pub struct Session {
     sent: usize,
     pub(crate) settings: Rc<Settings>,
     startup_settings: Rc<Settings>,
+    /// What SET LOCAL made of them, as far as routing needs it, until the transaction ends.
+    local_settings: Option<Rc<Settings>>,
+    /// A statement that may change what names mean was sent and is not answered: nothing is routed until it is.
+    unsettled: bool,
     /// Servers of the current transaction; with a pinned session also the server it is pinned to, always first.
     pub(crate) servers: SmallVec<[Box<Server>; 1]>,
     /// The one that outstanding replies will come from.
@@ -117,6 +129,10 @@ pub struct Session {
     closing: bool,
     /// DDL ran in the open transaction on all shards: its COMMIT is followed by a look at the catalog (H39).
     schema_changed: bool,
+    /// What that DDL has changed, until the transaction ends.
+    changed: Option<Box<changed::Changed>>,
+    /// What a server said of the settings held for it: it is told in place of the "transaction is aborted" that follows.
+    prologue_error: Option<Box<[u8]>>,
     /// A participant of the implicit transaction was lost: what the others did must not commit.
     participant_lost: bool,
     /// Why the message at the start of `input` cannot be run; it is told when the message is looked at again.
@@ -163,6 +179,8 @@ enum Flow {
 enum Expect {
     /// A simple query of our own (settings, BEGIN): nothing of its answer is for the client.
     Hidden,
+    /// BEGIN and what was held behind it: as `Hidden`, but its settings are the client's, and so is an error in them.
+    Prologue,
     /// A simple query of our own that is meant to fail, to abort the server's transaction.
     Abort,
     /// A Parse of our own.
@@ -182,7 +200,11 @@ enum Expect {
     Close,
     DescribePortal(Rc<Entry>),
     /// What was seen of the answer so far; `hidden`: asked by us.
-    DescribeStatement { entry: Rc<Entry>, seen: Vec<u8>, hidden: bool },
+    DescribeStatement {
+        entry: Rc<Entry>,
+        seen: Vec<u8>,
+        hidden: bool,
+    },
     Execute(Option<Box<Pending>>),
     Query(Option<Box<Pending>>),
     Sync,
@@ -212,12 +234,9 @@ impl Pending {
 struct Extended {
     statements: FxHashMap<Box<[u8]>, Rc<Entry>>,
     unnamed: Option<Rc<Entry>>,
-    portals: FxHashMap<Box<[u8]>, Portal>,
-    unnamed_portal: Option<Portal>,
+    portals: Portals,
     /// Replies that need a server which is not chosen yet.
     held: Vec<Held>,
-    /// Clears portals when the transaction ends.
-    has_portals: bool,
 }
 
 impl Extended {
@@ -231,14 +250,4 @@ enum Held {
     Parse(Rc<Entry>, Option<Box<[u8]>>),
     Describe(Rc<Entry>),
     Ours(Box<[u8]>),
-}
-
-#[derive(Clone)]
-enum Portal {
-    /// On the server of this shard.
-    Server { shard: usize, entry: Rc<Entry> },
-    /// Answered by the session.
-    Local { entry: Rc<Entry>, binary: bool },
-    /// Runs on several shards when executed; the Bind message is kept.
-    Multi { entry: Rc<Entry>, bind: Rc<[u8]>, describe: bool },
 }

@@ -13,11 +13,12 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::client::Activity;
+use super::config::config_row;
 use super::prepared::Entry;
 use super::transaction::Transaction;
 use super::{Flow, Next, Pending, Session};
 use crate::multi::Failure;
-use crate::route::plan::{Effect, Plan, SavepointVerb};
+use crate::route::plan::{ConfigValue, Effect, Plan, SavepointVerb};
 use crate::route::{Resolved, Routed, RoutedStatement};
 use crate::wire::build;
 
@@ -30,7 +31,8 @@ pub enum MultiWork {
     Commit { tag: bool, chain: bool, ready: bool },
     Rollback { tag: bool, chain: bool, ready: bool },
     /// SAVEPOINT, SET LOCAL and the like, for every participant.
-    Everywhere { sql: String, tag: &'static str, plan: Arc<Plan>, ready: bool },
+    /// `answer` is what the client is told then.
+    Everywhere { sql: String, answer: Vec<u8>, plan: Arc<Plan>, ready: bool },
     /// One statement that runs on several shards.
     Statement(MultiStatement),
     /// Several statements of one simple query, for different shards.
@@ -134,6 +136,8 @@ impl Session {
             Effect::Savepoint(SavepointVerb::RollbackTo, _) => "ROLLBACK",
             Effect::Set { value: None, .. } | Effect::ResetAll => "RESET",
             Effect::Set { .. } | Effect::SetTransaction { .. } => "SET",
+            Effect::Cursor(None) => "CLOSE CURSOR ALL",
+            Effect::SetConfig { .. } => "SELECT 1",
             _ => return None,
         };
         if !self.queue.is_empty() {
@@ -146,7 +150,12 @@ impl Session {
             }
             _ => {
                 let sql = String::from_utf8_lossy(text).into_owned();
-                MultiWork::Everywhere { sql, tag, plan: plan.clone(), ready }
+                let mut answer = Vec::new();
+                if let Effect::SetConfig { value: ConfigValue::Text(value), .. } = &plan.effect {
+                    config_row(&mut answer, value, ready);
+                }
+                build::command_complete(&mut answer, tag);
+                MultiWork::Everywhere { sql, answer, plan: plan.clone(), ready }
             }
         };
         Some(Flow::DoneThen(Next::Multi(Box::new(work))))

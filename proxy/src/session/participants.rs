@@ -116,13 +116,13 @@ impl<'a> Participants<'a> {
     }
 
     pub fn client_encoding_is_utf8(&self) -> bool {
-        self.session.settings.client_encoding_is_utf8
+        self.session.routing().client_encoding_is_utf8
     }
 
     /// No byte of a multi-byte character looks like ASCII (which holds for none of SJIS, BIG5, GBK, UHC, GB18030 and
     /// JOHAB, the encodings that PostgreSQL allows on clients only).
     pub fn client_encoding_is_ascii_safe(&self) -> bool {
-        let Some(value) = self.session.settings.get("client_encoding") else { return true };
+        let Some(value) = self.session.routing().get("client_encoding") else { return true };
         let name = value.plain().to_ascii_lowercase();
         let safe = ["utf", "unicode", "latin", "iso", "win", "koi8", "sql_ascii", "default", "euc"];
         safe.iter().any(|prefix| name.starts_with(prefix))
@@ -160,8 +160,16 @@ impl<'a> Participants<'a> {
     }
 
     /// DDL ran in this transaction: its end is followed by a look at the catalog.
-    pub fn set_schema_changed(&mut self) {
+    pub fn set_schema_changed(&mut self, plan: &Plan) {
         self.session.schema_changed = true;
+        self.session.note_changes(plan);
+    }
+
+    /// A cursor was declared on this shard.
+    pub fn declared(&mut self, name: &str, shard: usize) {
+        if let Some(transaction) = &mut self.session.transaction {
+            transaction.declared(name, shard);
+        }
     }
 
     pub fn take_schema_changed(&mut self) -> bool {
@@ -421,7 +429,7 @@ impl<'a> Participants<'a> {
 
     /// The transaction is over on all participants: back to the pools, settings kept or restored.
     pub fn finish(&mut self, committed: bool) {
-        self.session.queue.retain(|expect| !matches!(expect, Expect::Hidden));
+        self.session.queue.retain(|expect| !matches!(expect, Expect::Hidden | Expect::Prologue));
         self.session.end_transaction(committed);
         self.session.info.set_activity(Activity::Idle, self.session.worker.now.get());
     }

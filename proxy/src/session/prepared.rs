@@ -187,6 +187,8 @@ mod tests {
                 evidence: Vec::new(),
                 straddle: None,
                 parameters: 0,
+                tables: Default::default(),
+                changes: None,
             }),
             literals: Default::default(),
         };

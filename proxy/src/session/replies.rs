@@ -8,6 +8,7 @@ use super::{Expect, Next, Session};
 use crate::error::ProxyError;
 use crate::limits;
 use crate::pool::Role;
+use crate::route::plan::Effect;
 use crate::wire::frame::{HEADER, server_frame};
 use crate::wire::read;
 
@@ -21,6 +22,8 @@ enum Verdict {
     Broken(&'static str),
     /// Ask the primary instead.
     Retry,
+    /// Pass this in its place.
+    Instead(Box<[u8]>),
 }
 
 impl Session {
@@ -98,6 +101,14 @@ impl Session {
                     self.servers[at].swallow = size - message.len();
                     self.say_ours();
                 }
+                Verdict::Instead(other) => {
+                    self.compose(&bytes[start..pos]);
+                    self.compose(&other);
+                    pos += message.len();
+                    start = pos;
+                    self.answered = true;
+                    self.say_ours();
+                }
                 Verdict::Broken(why) => return self.broken(why),
                 Verdict::Retry => {
                     let mut server = self.servers.remove(at);
@@ -154,7 +165,7 @@ impl Session {
     fn reply(&mut self, at: usize, tag: u8, message: &[u8], finished: &mut bool) -> Verdict {
         match tag {
             b'D' | b'd' => match self.queue.front() {
-                Some(Expect::Hidden | Expect::Abort) => Verdict::Swallow,
+                Some(Expect::Hidden | Expect::Prologue | Expect::Abort) => Verdict::Swallow,
                 _ => Verdict::Pass,
             },
             b'C' => self.command_complete(at, message),
@@ -186,10 +197,18 @@ impl Session {
                     self.send_owed_sync(at);
                     Verdict::Pass
                 }
-                Some(Expect::Hidden | Expect::Abort) => Verdict::Swallow,
+                Some(Expect::Hidden | Expect::Prologue | Expect::Abort) => Verdict::Swallow,
                 _ => Verdict::Pass,
             },
-            b'E' => self.error(at, message),
+            b'E' => match (self.error(at, message), self.prologue_error.take()) {
+                // Kept for the error that follows from it.
+                (Verdict::Swallow, kept) => {
+                    self.prologue_error = kept;
+                    Verdict::Swallow
+                }
+                (Verdict::Pass, Some(cause)) => Verdict::Instead(cause),
+                (verdict, _) => verdict,
+            },
             b'S' => {
                 let mut reader = read::body(message);
                 if let (Some(name), Some(value)) = (reader.cstr(), reader.cstr()) {
@@ -200,7 +219,7 @@ impl Session {
                 Verdict::Pass
             }
             b'N' => match self.queue.front() {
-                Some(Expect::Hidden | Expect::Abort | Expect::Poison) => Verdict::Swallow,
+                Some(Expect::Hidden | Expect::Prologue | Expect::Abort | Expect::Poison) => Verdict::Swallow,
                 _ => Verdict::Pass,
             },
             b'G' => {
@@ -222,14 +241,14 @@ impl Session {
     fn command_complete(&mut self, at: usize, message: &[u8]) -> Verdict {
         self.copy_in = false;
         match self.queue.front_mut() {
-            Some(Expect::Hidden | Expect::Abort) => Verdict::Swallow,
+            Some(Expect::Hidden | Expect::Prologue | Expect::Abort) => Verdict::Swallow,
             Some(Expect::Execute(pending)) => {
                 let pending = pending.take();
                 self.queue.pop_front();
                 self.send_owed_sync(at);
                 if let Some(mut pending) = pending {
                     note_rollback(&mut pending, message);
-                    self.finish_effect(&pending);
+                    self.finish_effect(at, &pending);
                 }
                 Verdict::Pass
             }
@@ -243,10 +262,19 @@ impl Session {
         }
     }
 
-    fn finish_effect(&mut self, pending: &super::Pending) {
+    /// Of an Execute; ReadyForQuery, which would tell where the server's transaction is, comes with Sync only.
+    fn finish_effect(&mut self, at: usize, pending: &super::Pending) {
+        let status = pending.plans.iter().find_map(|(plan, _)| match plan.effect {
+            Effect::Begin { .. } => Some(b'T'),
+            Effect::Commit { chain } | Effect::Rollback { chain } => Some(if chain { b'T' } else { b'I' }),
+            _ => None,
+        });
+        if let Some(status) = status {
+            self.servers[at].status = status;
+        }
         if pending.failed {
             // COMMIT of a failed transaction is a ROLLBACK.
-            return self.transaction_ended(false);
+            return self.transaction_ended(false, status == Some(b'T'));
         }
         self.apply(pending);
     }
@@ -276,7 +304,7 @@ impl Session {
                 self.queue.pop_front();
                 Verdict::Pass
             }
-            Some(Expect::Hidden | Expect::Abort) => Verdict::Swallow,
+            Some(Expect::Hidden | Expect::Prologue | Expect::Abort) => Verdict::Swallow,
             _ => Verdict::Pass,
         }
     }
@@ -297,7 +325,11 @@ impl Session {
         }
         match self.queue.front_mut() {
             Some(Expect::Abort) => return Verdict::Swallow,
-            Some(Expect::Hidden) => {
+            Some(Expect::Prologue) if !fatal => {
+                self.prologue_error = Some(message.into());
+                return Verdict::Swallow;
+            }
+            Some(Expect::Hidden | Expect::Prologue) => {
                 let text =
                     String::from_utf8_lossy(read::error_field(message, b'M').unwrap_or(b"?")).into_owned();
                 tracing::warn!(client = %self.info.address, text, "a server refused the session's settings");
@@ -369,7 +401,7 @@ impl Session {
         let server = &mut self.servers[at];
         server.status = status;
         match self.queue.pop_front() {
-            Some(Expect::Hidden | Expect::Abort) => Verdict::Swallow,
+            Some(Expect::Hidden | Expect::Prologue | Expect::Abort) => Verdict::Swallow,
             Some(Expect::HiddenSync) => {
                 server.unsynced = false;
                 self.checked = true;
@@ -385,7 +417,7 @@ impl Session {
                 *finished = true;
                 if let Some(pending) = pending {
                     if pending.rolled_back && status == b'T' {
-                        self.transaction_ended(false); // COMMIT AND CHAIN of a failed transaction.
+                        self.transaction_ended(false, true); // COMMIT AND CHAIN of a failed transaction.
                     } else if pending.failed {
                         self.failed_within(&pending);
                         if let Some(transaction) = self.transaction.as_mut().filter(|_| status != b'T') {
@@ -405,6 +437,7 @@ impl Session {
     fn ready(&mut self, at: usize) {
         self.gate = false;
         self.copy_in = false;
+        self.prologue_error = None;
         self.retry.clear();
         match self.servers[at].status {
             b'I' => {
@@ -453,7 +486,6 @@ fn is_streamed(tag: u8) -> bool {
 
 /// COMMIT of a failed transaction answers ROLLBACK.
 fn note_rollback(pending: &mut super::Pending, message: &[u8]) {
-    use crate::route::plan::Effect;
     let commits = pending.plans.iter().any(|(plan, _)| matches!(plan.effect, Effect::Commit { .. }));
     if commits && message.get(HEADER..).is_some_and(|tag| tag.starts_with(b"ROLLBACK")) {
         pending.failed = true;

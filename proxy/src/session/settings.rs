@@ -43,6 +43,8 @@ pub struct Settings {
     pub search_path: SearchPath,
     pub standard_conforming_strings: bool,
     pub client_encoding_is_utf8: bool,
+    /// The current role: who logged in, or whom SET ROLE and SET SESSION AUTHORIZATION name.
+    pub user: String,
 }
 
 impl Settings {
@@ -64,14 +66,29 @@ impl Settings {
             Some(Value::Raw(text) | Value::Sql(text)) if !text.eq_ignore_ascii_case("default") => text,
             _ => DEFAULT_SEARCH_PATH,
         };
-        let search_path = SearchPath::parse(search_path, user);
-        let standard_conforming_strings = plain("standard_conforming_strings")
-            .is_none_or(|v| !matches!(v.plain().to_ascii_lowercase().as_str(), "off" | "false" | "no" | "0" | "f" | "n"));
+        let role = plain("role").map(Value::plain).filter(|role| role != "none");
+        let user = role.or_else(|| plain("session_authorization").map(Value::plain)).unwrap_or_else(|| user.to_owned());
+        let search_path = SearchPath::parse(search_path, &user);
+        let standard_conforming_strings =
+            plain("standard_conforming_strings").is_none_or(|v| parse_bool(&v.plain()) != Some(false));
         let client_encoding_is_utf8 = plain("client_encoding").is_none_or(|value| {
             let name: String = value.plain().chars().filter(char::is_ascii_alphanumeric).collect();
             matches!(name.to_ascii_lowercase().as_str(), "utf8" | "unicode" | "default")
         });
-        Self { id, values, search_path, standard_conforming_strings, client_encoding_is_utf8 }
+        Self { id, values, search_path, standard_conforming_strings, client_encoding_is_utf8, user }
+    }
+}
+
+/// As `parse_bool_with_len` in src/backend/utils/adt/bool.c: any unique beginning of a word will do.
+fn parse_bool(text: &str) -> Option<bool> {
+    let text = text.to_ascii_lowercase();
+    let begins = |word: &str, least: usize| text.len() >= least && word.starts_with(&text);
+    if begins("true", 1) || begins("yes", 1) || begins("on", 2) || text == "1" {
+        Some(true)
+    } else if begins("false", 1) || begins("no", 1) || begins("off", 2) || text == "0" {
+        Some(false)
+    } else {
+        None
     }
 }
 
@@ -138,22 +155,6 @@ pub fn replay(from: &Settings, to: &Settings) -> String {
         sql.push_str(&setting_name(name));
         sql.push(';');
     };
-    let set = |sql: &mut String, name: &str, value: &Value| match value {
-        Value::Raw(text) => {
-            sql.push_str("SELECT pg_catalog.set_config(");
-            quote(sql, name);
-            sql.push(',');
-            quote(sql, text);
-            sql.push_str(",false);");
-        }
-        Value::Sql(text) => {
-            sql.push_str("SET ");
-            sql.push_str(&setting_name(name));
-            sql.push_str(" TO ");
-            sql.push_str(text);
-            sql.push(';');
-        }
-    };
     for (name, _) in from.values.iter().filter(|(name, _)| is_role(name)) {
         reset(&mut sql, name);
     }
@@ -162,13 +163,34 @@ pub fn replay(from: &Settings, to: &Settings) -> String {
     }
     for (name, value) in to.values.iter().filter(|(name, _)| !is_role(name)) {
         if from.get(name) != Some(value) {
-            set(&mut sql, name, value);
+            set(&mut sql, name, value, false);
         }
     }
-    for (name, value) in to.values.iter().filter(|(name, _)| is_role(name)) {
-        set(&mut sql, name, value);
+    // SET SESSION AUTHORIZATION leaves the role, so it comes first.
+    for (name, value) in to.values.iter().rev().filter(|(name, _)| is_role(name)) {
+        set(&mut sql, name, value, false);
     }
     sql
+}
+
+/// Appends the statement that gives a setting this value, for the session or for its transaction (`local`).
+pub fn set(sql: &mut String, name: &str, value: &Value, local: bool) {
+    match value {
+        Value::Raw(text) => {
+            sql.push_str("SELECT pg_catalog.set_config(");
+            quote(sql, name);
+            sql.push(',');
+            quote(sql, text);
+            sql.push_str(if local { ",true);" } else { ",false);" });
+        }
+        Value::Sql(text) => {
+            sql.push_str(if local { "SET LOCAL " } else { "SET " });
+            sql.push_str(&setting_name(name));
+            sql.push_str(" TO ");
+            sql.push_str(text);
+            sql.push(';');
+        }
+    }
 }
 
 /// A setting's name as SQL: `TimeZone`, `app.tenant`, quoted where it must be.
@@ -252,6 +274,26 @@ mod tests {
         let role = table.with(&none, "role", Some(Value::Sql("a".into()))).expect("few");
         let both = table.with(&role, "statement_timeout", Some(Value::Sql("5".into()))).expect("few");
         assert_eq!(replay(&role, &both), "RESET role;SET statement_timeout TO 5;SET role TO a;");
+    }
+
+    #[test]
+    fn h25_what_routing_needs_is_read_as_postgres_reads_it() {
+        let mut table = SettingsTable::new("app", 0);
+        let none = table.none();
+        let mut with = |base: &Rc<Settings>, name: &str, value: &str| {
+            table.with(base, name, Some(Value::Sql(value.to_owned()))).expect("few")
+        };
+        for (value, on) in [("'of'", false), ("'fal'", false), ("N", false), ("0", false), ("'tr'", true), ("on", true)] {
+            assert_eq!(with(&none, "standard_conforming_strings", value).standard_conforming_strings, on, "{value}");
+        }
+        let role = with(&none, "role", "'x'");
+        assert_eq!(role.search_path.schemas().collect::<Vec<_>>(), ["pg_catalog", "x", "public"]);
+        assert!(!role.routes_like(&none));
+        assert!(with(&none, "role", "'none'").routes_like(&none));
+        let session = with(&none, "session_authorization", "'y'");
+        let both = with(&session, "role", "'x'");
+        assert_eq!(both.user, "x");
+        assert_eq!(replay(&none, &both), "SET session_authorization TO 'y';SET role TO 'x';");
     }
 
     #[test]

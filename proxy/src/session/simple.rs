@@ -24,7 +24,13 @@ impl Session {
             self.after_failure();
             return Flow::Done;
         }
-        let routed = self.with_router(|router, context, _| router.simple(context, sql));
+        let mut routed = self.with_router(|router, context, _| router.simple(context, sql));
+        if routed.statements.len() > 1
+            && let Err(error) = self.route_behind_set(sql, &mut routed)
+        {
+            self.refuse_query(&error);
+            return Flow::Done;
+        }
         let flow = match routed.statements.as_slice() {
             [] => {
                 let mut bytes = build::EMPTY_QUERY.to_vec();
@@ -75,7 +81,7 @@ impl Session {
                 return flow;
             }
         }
-        let params = NoParams { client_encoding_is_utf8: self.settings.client_encoding_is_utf8 };
+        let params = NoParams { client_encoding_is_utf8: self.routing().client_encoding_is_utf8 };
         let place = match self.destination(statement, sql, &params) {
             Destination::Shard(place) => place,
             Destination::Refused(error) => {
@@ -92,6 +98,10 @@ impl Session {
                 return Flow::DoneThen(Next::Multi(Box::new(MultiWork::Statement(statement))));
             }
         };
+        if let Some(error) = self.pins_elsewhere(plan, place.shard) {
+            self.refuse_query(&error);
+            return Flow::Done;
+        }
         let replica = if plan.access == Access::Read { self.replica_for(plan, place, true) } else { None };
         let at = match self.server_for(place.shard, replica) {
             Ok(at) => at,
@@ -144,11 +154,11 @@ impl Session {
                 .refuse_several("transaction control while a failed transaction spans several shards");
         }
         for (number, statement) in statements.iter().enumerate() {
-            let params = NoParams { client_encoding_is_utf8: self.settings.client_encoding_is_utf8 };
+            let params = NoParams { client_encoding_is_utf8: self.routing().client_encoding_is_utf8 };
             let only_proxy = matches!(
                 statement.plan.effect,
                 Effect::ShowProxy(_) | Effect::ExplainRoute(_) | Effect::Discard(_) | Effect::Deallocate(_)
-            ) || matches!(&statement.plan.effect, Effect::Set { name, .. } if name.starts_with("shard."));
+            ) || statement.plan.effect.setting().is_some_and(|name| name.starts_with("shard."));
             if only_proxy && number + 1 == statements.len() && place.is_none() && number == 0 {
                 return self.one(message, sql, statement);
             }
@@ -168,7 +178,8 @@ impl Session {
                 }
             };
             marks.push((statement.plan.clone(), found));
-            let insists = !matches!(statement.plan.route, crate::route::plan::Route::Any);
+            let insists = !matches!(statement.plan.route, crate::route::plan::Route::Any)
+                || self.cursor_shard(&statement.plan.effect).is_some();
             match &mut place {
                 None => place = Some((found, insists)),
                 Some((known, fixed)) if known.shard == found.shard => {
@@ -202,6 +213,10 @@ impl Session {
             // A server that has heard nothing of the failure would call its end a COMMIT.
             _ if failed => return self.refuse_several("the end of a failed transaction and what follows it"),
             _ => {}
+        }
+        if let Some(error) = statements.iter().find_map(|s| self.pins_elsewhere(&s.plan, place.shard)) {
+            self.refuse_query(&error);
+            return Flow::Done;
         }
         let at = match self.server_for(place.shard, None) {
             Ok(at) => at,
@@ -303,6 +318,7 @@ pub(super) fn is_control(effect: &Effect) -> bool {
             | Effect::Rollback { .. }
             | Effect::Savepoint(..)
             | Effect::Set { .. }
+            | Effect::SetConfig { .. }
             | Effect::ResetAll
             | Effect::SetTransaction { .. }
     )

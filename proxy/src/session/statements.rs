@@ -8,7 +8,7 @@ use super::prepared::Entry;
 use super::{Expect, Flow, Held, Session};
 use crate::error::ProxyError;
 use crate::route::NoParams;
-use crate::route::plan::Route;
+use crate::route::plan::{Effect, Route};
 use crate::wire::{build, frame};
 
 impl Session {
@@ -17,7 +17,7 @@ impl Session {
     pub(super) fn entry(&mut self, sql: &[u8], oids: &[u8]) -> Result<Rc<Entry>, ProxyError> {
         let version = self.worker.state().catalog.version;
         if !self.has_temp
-            && let Some(entry) = self.worker.registry.borrow_mut().find(sql, oids, self.settings.id, version)
+            && let Some(entry) = self.worker.registry.borrow_mut().find(sql, oids, self.routing().id, version)
         {
             self.worker.stats.prepared_hits.add(1);
             return Ok(entry);
@@ -34,7 +34,7 @@ impl Session {
                 .ok_or_else(|| ProxyError::internal("empty statement was refused")),
             other => other.map_err(|refusal| ProxyError::from(&refusal)),
         })?;
-        let key = (self.settings.clone(), version);
+        let key = (self.routing().clone(), version);
         let private = self.has_temp || (target && matches!(routed.plan.route, Route::Refuse(_)));
         Ok(self.worker.registry.borrow_mut().add((sql, oids), key, routed, private))
     }
@@ -53,7 +53,7 @@ impl Session {
             return Err(ProxyError::new("26000", message));
         };
         let version = self.worker.state().catalog.version;
-        if is_ours(&entry) || (entry.version == version && entry.settings.routes_like(&self.settings)) {
+        if is_ours(&entry) || (entry.version == version && entry.settings.routes_like(self.routing())) {
             return Ok(entry);
         }
         // The schema or search_path changed since: it was routed again by `recheck`. If its result changed, too, the client must
@@ -79,7 +79,7 @@ impl Session {
         let old =
             if name.is_empty() { extended.unnamed.clone() } else { extended.statements.get(name).cloned() }?;
         let version = self.worker.state().catalog.version;
-        let same = old.version == version && old.settings.routes_like(&self.settings);
+        let same = old.version == version && old.settings.routes_like(self.routing());
         if same || !old.is_shared() || old.shape.borrow().is_none() {
             return None;
         }
@@ -202,7 +202,7 @@ impl Session {
             (Some(server), _) => server.shard,
             // A key is not known yet, so any shard can check the statement; plain tables are on one.
             (None, Some(entry)) if !matches!(entry.routed.plan.route, Route::Key(_)) => {
-                let params = NoParams { client_encoding_is_utf8: self.settings.client_encoding_is_utf8 };
+                let params = NoParams { client_encoding_is_utf8: self.routing().client_encoding_is_utf8 };
                 match self.destination(&entry.routed, &entry.sql, &params) {
                     Destination::Shard(place) => place.shard,
                     _ => self.default_shard(),
@@ -240,7 +240,8 @@ impl Session {
 
 /// Statements that need no server to be found good: the router's grammar, PostgreSQL's own, has accepted them.
 pub(super) fn needs_no_server(entry: &Entry) -> bool {
-    is_ours(entry) || super::simple::is_control(&entry.routed.plan.effect)
+    let effect = &entry.routed.plan.effect;
+    is_ours(entry) || (super::simple::is_control(effect) && !matches!(effect, Effect::SetConfig { .. }))
 }
 
 /// Is everything behind this Bind its own Describe and Execute, then Sync? Only then is the read a transaction of

@@ -20,14 +20,19 @@ pub struct Transaction {
     pub settings_before: Rc<Settings>,
     /// The server that ran a part of it is gone: nothing but ROLLBACK is possible, not even ROLLBACK TO.
     pub lost: bool,
+    /// Cursors, and the shard that each is on. Some may be closed already.
+    cursors: Vec<(String, usize)>,
 }
 
 #[derive(Debug)]
 struct Savepoint {
     name: String,
     prologue: usize,
-    settings: Rc<Settings>,
+    settings: Snapshot,
 }
+
+/// Settings at one moment: the session's, and those that SET LOCAL put in their place.
+pub type Snapshot = (Rc<Settings>, Option<Rc<Settings>>);
 
 impl Transaction {
     pub fn new(begin: &str, read_only: bool, settings: Rc<Settings>) -> Self {
@@ -38,7 +43,21 @@ impl Transaction {
             failed: false,
             settings_before: settings,
             lost: false,
+            cursors: Vec::new(),
         }
+    }
+
+    /// The oldest is forgotten when there are too many: it is looked for as one that was never declared.
+    pub fn declared(&mut self, name: &str, shard: usize) {
+        self.cursors.retain(|(known, _)| known != name);
+        if self.cursors.len() >= limits::CURSORS {
+            self.cursors.remove(0);
+        }
+        self.cursors.push((name.to_owned(), shard));
+    }
+
+    pub fn cursor(&self, name: &str) -> Option<usize> {
+        self.cursors.iter().find(|(known, _)| known == name).map(|(_, shard)| *shard)
     }
 
     /// The one that AND CHAIN begins: with this one's characteristics, and nothing else of it. The caller knows the
@@ -74,7 +93,7 @@ impl Transaction {
         true
     }
 
-    pub fn savepoint(&mut self, name: &str, sql: &str, settings: Rc<Settings>) -> bool {
+    pub fn savepoint(&mut self, name: &str, sql: &str, settings: Snapshot) -> bool {
         let savepoint = Savepoint { name: name.to_owned(), prologue: self.prologue.len(), settings };
         if !self.hold(sql) {
             return false;
@@ -95,7 +114,7 @@ impl Transaction {
     }
 
     /// ROLLBACK TO: back to the state right after SAVEPOINT. Returns the settings of then; `None` if there is none.
-    pub fn rollback_to(&mut self, name: &str) -> Option<Rc<Settings>> {
+    pub fn rollback_to(&mut self, name: &str) -> Option<Snapshot> {
         let at = self.savepoints.iter().rposition(|savepoint| savepoint.name == name)?;
         self.savepoints.truncate(at + 1);
         let savepoint = &self.savepoints[at];
@@ -114,9 +133,9 @@ mod tests {
     fn h21_rollback_to_takes_back_what_was_held_after_the_savepoint() {
         let none = SettingsTable::new("app", 0).none();
         let mut tx = Transaction::new("BEGIN ISOLATION LEVEL SERIALIZABLE", false, none.clone());
-        assert!(tx.savepoint("a", "SAVEPOINT a;", none.clone()));
+        assert!(tx.savepoint("a", "SAVEPOINT a;", (none.clone(), None)));
         assert!(tx.hold("SET LOCAL x = 1 -- why"));
-        assert!(tx.savepoint("b", "SAVEPOINT b", none));
+        assert!(tx.savepoint("b", "SAVEPOINT b", (none, None)));
         tx.failed = true;
         assert!(tx.rollback_to("c").is_none());
         assert!(tx.failed);

@@ -49,7 +49,9 @@ impl Builder<'_> {
             FunctionRoute::DefaultShard => {
                 self.seen.default = Some(format!("function {name}"));
                 self.seen.default_function = true;
-                self.seen.session_lock |= is_session_lock(name.rsplit('.').next().unwrap_or_default());
+                let bare = name.rsplit('.').next().unwrap_or_default();
+                self.seen.session_lock |= is_session_lock(bare);
+                self.seen.sequence_value |= reads_sequence(bare);
                 Ok(())
             }
             FunctionRoute::Keyed { argument, array, key_type } => {
@@ -119,6 +121,7 @@ impl Builder<'_> {
             self.seen.default = Some(format!("function {name}"));
             self.seen.default_function = true;
             self.seen.session_lock |= is_session_lock(name);
+            self.seen.sequence_value |= reads_sequence(name);
         }
         Ok(())
     }
@@ -287,6 +290,11 @@ fn of_default_shard(name: &str) -> bool {
             | "brin_summarize_new_values"
             | "gin_clean_pending_list"
     ) || PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+}
+
+/// What the session itself has drawn from a sequence before.
+fn reads_sequence(name: &str) -> bool {
+    matches!(name, "currval" | "lastval")
 }
 
 fn is_session_lock(name: &str) -> bool {

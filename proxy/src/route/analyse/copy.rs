@@ -24,7 +24,7 @@ impl Builder<'_> {
             return Err(Refusal::unsupported("this COPY could not be analysed", "Please report it."));
         };
         let access = if copy.is_from { Access::Write } else { Access::Read };
-        let table = match self.relation(var)? {
+        let table = match self.used_relation(var)? {
             Found::Table(table) => table,
             Found::Temporary => return Ok(plain_plan(Route::Any, Access::Write, Effect::None)),
             Found::System(_) | Found::Cte(_) => return Ok(plain_plan(Route::Default, access, Effect::None)),

@@ -19,6 +19,12 @@ fn everywhere() -> Result<Plan> {
     Ok(plain_plan(Route::All(Broadcast::Ddl), Access::Write, Effect::CreatesObject))
 }
 
+fn decides_names(set: &nodes::VariableSetStmt) -> bool {
+    use pg_raw_parse::raw::VariableSetKind;
+    let sets = !matches!(set.kind, VariableSetKind::VAR_RESET | VariableSetKind::VAR_RESET_ALL);
+    sets && set.name().is_some_and(|name| crate::route::is_routing_setting(&name.to_ascii_lowercase()))
+}
+
 fn temporary(var: Option<&nodes::RangeVar>) -> bool {
     var.is_some_and(|v| {
         v.relpersistence.cast_unsigned() == TEMPORARY
@@ -78,7 +84,15 @@ impl Builder<'_> {
                 "this statement is about a server, not about the sharded database",
                 "Run it on the server itself.",
             )),
+            // Connections opened before and after it would read names differently (H39).
+            Node::AlterRoleSetStmt(alter) if alter.setstmt().is_some_and(decides_names) => {
+                Err(Refusal::unsupported(
+                    "ALTER ROLE ... SET of a setting that decides what names mean, such as search_path",
+                    "Let clients set it when they connect (options=-csearch_path=...), or SET it in the session.",
+                ))
+            }
             Node::ViewStmt(_)
+            | Node::AlterRoleSetStmt(_)
             | Node::CreateSeqStmt(_)
             | Node::AlterSeqStmt(_)
             | Node::AlterCollationStmt(_)
@@ -98,7 +112,6 @@ impl Builder<'_> {
             | Node::AlterOwnerStmt(_)
             | Node::AlterPolicyStmt(_)
             | Node::AlterPublicationStmt(_)
-            | Node::AlterRoleSetStmt(_)
             | Node::AlterRoleStmt(_)
             | Node::AlterStatsStmt(_)
             | Node::AlterTSConfigurationStmt(_)

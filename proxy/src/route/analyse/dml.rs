@@ -16,7 +16,7 @@ impl<'a> Builder<'a> {
     /// The table written to; `None` for temporary ones.
     pub(super) fn target_table(&mut self, var: &nodes::RangeVar) -> Result<Option<&'a Table>> {
         self.seen.writes = true;
-        let table = match self.relation(var)? {
+        let table = match self.used_relation(var)? {
             Found::Cte(_) => {
                 let name = var.relname().unwrap_or_default();
                 match self.find_table(name) {

@@ -50,7 +50,7 @@ impl Builder<'_> {
     }
 
     pub(super) fn table_item(&mut self, var: &nodes::RangeVar, block: BlockId, scope: usize) -> Result<Item> {
-        let found = self.relation(var)?;
+        let found = self.used_relation(var)?;
         let alias =
             var.alias().and_then(nodes::Alias::aliasname).or(var.relname()).unwrap_or_default().to_owned();
         let renamed = alias_columns(var.alias());

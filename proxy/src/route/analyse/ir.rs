@@ -194,6 +194,9 @@ pub(super) struct Seen {
     pub(super) limit: bool,
     pub(super) temporary: bool,
     pub(super) session_lock: bool,
+    /// currval() or lastval().
+    pub(super) sequence_value: bool,
+    pub(super) tables: SeenTables,
     pub(super) parameters: u16,
     /// Something whose answer depends on the table itself and not only on its rows: ctid, tableoid, TABLESAMPLE, names
     /// with a schema. Rows that were brought elsewhere would give another.
@@ -206,6 +209,23 @@ pub(super) struct Seen {
     pub(super) cursor: bool,
     /// Calls a user's function that is not IMMUTABLE: what it may write must not be rolled back with the gathered rows.
     pub(super) user_code: bool,
+}
+
+/// See `plan::Tables`.
+#[derive(Debug, Default)]
+pub(super) struct SeenTables {
+    pub(super) names: Vec<String>,
+    pub(super) keyed: bool,
+}
+
+impl SeenTables {
+    pub(super) fn add(&mut self, table: &crate::catalog::Table) {
+        use crate::catalog::TableKind;
+        self.keyed |= matches!(table.kind, TableKind::Sharded { .. } | TableKind::Reference);
+        if !self.names.contains(&table.name) {
+            self.names.push(table.name.clone());
+        }
+    }
 }
 
 pub(super) struct Builder<'a> {

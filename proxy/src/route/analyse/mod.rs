@@ -4,10 +4,11 @@
 //! - [`names`], [`from`], [`select`], [`dml`], [`merge`], [`expr`], [`calls`]: the parse tree becomes blocks.
 //! - [`prove`]: every sharded occurrence is bound to the key.
 //! - [`scatter`]: if not, whether every shard can answer for its own rows; [`gather`]: what to bring together if not.
-//! - [`utility`], [`ddl`], [`copy`]: statements that are not queries.
+//! - [`utility`], [`ddl`], [`copy`]: statements that are not queries; [`changes`]: what a definition changes.
 //! - [`syntax`]: texts that the grammar refuses, and texts that are not UTF-8.
 
 mod calls;
+mod changes;
 mod copy;
 mod ddl;
 mod dml;
@@ -33,7 +34,7 @@ use pg_raw_parse::Node;
 use super::RouteContext;
 use super::cache::Sharing;
 use super::lex::Literals;
-use super::plan::{Access, Broadcast, Effect, Plan, Refusal, Route, SplitInsert};
+use super::plan::{Access, Broadcast, Effect, Plan, Refusal, Route, SplitInsert, Tables};
 use gather::GatherPlan;
 use ir::{BlockId, Builder, Result};
 
@@ -52,7 +53,8 @@ pub fn empty() -> Plan {
 }
 
 fn plain_plan(route: Route, access: Access, effect: Effect) -> Plan {
-    Plan { route, access, effect, evidence: Vec::new(), straddle: None, parameters: 0 }
+    let tables = Tables::default();
+    Plan { route, access, effect, evidence: Vec::new(), straddle: None, parameters: 0, tables, changes: None }
 }
 
 fn refused(refusal: Refusal) -> Plan {
@@ -133,6 +135,10 @@ fn analyse(context: &RouteContext<'_>, text: &[u8], literals: &Literals, sure: b
         Err(refusal) => refused(refusal),
     };
     plan.parameters = plan.parameters.max(builder.seen.parameters);
+    plan.tables = std::mem::take(&mut builder.seen.tables).into();
+    if plan.effect == Effect::CreatesObject {
+        plan.changes = changes::of(node);
+    }
     // A cut constant that the grammar did not see where the lexer did, or whose value mattered: the plan is this
     // text's only (H25).
     let disagree = literals.iter().zip(&builder.agreed).any(|(literal, agreed)| literal.cut && !agreed);
@@ -195,7 +201,13 @@ impl Builder<'_> {
         };
         let seen = &self.seen;
         let writes = seen.writes || seen.volatile || seen.default_function;
-        let effect = if seen.session_lock { Effect::Pin("session advisory lock") } else { Effect::None };
+        let effect = if seen.session_lock {
+            Effect::Pin("session advisory lock")
+        } else if seen.sequence_value {
+            Effect::ReadsSequence
+        } else {
+            Effect::None
+        };
         Ok(Plan {
             route,
             access: if writes { Access::Write } else { Access::Read },
@@ -203,6 +215,8 @@ impl Builder<'_> {
             evidence: std::mem::take(&mut self.evidence),
             straddle,
             parameters: seen.parameters,
+            tables: Tables::default(),
+            changes: None,
         })
     }
 

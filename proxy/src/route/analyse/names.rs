@@ -17,6 +17,15 @@ pub(super) enum Found<'a> {
 }
 
 impl<'a> Builder<'a> {
+    /// A relation that the statement uses.
+    pub(super) fn used_relation(&mut self, var: &nodes::RangeVar) -> Result<Found<'a>> {
+        let found = self.relation(var)?;
+        if let Found::Table(table) = found {
+            self.seen.tables.add(table);
+        }
+        Ok(found)
+    }
+
     pub(super) fn relation(&self, var: &nodes::RangeVar) -> Result<Found<'a>> {
         let name = var.relname().unwrap_or_default();
         if let Some(schema) = var.schemaname() {

@@ -8,7 +8,7 @@ use super::names::Found;
 use super::tokens::leading_words;
 use super::{plain_plan, prove};
 use crate::catalog::TableKind;
-use crate::route::plan::{Access, Broadcast, Effect, Plan, Refusal, Route, SavepointVerb};
+use crate::route::plan::{Access, Broadcast, ConfigValue, Effect, Plan, Refusal, Route, SavepointVerb};
 
 /// `CURSOR_OPT_HOLD` of parsenodes.h.
 const CURSOR_HOLD: i32 = 0x0020;
@@ -21,6 +21,10 @@ pub(super) fn explain_route(text: &str, standard_strings: bool) -> Option<Plan> 
     let (words, rest) = leading_words(text, standard_strings, 2)?;
     (words == ["explain", "route"])
         .then(|| plain_plan(Route::Session, Access::Read, Effect::ExplainRoute(rest.to_owned())))
+}
+
+fn of_cursor(name: Option<&str>) -> Plan {
+    plain_plan(Route::Any, Access::Write, Effect::Cursor(name.map(str::to_owned)))
 }
 
 fn session(effect: Effect) -> Plan {
@@ -61,9 +65,8 @@ impl Builder<'_> {
                 Ok(plain_plan(Route::Default, Access::Write, Effect::None))
             }
             Node::DeclareCursorStmt(cursor) => self.cursor(cursor),
-            Node::FetchStmt(_) | Node::ClosePortalStmt(_) => {
-                Ok(plain_plan(Route::Any, Access::Write, Effect::None))
-            }
+            Node::FetchStmt(fetch) => Ok(of_cursor(fetch.portalname())),
+            Node::ClosePortalStmt(close) => Ok(of_cursor(close.portalname())),
             Node::ExplainStmt(explain) => self.explain(explain),
             Node::CallStmt(call) => self.call(call),
             Node::CopyStmt(copy) => self.copy(copy),
@@ -104,9 +107,11 @@ impl Builder<'_> {
         let mut plan = self.inner(cursor.query())?;
         // FETCH must find the server again.
         plan.access = Access::Write;
-        if cursor.options & CURSOR_HOLD != 0 {
-            plan.effect = Effect::Pin("WITH HOLD cursor");
-        }
+        plan.effect = if cursor.options & CURSOR_HOLD != 0 {
+            Effect::Pin("WITH HOLD cursor")
+        } else {
+            Effect::Declare(cursor.portalname().unwrap_or_default().to_owned())
+        };
         Ok(plan)
     }
 
@@ -172,7 +177,7 @@ impl Builder<'_> {
         let (mut plain, mut everywhere, mut temporary) = (false, false, false);
         for node in relations {
             let Node::RangeVar(var) = node else { continue };
-            match self.relation(var)? {
+            match self.used_relation(var)? {
                 Found::Table(table) => match table.kind {
                     TableKind::Plain | TableKind::System => plain = true,
                     TableKind::Sharded { .. } | TableKind::Reference => everywhere = true,
@@ -212,7 +217,7 @@ impl Builder<'_> {
         let refusal = || {
             Refusal::unsupported(
                 "set_config() in this form",
-                "Use SET, or SELECT set_config('name', 'value', false) by itself with constants.",
+                "Use SET, or SELECT set_config('name', 'value', false) by itself; the value may be a parameter.",
             )
         };
         let Some(Node::FuncCall(call)) = select.target_list().iter().next().map(nodes::ResTarget::val) else {
@@ -222,24 +227,50 @@ impl Builder<'_> {
             return Err(refusal());
         }
         let arguments: Vec<Node<'_>> = call.args().iter().collect();
-        let [Node::A_Const(name), Node::A_Const(value), Node::A_Const(local)] = arguments.as_slice() else {
+        let [Node::A_Const(name), value, Node::A_Const(local)] = arguments.as_slice() else {
             return Err(refusal());
         };
-        let (
-            Some(ConstValue::String(name)),
-            Some(ConstValue::String(value)),
-            Some(ConstValue::Boolean(local)),
-        ) = (name.val(), value.val(), local.val())
+        let (Some(ConstValue::String(name)), Some(ConstValue::Boolean(local))) = (name.val(), local.val())
         else {
             return Err(refusal());
         };
+        let value = as_text(*value);
+        let of = match value {
+            Node::ParamRef(parameter) => {
+                let number = u16::try_from(parameter.number).map_err(|_| refusal())?;
+                self.seen.parameters = self.seen.parameters.max(number);
+                ConfigValue::Parameter(number.checked_sub(1).ok_or_else(refusal)?)
+            }
+            Node::A_Const(constant) => match constant.val() {
+                Some(ConstValue::String(text)) => ConfigValue::Text(text.to_owned()),
+                _ => return Err(refusal()),
+            },
+            _ => return Err(refusal()),
+        };
         // The plan holds these values.
-        arguments.iter().for_each(|node| self.peek(*node));
+        arguments.iter().chain([&value]).for_each(|node| self.peek(*node));
         self.peeked = true;
         let name = name.to_ascii_lowercase();
         let ours = name.starts_with("shard.");
-        let effect = Effect::Set { name, value: Some(quote(value)), local };
+        if ours && matches!(of, ConfigValue::Parameter(_)) {
+            return Err(refusal());
+        }
+        let effect = Effect::SetConfig { name, value: of, local };
         Ok(Some(plain_plan(if ours { Route::Session } else { Route::Any }, Access::Write, effect)))
+    }
+}
+
+/// Without a cast to the type that it has anyway.
+fn as_text(node: Node<'_>) -> Node<'_> {
+    match node {
+        Node::TypeCast(cast)
+            if cast.type_name().is_some_and(|t| {
+                t.names().iter().next_back().and_then(nodes::String::sval) == Some("text")
+            }) =>
+        {
+            cast.arg()
+        }
+        node => node,
     }
 }
 

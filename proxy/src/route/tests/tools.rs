@@ -120,14 +120,19 @@ fn pgjdbc_metadata_and_housekeeping() {
         ("SELECT pg_notify('c', 'x')", "default w"),
         (
             "SELECT set_config('search_path', 'other', false)",
-            "any w Set { name: \"search_path\", value: Some(\"'other'\"), local: false }",
+            "any w SetConfig { name: \"search_path\", value: Text(\"other\"), local: false }",
         ),
         (
             "SELECT pg_catalog.set_config('search_path', '', false)",
-            "any w Set { name: \"search_path\", value: Some(\"''\"), local: false }",
+            "any w SetConfig { name: \"search_path\", value: Text(\"\"), local: false }",
         ),
         ("SELECT set_config('search_path', v, false) FROM t WHERE k = 1", "refuse 0A000"),
-        ("SELECT set_config('a.b', $1, true)", "refuse 0A000"),
+        (
+            "SELECT set_config('a.b', $1, true)",
+            "any w SetConfig { name: \"a.b\", value: Parameter(0), local: true }",
+        ),
+        ("SELECT set_config($1, 'c', true)", "refuse 0A000"),
+        ("SELECT set_config('shard.target', $1, true)", "refuse 0A000"),
         ("", ""),
         (";;", ""),
         ("-- nothing\n/* at all */ ;", ""),

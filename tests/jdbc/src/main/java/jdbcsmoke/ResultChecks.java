@@ -60,6 +60,8 @@ final class ResultChecks {
 
         suite.add("generated_keys_of_a_plain_table", (target, out) -> {
             try (Connection connection = target.connect()) {
+                // currval() is the session's own in a transaction block only.
+                connection.setAutoCommit(false);
                 try (PreparedStatement insert = connection.prepareStatement(
                     "INSERT INTO jdbc_plain (v) VALUES (?), (?), (?)", new String[] {"id"})) {
                     Transcript.set(insert, "a", "b", "c");
@@ -68,6 +70,7 @@ final class ResultChecks {
                 }
                 out.query(connection, "SELECT id, v FROM jdbc_plain ORDER BY id");
                 out.query(connection, "SELECT currval('jdbc_plain_id_seq') > 0");
+                connection.commit();
             }
         });
 
