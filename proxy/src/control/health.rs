@@ -35,6 +35,8 @@ pub(super) struct Probe {
     pub(super) sequence: u64,
     /// Of the process ids asked about: those that are no backends any more.
     pub(super) gone: Vec<i32>,
+    /// Of the prepared transactions asked about: those that are finished.
+    pub(super) finished: Vec<String>,
 }
 
 /// The timeline: of a primary the one it inserts into, by its WAL file's name; the control file's lags behind a
@@ -47,7 +49,8 @@ SELECT r.rec, (SELECT system_identifier FROM pg_control_system()),
          ELSE ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int END,
     coalesce((SELECT status = 'streaming' FROM pg_stat_wal_receiver), false),
     (CASE WHEN r.rec THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_insert_lsn() END - '0/0'::pg_lsn)::int8,
-    ARRAY(SELECT p FROM unnest($1::int4[]) p WHERE NOT EXISTS (SELECT FROM pg_stat_activity a WHERE a.pid = p))
+    ARRAY(SELECT p FROM unnest($1::int4[]) p WHERE NOT EXISTS (SELECT FROM pg_stat_activity a WHERE a.pid = p)),
+    ARRAY(SELECT g FROM unnest($2::text[]) g WHERE NOT EXISTS (SELECT FROM pg_prepared_xacts x WHERE x.gid = g))
 FROM (SELECT pg_is_in_recovery() AS rec) r";
 
 /// Runs for ever; ends when the receiver is gone.
@@ -129,9 +132,9 @@ async fn probe(
     freshness: &Freshness,
     shard: usize,
 ) -> Result<Probe, tokio_postgres::Error> {
-    let abandoned = freshness.abandoned(shard);
+    let (pids, gids) = freshness.abandoned(shard);
     let sequence = freshness.sample_begins(shard);
-    let row = client.query_one(statement, &[&abandoned]).await?;
+    let row = client.query_one(statement, &[&pids, &gids]).await?;
     Ok(Probe {
         observation: Observation {
             in_recovery: row.try_get(0)?,
@@ -142,6 +145,7 @@ async fn probe(
         lsn: Lsn(row.try_get::<_, Option<i64>>(4)?.unwrap_or(0) as u64),
         sequence,
         gone: row.try_get(5)?,
+        finished: row.try_get(6)?,
     })
 }
 

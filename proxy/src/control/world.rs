@@ -107,7 +107,7 @@ impl World {
             let roles = &parts.shards[shard].roles;
             if roles.primary.is_some_and(|p| p.slot == slot && p.timeline == probe.observation.timeline) {
                 self.freshness.primary_at(shard, probe.sequence, probe.observation.timeline, probe.lsn);
-                self.freshness.backends_gone(shard, &probe.gone);
+                self.freshness.are_gone(shard, &probe.gone, &probe.finished);
             } else if let Some(replica) = roles.replicas.iter().find(|p| p.slot == slot) {
                 self.freshness.replica_at(shard, slot, replica.timeline, probe.lsn);
             }
