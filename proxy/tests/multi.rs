@@ -11,5 +11,7 @@ mod copies;
 mod faults;
 #[path = "multi/proxy.rs"]
 mod proxy;
+#[path = "multi/recovery.rs"]
+mod recovery;
 #[path = "multi/transactions.rs"]
 mod transactions;
