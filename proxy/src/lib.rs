@@ -5,7 +5,7 @@
 //! `session` (one state machine a client) -> `route` (PURE: text -> shard) -> `pool` (server connections). Beside
 //! it: `wire` (PURE: frames), `auth` (SCRAM both ways), `replica` (read-your-writes), `multi` and `twophase`
 //! (statements and transactions over several shards), `control` (one thread that watches the shards and publishes
-//! `shared::State`), `admin`, `http` and `metrics` (what operators see).
+//! `shared::State`), `admin`, `http` and `metrics` (what operators see), `peers` (cancel requests for other proxies).
 //!
 //! Invariants:
 //!
@@ -31,6 +31,7 @@ pub mod limits;
 pub mod listen;
 pub mod metrics;
 pub mod multi;
+pub mod peers;
 pub mod pool;
 pub mod replica;
 pub mod route;
