@@ -16,6 +16,10 @@
 //! - No lock shared between clients, no allocation and no parse for a statement seen before.
 //! - Everything is bounded (`limits`).
 //!
+//! Known window: a DDL that reaches a shard around this proxy is followed when the shard's notification has arrived and
+//! the catalogs are read again, or half a second later when it is lost; until then statements are routed by the old
+//! schema (H39).
+//!
 //! Deliberately absent: merging of results from several shards, TLS.
 
 #[global_allocator]

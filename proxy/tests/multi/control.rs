@@ -139,3 +139,33 @@ async fn h9_what_defaults_constraints_and_policies_call_is_read() {
     }
     control.stop();
 }
+
+/// H39: whoever changes a shard's schema, all proxies are told at once: the shard does it for DDL around the proxies,
+/// and the proxy for DDL on all shards, which is prepared.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn h39_schema_changes_are_notified() {
+    let cluster = Cluster::start("notified", 2, false);
+    let proxy = crate::proxy::Proxy::start(&cluster);
+    let client = proxy.client().await;
+    let url = cluster.primaries[1].url("app");
+    let (listener, mut connection) = tokio_postgres::connect(&url, tokio_postgres::NoTls).await.unwrap();
+    let (heard, mut notified) = tokio::sync::mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Some(Ok(message)) = std::future::poll_fn(|cx| connection.poll_message(cx)).await {
+            if let tokio_postgres::AsyncMessage::Notification(_) = message {
+                heard.send(()).unwrap();
+            }
+        }
+    });
+    listener.batch_execute("LISTEN shard_catalog").await.unwrap();
+    let mut told = async |what: &str| {
+        let one = tokio::time::timeout(Duration::from_secs(60), notified.recv()).await;
+        one.unwrap_or_else(|_| panic!("not told of {what}")).unwrap();
+        while notified.try_recv().is_ok() {}
+    };
+    cluster.primaries[1].client("app").await.batch_execute("CREATE TABLE around (k int8)").await.unwrap();
+    told("DDL on the shard").await;
+    client.batch_execute("CREATE TABLE through (k int8 PRIMARY KEY)").await.unwrap();
+    told("DDL through a proxy").await;
+    drop(listener);
+}
