@@ -5,7 +5,7 @@
 //!
 //! Rooms, in reading order: `exchange` (ask a server, collect its answer), `commit` (the end of a transaction with
 //! several participants: plain or in two phases), `statement` (DDL and reference writes on all shards, several
-//! statements in one message), `split_insert`, `copy` with `copy_split` (PURE) and `copy_lines` (PURE).
+//! statements in one message), `split_insert`, `copy` with `copy_split` (PURE) and `copy_lines` (PURE), `copy_everywhere`.
 //!
 //! Invariants:
 //!
@@ -17,6 +17,7 @@
 
 mod commit;
 mod copy;
+mod copy_everywhere;
 mod copy_lines;
 mod copy_split;
 mod exchange;
