@@ -114,6 +114,9 @@ impl Recovery {
         let database = self.world.config().proxy.database.clone();
         let mut counts = Vec::new();
         let mut outcomes: HashMap<Gid, Outcome> = HashMap::new();
+        // First shards that gave no answer in this round. Each question to one of them would take as long again, and
+        // the clients that ask for an outcome wait behind it.
+        let mut silent: HashSet<ShardId> = HashSet::new();
         for index in 0..self.servers.shards.len() {
             let shard = self.servers.shards[index].id;
             let orphans = match timeout(RECOVERY_STEP, self.orphans(index)).await {
@@ -134,10 +137,12 @@ impl Recovery {
             for (gid, age) in ours.into_iter().filter(|(_, age)| *age >= RECOVERY_AGE.as_secs_f64()) {
                 let outcome = match outcomes.get(&gid) {
                     Some(outcome) => *outcome,
+                    None if silent.contains(&gid.first) => Outcome::Unknown,
                     None => {
                         let terminate = age >= RECOVERY_TERMINATE.as_secs_f64();
                         let outcome = self.outcome(&gid, terminate).await.unwrap_or_else(|error| {
                             tracing::warn!(%gid, ?error, "the outcome of an orphan cannot be asked");
+                            silent.insert(gid.first);
                             Outcome::Unknown
                         });
                         outcomes.insert(gid.clone(), outcome);
