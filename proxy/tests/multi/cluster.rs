@@ -215,9 +215,11 @@ fn write_as_postgres(path: &Path, text: &str) {
 
 /// A running server with the roles and the database.
 fn initialise(data: PathBuf) -> Server {
-    let server = Server { port: take_port(), data };
+    let mut server = Server { port: 0, data };
     let options = ["-U", "postgres", "-E", "UTF8", "--locale=C", "--no-sync", "-A", "trust"];
     run(as_postgres("initdb").args(options).arg("-D").arg(&server.data));
+    // Not before: others on this machine might take it meanwhile.
+    server.port = take_port();
     write_configuration(&server);
     server.start();
     let setup = "CREATE ROLE shard_proxy SUPERUSER LOGIN PASSWORD 'shard_proxy';
