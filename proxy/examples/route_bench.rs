@@ -28,6 +28,7 @@ fn catalog() -> Catalog {
             columns,
             view_definition: None,
             opaque_trigger: None,
+            opaque_policy: None,
             drift: None,
         };
         catalog.tables.insert(("public".to_owned(), name.to_owned()), table);

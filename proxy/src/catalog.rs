@@ -39,8 +39,12 @@ pub struct Table {
     /// The view's query as `pg_get_viewdef` prints it under an EMPTY search_path, so that every name but those of
     /// `pg_catalog` is qualified; `None` for tables.
     pub view_definition: Option<String>,
-    /// A user trigger whose function is not known to stay on its own shard (H9).
+    /// What runs when the table is written and is not known to stay on its own shard: a user trigger or a rule; of
+    /// sharded and reference tables also a default, a constraint or a policy (H9).
     pub opaque_trigger: Option<String>,
+    /// A row-level-security policy of a sharded or reference table that may look at other rows: a read would see
+    /// what its shard has of them (H9).
+    pub opaque_policy: Option<String>,
     /// Set when shards disagree on this table's definition; routing refuses it (H39).
     pub drift: Option<String>,
 }

@@ -1,21 +1,26 @@
-//! The HTTP door for operators: /metrics, /healthz, /readyz, /map. On the control thread, never on a worker.
+//! The HTTP door for operators: /metrics, /healthz, /readyz, /map; and for the other proxies (`peers`). On the
+//! control thread, never on a worker.
 
 use std::convert::Infallible;
 use std::sync::Arc;
 
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode, header};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
 
 use crate::admin::{Context, workers};
 use crate::control::limits::{HTTP_CONNECTIONS, HTTP_HEADER_TIMEOUT};
+use crate::limits::PEER_MESSAGE;
 use crate::metrics::{Gauges, Page};
+use crate::peers;
 use crate::pool::pool::PoolStatus;
 use crate::session::client::{Activity, ClientStatus};
+use crate::worker::Mail;
 
 /// Serves until it is dropped.
 pub async fn serve(listener: TcpListener, context: Context) {
@@ -53,6 +58,9 @@ async fn answer(
     request: Request<Incoming>,
     context: Arc<Context>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
+    if request.method() == Method::POST && request.uri().path() == peers::PATH {
+        return Ok(cancel(request, &context).await);
+    }
     if request.method() != Method::GET {
         return Ok(text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n"));
     }
@@ -70,6 +78,28 @@ async fn answer(
         }
         _ => text(StatusCode::NOT_FOUND, "there are /metrics, /healthz, /readyz and /map\n"),
     })
+}
+
+/// A peer's cancel request. Whether a client was found is not told, as to clients.
+async fn cancel(request: Request<Incoming>, context: &Context) -> Response<Full<Bytes>> {
+    let body = Limited::new(request.into_body(), PEER_MESSAGE).collect();
+    let body = match timeout(HTTP_HEADER_TIMEOUT, body).await {
+        Ok(Ok(body)) => body.to_bytes(),
+        Ok(Err(_)) => return text(StatusCode::BAD_REQUEST, "this is no cancel request\n"),
+        Err(_) => return text(StatusCode::REQUEST_TIMEOUT, "too slow\n"),
+    };
+    let key = match peers::open(&context.shared.load().config, &body) {
+        Ok(key) => key,
+        Err(error) => {
+            tracing::warn!(?error, "a cancel request that is not from a peer");
+            return text(StatusCode::FORBIDDEN, "not from a proxy of this cluster\n");
+        }
+    };
+    if let Some(worker) = context.workers.get((key.id >> 24) as usize) {
+        // A worker whose mailbox stays full is not slowed down further.
+        let _ = timeout(HTTP_HEADER_TIMEOUT, worker.mail.send(Mail::Cancel { key, from_peer: true })).await;
+    }
+    text(StatusCode::NO_CONTENT, "")
 }
 
 /// Ready = knows the schema and the map. A shard without a primary is reported, not a reason to be taken out: the

@@ -5,7 +5,7 @@
 //! `session` (one state machine a client) -> `route` (PURE: text -> shard) -> `pool` (server connections). Beside
 //! it: `wire` (PURE: frames), `auth` (SCRAM both ways), `replica` (read-your-writes), `multi` and `twophase`
 //! (statements and transactions over several shards), `control` (one thread that watches the shards and publishes
-//! `shared::State`), `admin`, `http` and `metrics` (what operators see).
+//! `shared::State`), `admin`, `http` and `metrics` (what operators see), `peers` (cancel requests for other proxies).
 //!
 //! Invariants:
 //!
@@ -16,6 +16,10 @@
 //! - Frames are forwarded, not decoded; a server's errors reach the client untouched.
 //! - No lock shared between clients, no allocation and no parse for a statement seen before.
 //! - Everything is bounded (`limits`).
+//!
+//! Known window: a DDL that reaches a shard around this proxy is followed when the shard's notification has arrived and
+//! the catalogs are read again, or half a second later when it is lost; until then statements are routed by the old
+//! schema (H39).
 //!
 //! Deliberately absent: TLS.
 
@@ -32,6 +36,7 @@ pub mod limits;
 pub mod listen;
 pub mod metrics;
 pub mod multi;
+pub mod peers;
 pub mod pool;
 pub mod replica;
 pub mod route;

@@ -70,6 +70,12 @@ pub const REFRESH_WAIT: Duration = Duration::from_secs(15);
 pub const CONSOLE_CLIENTS: u64 = 8;
 /// A cancel request is given up after this long; the server connection it was for is then closed, not pooled.
 pub const CANCEL_TIMEOUT: Duration = Duration::from_secs(10);
+/// Cancel requests that one worker passes on to the other proxies at the same time; the next one is dropped.
+pub const PEER_REQUESTS: usize = 64;
+/// Longest such request and its answer.
+pub const PEER_MESSAGE: usize = 4096;
+/// A peer's request is believed for this long, and so far may the clocks differ.
+pub const PEER_CLOCKS: Duration = Duration::from_secs(30);
 /// Messages waiting for a worker (new clients, cancels).
 pub const MAILBOX: usize = 1024;
 

@@ -16,6 +16,7 @@ use crate::auth::client_side::SaltedKeys;
 use crate::auth::users::{UserEntry, Users};
 use crate::control;
 use crate::limits;
+use crate::peers::Key;
 use crate::pool::pool::PoolStatus;
 use crate::pool::{Pool, PoolLimits, Role};
 use crate::route::Router;
@@ -29,9 +30,10 @@ use crate::shared::{Endpoint, Shared, State};
 #[derive(Debug)]
 pub enum Mail {
     Client(std::net::TcpStream),
+    /// The key names this worker.
     Cancel {
-        id: u32,
-        secret: Vec<u8>,
+        key: Key,
+        from_peer: bool,
     },
     Clients(oneshot::Sender<Vec<ClientStatus>>),
     Pools(oneshot::Sender<Vec<PoolStatus>>),
@@ -84,6 +86,8 @@ pub struct Worker {
     /// Updated at every maintenance round: good enough for idle times.
     pub now: Cell<Instant>,
     pub draining: Cell<bool>,
+    /// Cancel requests on their way to the other proxies.
+    pub asking_peers: Cell<usize>,
 }
 
 impl Worker {
@@ -113,6 +117,7 @@ impl Worker {
             spare: Cell::default(),
             now: Cell::new(Instant::now()),
             draining: Cell::new(false),
+            asking_peers: Cell::new(0),
         })
     }
 
@@ -153,7 +158,7 @@ impl Worker {
                 }
                 Err(error) => tracing::warn!(%error, "cannot serve a client"),
             },
-            Mail::Cancel { id, secret } => cancel::forward(self, id, &secret),
+            Mail::Cancel { key, from_peer } => cancel::take(self, key, from_peer),
             Mail::Clients(answer) => {
                 let list = self.clients.borrow().values().map(|info| ClientStatus::from(&**info)).collect();
                 let _ = answer.send(list);

@@ -1,6 +1,8 @@
 //! What spans several shards, through the real proxy over real PostgreSQL servers, four shards on this machine.
 #![allow(clippy::unwrap_used)]
 
+#[path = "multi/cancel.rs"]
+mod cancel;
 #[path = "multi/cluster.rs"]
 mod cluster;
 #[path = "multi/control.rs"]
@@ -11,6 +13,8 @@ mod copies;
 mod faults;
 #[path = "multi/proxy.rs"]
 mod proxy;
+#[path = "multi/recovery.rs"]
+mod recovery;
 #[path = "multi/scatter.rs"]
 mod scatter;
 #[path = "multi/transactions.rs"]

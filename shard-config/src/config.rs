@@ -20,6 +20,11 @@ section! {
         "listen" listen: SocketAddr = "127.0.0.1:17051",
         /// Where /metrics, /healthz and /readyz are served.
         "http" http: SocketAddr = "127.0.0.1:17061",
+        /// The http addresses of all proxies of the cluster, host:port; this one may be among them. A client's cancel
+        /// request that reaches another proxy than its session, as behind a balancer, is passed on to them. They must
+        /// be able to reach each other's http address, agree on the password of [control], and have clocks that
+        /// differ by less than half a minute.
+        "peers" peers: Vec<HostPort> = [],
         /// The one database that clients see, of the same name on every shard.
         "database" database: String = "payments",
         /// Threads that serve clients; more than the machine has cores is waste.

@@ -6,6 +6,9 @@ use crate::config::{Config, FunctionRoute, TableKind};
 use crate::map::valid_bucket_count;
 use crate::settings::Reader;
 
+/// Each cancel request that is not for a client of its own makes a proxy ask all of them.
+const PEERS_MAX: usize = 64;
+
 /// Adds a mistake for everything wrong, and goes on.
 pub(crate) fn validate(config: &Config, reader: &mut Reader<'_>) {
     proxy(config, reader);
@@ -40,6 +43,19 @@ fn proxy(config: &Config, reader: &mut Reader<'_>) {
             format!("listen and http are both {}", config.proxy.http),
             "give http its own port",
         );
+    }
+    let peers = &config.proxy.peers;
+    let at = line(reader, "[proxy]", 0, "peers");
+    if peers.len() > PEERS_MAX {
+        reader.mistake(at, format!("peers: {} are too many", peers.len()), format!("write at most {PEERS_MAX}"));
+    }
+    if let Some(twice) = (1..peers.len()).find(|n| peers[..*n].contains(&peers[*n])) {
+        let message = format!("peers: {} is there twice", peers[twice]);
+        reader.mistake(at, message, "leave one of the two out");
+    }
+    if !peers.is_empty() && config.control.password.expose().is_empty() {
+        let message = "peers: proxies know each other by the password of [control], which is empty";
+        reader.mistake(at, message, "write password in [control], the same in every proxy");
     }
     let default = config.proxy.default_shard;
     if !config.shards.is_empty() && config.shard(default).is_none() {

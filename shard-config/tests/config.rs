@@ -161,6 +161,7 @@ fn every_contradiction_is_reported_at_once() {
 listen = "127.0.0.1:1"
 http = "127.0.0.1:1"
 default_shard = 3
+peers = ["h:1", "h:2", "h:1"]
 [key]
 buckets = 100
 [pool]
@@ -193,16 +194,18 @@ argument = 1
         &[
             "line 3: listen and http are both 127.0.0.1:1 (give http its own port)",
             "line 4: default_shard: there is no shard 3 (write one of 1, 1)",
-            "line 6: buckets: 100 is not a power of two (write 64 or 128)",
-            "line 7: primary_min: 20 is more than the maximum, 10 (write at most 10)",
-            "line 13: name: \"app\" is also on line 10 (leave one of the two out)",
-            "line 19: id: shard 1 is also on line 16 (give each shard its own id)",
-            "line 21: replicas: h:1 is also on line 17 (a server belongs to one shard, in one role)",
-            "line 23: name: \"accounts\" has no schema (write e.g. \"public.accounts\")",
-            "line 25: key: a plain table has no key (leave key out, or write kind = \"sharded\")",
-            "line 26: route \"key\" needs an argument (add argument = 1 for the first)",
-            "line 30: name: \"public.f\" is also on line 27 (leave one of the two out)",
-            "line 32: route \"local\" has no argument (leave argument out)",
+            "line 5: peers: h:1 is there twice (leave one of the two out)",
+            "line 5: peers: proxies know each other by the password of [control], which is empty (write password in [control], the same in every proxy)",
+            "line 7: buckets: 100 is not a power of two (write 64 or 128)",
+            "line 8: primary_min: 20 is more than the maximum, 10 (write at most 10)",
+            "line 14: name: \"app\" is also on line 11 (leave one of the two out)",
+            "line 20: id: shard 1 is also on line 17 (give each shard its own id)",
+            "line 22: replicas: h:1 is also on line 18 (a server belongs to one shard, in one role)",
+            "line 24: name: \"accounts\" has no schema (write e.g. \"public.accounts\")",
+            "line 26: key: a plain table has no key (leave key out, or write kind = \"sharded\")",
+            "line 27: route \"key\" needs an argument (add argument = 1 for the first)",
+            "line 31: name: \"public.f\" is also on line 28 (leave one of the two out)",
+            "line 33: route \"local\" has no argument (leave argument out)",
         ],
     );
     check("", &["line 1: there is no shard (add [[shard]] with id = 1 and primary = \"host:port\")"]);

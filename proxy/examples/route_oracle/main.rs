@@ -37,6 +37,7 @@ fn catalog() -> Catalog {
             kind,
             columns: vec![column("k", 20), column("x", 23)],
             opaque_trigger: None,
+            opaque_policy: None,
             drift: None,
         };
         catalog.tables.insert(("public".to_owned(), name.to_owned()), table);

@@ -320,8 +320,8 @@ fn tables(context: &Context) -> Vec<Row> {
             TableKind::View => ("view", None),
             TableKind::System => ("system", None),
         };
-        let trigger = table.opaque_trigger.as_ref().map(|t| format!("trigger {t}"));
-        vec![some(&table.schema), some(&table.name), some(kind), key, table.drift.clone().or(trigger)]
+        let trouble = table.drift.clone().or(table.opaque_trigger.clone());
+        vec![some(&table.schema), some(&table.name), some(kind), key, trouble]
     };
     tables.iter().map(row).collect()
 }

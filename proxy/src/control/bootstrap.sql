@@ -6,8 +6,7 @@ GRANT USAGE ON SCHEMA shard_catalog TO PUBLIC;
 CREATE TABLE IF NOT EXISTS shard_catalog.installed (version int NOT NULL);
 
 -- One row a committed DDL statement. Rows, and not a counter: a counter's row lock would serialise all DDL and be
--- held by prepared transactions. No NOTIFY: PREPARE TRANSACTION refuses a transaction that did one (H18), and DDL on
--- all shards is such a transaction. Proxies compare count and sum.
+-- held by prepared transactions. Proxies compare count and sum: every half second, and at once when they are notified.
 CREATE TABLE IF NOT EXISTS shard_catalog.schema_change (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     changed_at timestamptz NOT NULL DEFAULT now()
@@ -26,6 +25,11 @@ BEGIN
         RETURN;
     END IF;
     INSERT INTO shard_catalog.schema_change DEFAULT VALUES;
+    -- PREPARE TRANSACTION refuses a transaction that did a NOTIFY (H18), and a proxy's DDL on all shards is prepared.
+    -- Its connections say who they are, and it notifies after the commit. Who prepares DDL by hand sets this, too.
+    IF current_setting('shard_proxy.session', true) IS DISTINCT FROM 'on' THEN
+        PERFORM pg_notify('shard_catalog', '');
+    END IF;
 END
 $$;
 DROP EVENT TRIGGER IF EXISTS shard_catalog_ddl;
@@ -77,4 +81,4 @@ LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 $$;
 
 DELETE FROM shard_catalog.installed;
-INSERT INTO shard_catalog.installed VALUES (1);
+INSERT INTO shard_catalog.installed VALUES (2);

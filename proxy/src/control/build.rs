@@ -69,6 +69,7 @@ fn bare(name: &Name, raw: &RawRelation) -> Table {
         columns: raw.columns.iter().map(column).collect(),
         view_definition: raw.definition.clone(),
         opaque_trigger: None,
+        opaque_policy: None,
         drift: None,
     }
 }
@@ -109,13 +110,24 @@ fn judge(
         }
         ConfiguredKind::Plain => {}
     }
-    if matches!(table.kind, TableKind::Sharded { .. } | TableKind::Reference) {
-        table.opaque_trigger = raw
-            .triggers
-            .iter()
-            .find(|(_, schema, function)| !stays_local(functions.get(&(schema.clone(), function.clone()))))
-            .map(|(trigger, schema, function)| format!("{trigger} (function {schema}.{function})"))
-            .or_else(|| raw.rules.then(|| "a rewrite rule".to_owned()));
+    let spread = matches!(table.kind, TableKind::Sharded { .. } | TableKind::Reference);
+    let is_bound = |schema: &str, function: &str| {
+        let overloads = functions.get(&(schema.to_owned(), function.to_owned()));
+        overloads.is_some_and(|all| {
+            // What a plain table's trigger does on the default shard is where that function belongs.
+            let stays = |f: &Function| {
+                f.route == FunctionRoute::Local || (!spread && f.route == FunctionRoute::DefaultShard)
+            };
+            all.iter().all(stays)
+        })
+    };
+    table.opaque_trigger = opaque_trigger(raw, is_bound);
+    if spread {
+        table.opaque_policy = opaque(&raw.policies, is_bound).or_else(|| raw.policy_queries.first().cloned());
+        table.opaque_trigger = table
+            .opaque_trigger
+            .or_else(|| opaque(&raw.expressions, is_bound))
+            .or_else(|| table.opaque_policy.clone());
     }
     table
 }
@@ -147,8 +159,16 @@ fn family(key_type: KeyType) -> u8 {
     }
 }
 
-fn stays_local(overloads: Option<&Vec<Function>>) -> bool {
-    overloads.is_some_and(|all| all.iter().all(|f| f.route == FunctionRoute::Local))
+fn opaque_trigger(raw: &RawRelation, is_bound: impl Fn(&str, &str) -> bool) -> Option<String> {
+    opaque(&raw.triggers, is_bound)
+        .map(|trigger| format!("trigger {trigger}"))
+        .or_else(|| raw.rules.then(|| "a rewrite rule".to_owned()))
+}
+
+/// The first of these (what, function's schema, function's name) whose function may touch any table.
+fn opaque(calls: &[(String, String, String)], is_bound: impl Fn(&str, &str) -> bool) -> Option<String> {
+    let (what, schema, function) = calls.iter().find(|(_, schema, function)| !is_bound(schema, function))?;
+    Some(format!("{what} (function {schema}.{function})"))
 }
 
 /// Why this relation is not the same on all shards.
@@ -183,7 +203,14 @@ fn difference(ours: &RawRelation, theirs: &RawRelation) -> Option<String> {
     if ours.constraints != theirs.constraints {
         return Some("its constraints differ".to_owned());
     }
-    (ours.triggers != theirs.triggers || ours.rules != theirs.rules).then(|| "its triggers differ".to_owned())
+    if ours.triggers != theirs.triggers || ours.rules != theirs.rules {
+        return Some("its triggers differ".to_owned());
+    }
+    if ours.expressions != theirs.expressions {
+        return Some("functions called by its defaults or constraints differ".to_owned());
+    }
+    (ours.policies != theirs.policies || ours.policy_queries != theirs.policy_queries)
+        .then(|| "its row-level-security policies differ".to_owned())
 }
 
 fn function(config: &Config, raw: &RawFunction) -> Function {

@@ -30,6 +30,9 @@ argument = 2
 [[function]]
 name = "public.touch"
 route = "local"
+[[function]]
+name = "public.count_up"
+route = "default"
 "#,
     )
     .expect("valid")
@@ -57,6 +60,9 @@ fn relation(kind: char, columns: &[(&str, &str)]) -> RawRelation {
         constraints: Vec::new(),
         columns: columns.iter().map(|(n, t)| column(n, t)).collect(),
         triggers: Vec::new(),
+        expressions: Vec::new(),
+        policies: Vec::new(),
+        policy_queries: Vec::new(),
     }
 }
 
@@ -148,6 +154,57 @@ fn h9_a_trigger_with_an_unknown_function_marks_its_sharded_table() {
     let catalog = one(raw(&[("known", known), ("unknown", unknown)], &functions));
     assert_eq!(table(&catalog, "known").opaque_trigger, None);
     assert!(table(&catalog, "unknown").opaque_trigger.expect("opaque").contains("audit"));
+}
+
+#[test]
+fn h9_a_plain_table_s_trigger_stays_on_the_default_shard_or_is_refused() {
+    let with = |function: &str| RawRelation {
+        triggers: vec![("t".into(), "public".into(), function.into())],
+        ..relation('r', &[("id", "int8")])
+    };
+    let ruled = RawRelation { rules: true, ..relation('r', &[("id", "int8")]) };
+    let relations = [
+        ("local", with("touch")),
+        ("home", with("count_up")),
+        ("unknown", with("writes")),
+        ("keyed", with("post")),
+        ("ruled", ruled),
+    ];
+    let functions = ["writes", "touch", "count_up", "post"].map(|name| (name, 'v', "plpgsql"));
+    let catalog = one(raw(&relations, &functions));
+    for (name, refused) in
+        [("local", false), ("home", false), ("unknown", true), ("keyed", true), ("ruled", true)]
+    {
+        assert_eq!(table(&catalog, name).opaque_trigger.is_some(), refused, "{name}");
+        assert_eq!(table(&catalog, name).kind, TableKind::Plain);
+    }
+}
+
+#[test]
+fn h9_defaults_constraints_and_policies_are_judged_like_triggers() {
+    let call = |what: &str, function: &str| vec![(what.to_owned(), "public".to_owned(), function.to_owned())];
+    let sharded = || relation('r', &[("tenant_id", "uuid")]);
+    let relations = [
+        ("known", RawRelation { expressions: call("constraint c", "touch"), ..sharded() }),
+        ("checked", RawRelation { expressions: call("constraint c", "writes"), ..sharded() }),
+        ("guarded", RawRelation { policies: call("policy p", "writes"), ..sharded() }),
+        ("querying", RawRelation { policy_queries: vec!["policy q".into()], ..sharded() }),
+        ("home", RawRelation { expressions: call("constraint c", "count_up"), ..sharded() }),
+        ("plain", RawRelation { expressions: call("constraint c", "writes"), ..relation('r', &[("id", "int8")]) }),
+    ];
+    let functions = ["writes", "touch", "count_up"].map(|name| (name, 'v', "plpgsql"));
+    let catalog = one(raw(&relations, &functions));
+    for (name, writes, reads) in [
+        ("known", false, false),
+        ("checked", true, false),
+        ("guarded", true, true),
+        ("querying", true, true),
+        ("home", true, false),
+        ("plain", false, false),
+    ] {
+        let table = table(&catalog, name);
+        assert_eq!((table.opaque_trigger.is_some(), table.opaque_policy.is_some()), (writes, reads), "{name}");
+    }
 }
 
 #[test]

@@ -1,12 +1,12 @@
 //! One task per server keeps one connection to it: the end of that connection is the fastest news of a death, and
-//! every poll brings its role, timeline and WAL position.
+//! every poll brings its role, timeline and WAL position. On a primary it also listens for schema changes (H39).
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
-use tokio_postgres::{Client, NoTls};
+use tokio_postgres::{AsyncMessage, Client, Connection, NoTls, Socket};
 
 use super::limits::{PROBE_BACKOFF_FIRST, PROBE_BACKOFF_LAST, PROBE_CONNECT, PROBE_QUERY};
 use super::roles::Observation;
@@ -35,6 +35,8 @@ pub(super) struct Probe {
     pub(super) sequence: u64,
     /// Of the process ids asked about: those that are no backends any more.
     pub(super) gone: Vec<i32>,
+    /// Of the prepared transactions asked about: those that are finished.
+    pub(super) finished: Vec<String>,
 }
 
 /// The timeline: of a primary the one it inserts into, by its WAL file's name; the control file's lags behind a
@@ -47,10 +49,14 @@ SELECT r.rec, (SELECT system_identifier FROM pg_control_system()),
          ELSE ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int END,
     coalesce((SELECT status = 'streaming' FROM pg_stat_wal_receiver), false),
     (CASE WHEN r.rec THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_insert_lsn() END - '0/0'::pg_lsn)::int8,
-    ARRAY(SELECT p FROM unnest($1::int4[]) p WHERE NOT EXISTS (SELECT FROM pg_stat_activity a WHERE a.pid = p))
+    ARRAY(SELECT p FROM unnest($1::int4[]) p WHERE NOT EXISTS (SELECT FROM pg_stat_activity a WHERE a.pid = p)),
+    ARRAY(SELECT g FROM unnest($2::text[]) g WHERE NOT EXISTS (SELECT FROM pg_prepared_xacts x WHERE x.gid = g))
 FROM (SELECT pg_is_in_recovery() AS rec) r";
 
-/// Runs for ever; ends when the receiver is gone.
+/// What `bootstrap.sql` notifies. A standby refuses LISTEN.
+const LISTEN: &str = "LISTEN shard_catalog";
+
+/// Runs for ever; ends when the receiver is gone. `nudge` hears of schema changes.
 pub(super) async fn watch(
     servers: Arc<Servers>,
     freshness: Arc<Freshness>,
@@ -58,11 +64,12 @@ pub(super) async fn watch(
     slot: u16,
     poll: Duration,
     reports: mpsc::Sender<Report>,
+    nudge: Arc<Notify>,
 ) {
     let mut pause = PROBE_BACKOFF_FIRST;
     loop {
         let mut was_up = false;
-        let why = session(&servers, &freshness, shard, slot, poll, &reports, &mut was_up).await;
+        let why = session(&servers, &freshness, shard, slot, poll, &reports, &nudge, &mut was_up).await;
         if was_up {
             pause = PROBE_BACKOFF_FIRST;
         }
@@ -75,6 +82,7 @@ pub(super) async fn watch(
 }
 
 /// Returns why the server counts as down.
+#[allow(clippy::too_many_arguments)]
 async fn session(
     servers: &Servers,
     freshness: &Freshness,
@@ -82,6 +90,7 @@ async fn session(
     slot: u16,
     poll: Duration,
     reports: &mpsc::Sender<Report>,
+    nudge: &Notify,
     was_up: &mut bool,
 ) -> String {
     let server = servers.server(shard, slot);
@@ -96,6 +105,7 @@ async fn session(
             Ok(Err(e)) => return describe(&e),
             Err(_) => return "no answer to the probe".to_owned(),
         };
+        let mut listening = false;
         let mut tick = interval(poll);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -103,8 +113,17 @@ async fn session(
             match timeout(PROBE_QUERY, probe(&client, &statement, freshness, shard)).await {
                 Ok(Ok(probe)) => {
                     *was_up = true;
+                    let is_primary = !probe.observation.in_recovery;
                     if reports.send(Report { shard, slot, news: News::Up(probe) }).await.is_err() {
                         return "shutting down".to_owned();
+                    }
+                    if is_primary && !listening {
+                        match timeout(PROBE_QUERY, client.batch_execute(LISTEN)).await {
+                            Ok(Ok(())) => listening = true,
+                            Ok(Err(e)) => return describe(&e),
+                            Err(_) => return "no answer to LISTEN".to_owned(),
+                        }
+                        nudge.notify_one(); // What was committed before is not notified.
                     }
                 }
                 Ok(Err(e)) => return describe(&e),
@@ -115,12 +134,25 @@ async fn session(
     tokio::select! {
         // The connection first: its end explains the failure of the query better than the query does.
         biased;
-        ended = connection => match ended {
+        ended = watch_connection(connection, nudge) => match ended {
             Ok(()) => "the server closed the connection".to_owned(),
             Err(e) => describe(&e),
         },
         why = polling => why,
     }
+}
+
+/// Until the server closes it.
+async fn watch_connection(
+    mut connection: Connection<Socket, tokio_postgres::tls::NoTlsStream>,
+    nudge: &Notify,
+) -> Result<(), tokio_postgres::Error> {
+    while let Some(message) = std::future::poll_fn(|cx| connection.poll_message(cx)).await {
+        if let AsyncMessage::Notification(_) = message? {
+            nudge.notify_one();
+        }
+    }
+    Ok(())
 }
 
 async fn probe(
@@ -129,9 +161,9 @@ async fn probe(
     freshness: &Freshness,
     shard: usize,
 ) -> Result<Probe, tokio_postgres::Error> {
-    let abandoned = freshness.abandoned(shard);
+    let (pids, gids) = freshness.abandoned(shard);
     let sequence = freshness.sample_begins(shard);
-    let row = client.query_one(statement, &[&abandoned]).await?;
+    let row = client.query_one(statement, &[&pids, &gids]).await?;
     Ok(Probe {
         observation: Observation {
             in_recovery: row.try_get(0)?,
@@ -142,6 +174,7 @@ async fn probe(
         lsn: Lsn(row.try_get::<_, Option<i64>>(4)?.unwrap_or(0) as u64),
         sequence,
         gone: row.try_get(5)?,
+        finished: row.try_get(6)?,
     })
 }
 

@@ -196,7 +196,7 @@ async fn run(config: Arc<Config>, handle: Handle, start: Tasks, mut stopped: wat
     for (shard, addresses) in handle.servers.shards.iter().enumerate() {
         for slot in 0..addresses.servers.len() as u16 {
             let (servers, freshness) = (handle.servers.clone(), handle.freshness.clone());
-            tasks.spawn(health::watch(servers, freshness, shard, slot, poll, reports_tx.clone()));
+            tasks.spawn(health::watch(servers, freshness, shard, slot, poll, reports_tx.clone(), nudge.clone()));
         }
     }
     drop(reports_tx);

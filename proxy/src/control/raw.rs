@@ -1,4 +1,4 @@
-//! One shard's catalog, as read: four queries, no judgement. `build` judges.
+//! One shard's catalog, as read: six queries, no judgement. `build` judges.
 
 use std::collections::BTreeMap;
 
@@ -26,6 +26,13 @@ pub(super) struct RawRelation {
     pub(super) columns: Vec<RawColumn>,
     /// (trigger, function's schema, function's name), enabled user triggers.
     pub(super) triggers: Vec<(String, String, String)>,
+    /// (what, function's schema, function's name) of what a default, a CHECK or a domain's CHECK calls. Functions of
+    /// the system are not among them.
+    pub(super) expressions: Vec<(String, String, String)>,
+    /// The same of row-level-security policies that are in force.
+    pub(super) policies: Vec<(String, String, String)>,
+    /// Such policies that hold a query.
+    pub(super) policy_queries: Vec<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -85,6 +92,38 @@ SELECT t.tgrelid::int8, t.tgname::text, fn.nspname::text, f.proname::text
 FROM pg_trigger t JOIN pg_proc f ON f.oid = t.tgfoid JOIN pg_namespace fn ON fn.oid = f.pronamespace
 WHERE NOT t.tgisinternal AND t.tgenabled <> 'D' ORDER BY t.tgrelid, t.tgname";
 
+/// `pg_depend` knows every function that an expression needs, but those that came with the system, which are pinned.
+/// An operator stands for its function. The flag: it is a policy.
+const EXPRESSIONS: &str = "
+WITH uses (relation, what, class, object) AS (
+    SELECT d.adrelid, 'the default of column ' || a.attname, 'pg_attrdef'::regclass, d.oid
+    FROM pg_attrdef d JOIN pg_attribute a ON a.attrelid = d.adrelid AND a.attnum = d.adnum
+    UNION ALL
+    SELECT k.conrelid, 'constraint ' || k.conname, 'pg_constraint'::regclass, k.oid
+    FROM pg_constraint k WHERE k.contype = 'c' AND k.conrelid <> 0
+    UNION ALL
+    SELECT a.attrelid, 'the type of column ' || a.attname, 'pg_constraint'::regclass, k.oid
+    FROM pg_constraint k JOIN pg_attribute a ON a.atttypid = k.contypid
+    WHERE k.contypid <> 0 AND a.attnum > 0 AND NOT a.attisdropped
+    UNION ALL
+    SELECT p.polrelid, 'policy ' || p.polname, 'pg_policy'::regclass, p.oid
+    FROM pg_policy p JOIN pg_class c ON c.oid = p.polrelid WHERE c.relrowsecurity
+)
+SELECT DISTINCT u.relation::int8, u.what, n.nspname::text, f.proname::text, u.class = 'pg_policy'::regclass
+FROM uses u JOIN pg_depend d ON d.classid = u.class AND d.objid = u.object
+LEFT JOIN pg_operator o ON d.refclassid = 'pg_operator'::regclass AND o.oid = d.refobjid
+JOIN pg_proc f ON f.oid = CASE WHEN d.refclassid = 'pg_proc'::regclass THEN d.refobjid ELSE o.oprcode::oid END
+JOIN pg_namespace n ON n.oid = f.pronamespace
+ORDER BY 1, 2, 3, 4";
+
+/// A query within a policy is a SubLink node of src/include/nodes/primnodes.h. `pg_depend` would not tell one on the
+/// policy's own table from a column.
+const POLICY_QUERIES: &str = "
+SELECT p.polrelid::int8, 'policy ' || p.polname
+FROM pg_policy p JOIN pg_class c ON c.oid = p.polrelid
+WHERE c.relrowsecurity AND (p.polqual::text LIKE '%{SUBLINK %' OR p.polwithcheck::text LIKE '%{SUBLINK %')
+ORDER BY 1, 2";
+
 const COLUMNS: &str = "
 SELECT a.attrelid::int8, a.attname::text, a.atttypid::int8, format_type(a.atttypid, a.atttypmod),
     coalesce(b.typname, t.typname)::text, a.attnotnull OR t.typnotnull, a.atthasdef OR a.attidentity <> '',
@@ -119,11 +158,17 @@ pub(super) async fn read(client: &mut Client, part: Part) -> anyhow::Result<RawC
     // View definitions are printed with every schema named, whatever the role's search_path is.
     transaction.batch_execute("SET LOCAL search_path = pg_catalog; SET LOCAL jit = off").await?;
     let system = part == Part::System;
-    let (relations, columns, functions, triggers) = (
+    let user = async |sql: &str| match part {
+        Part::System => Ok(Vec::new()),
+        Part::User => transaction.query(sql, &[]).await,
+    };
+    let (relations, columns, functions, triggers, expressions, policy_queries) = (
         transaction.query(RELATIONS, &[&system]).await?,
         transaction.query(COLUMNS, &[&system]).await?,
         transaction.query(FUNCTIONS, &[&system]).await?,
-        if system { Vec::new() } else { transaction.query(TRIGGERS, &[]).await? },
+        user(TRIGGERS).await?,
+        user(EXPRESSIONS).await?,
+        user(POLICY_QUERIES).await?,
     );
     transaction.commit().await?;
     ensure!(
@@ -141,6 +186,9 @@ pub(super) async fn read(client: &mut Client, part: Part) -> anyhow::Result<RawC
             constraints: row.try_get(6)?,
             columns: Vec::new(),
             triggers: Vec::new(),
+            expressions: Vec::new(),
+            policies: Vec::new(),
+            policy_queries: Vec::new(),
         };
         by_oid.insert(row.try_get(0)?, ((row.try_get(1)?, row.try_get(2)?), relation));
     }
@@ -162,6 +210,17 @@ pub(super) async fn read(client: &mut Client, part: Part) -> anyhow::Result<RawC
     for row in triggers {
         if let Some((_, relation)) = by_oid.get_mut(&row.try_get(0)?) {
             relation.triggers.push((row.try_get(1)?, row.try_get(2)?, row.try_get(3)?));
+        }
+    }
+    for row in expressions {
+        if let Some((_, relation)) = by_oid.get_mut(&row.try_get(0)?) {
+            let calls = if row.try_get(4)? { &mut relation.policies } else { &mut relation.expressions };
+            calls.push((row.try_get(1)?, row.try_get(2)?, row.try_get(3)?));
+        }
+    }
+    for row in policy_queries {
+        if let Some((_, relation)) = by_oid.get_mut(&row.try_get(0)?) {
+            relation.policy_queries.push(row.try_get(1)?);
         }
     }
     let mut catalog = RawCatalog { relations: by_oid.into_values().collect(), functions: Vec::new() };

@@ -43,8 +43,10 @@ pub(super) struct Roles {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Rejection {
-    /// Another cluster answers at this address.
+    /// Another cluster answers at this address, or the configured primary has not said yet which one is ours.
     ForeignSystem,
+    /// A server of another shard answers at this address.
+    OtherShard,
     /// A primary of an earlier timeline: it was replaced by a promotion.
     OldTimeline,
     /// A second writable server on the same timeline.
@@ -57,6 +59,7 @@ impl Rejection {
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::ForeignSystem => "foreign_system",
+            Self::OtherShard => "other_shard",
             Self::OldTimeline => "old_timeline",
             Self::SecondPrimary => "second_primary",
             Self::NotStreaming => "not_streaming",
@@ -64,14 +67,19 @@ impl Rejection {
     }
 }
 
-/// `seen[slot]` is `None` while the server is down. `before` is the previous decision.
-pub(super) fn decide(before: &Roles, seen: &[Option<Observation>]) -> Roles {
+/// `seen[slot]` is `None` while the server is down. `before` is the previous decision. `taken` are the identifiers of
+/// the other shards: two shards in one server would show each other's rows as their own.
+pub(super) fn decide(before: &Roles, seen: &[Option<Observation>], taken: &[i64]) -> Roles {
     let mut remembered = before.remembered;
     if remembered.system_identifier.is_none() {
-        // The configured primary's word counts first: slot 0.
-        remembered.system_identifier = seen.iter().flatten().next().map(|o| o.system_identifier);
+        // Only from the configured primary, slot 0, and not from whoever answers first: this is remembered for ever,
+        // and a wrong replica address would keep the right servers out.
+        let first = seen.first().copied().flatten().map(|o| o.system_identifier);
+        remembered.system_identifier = first.filter(|id| !taken.contains(id));
     }
-    let ours = |o: &Observation| Some(o.system_identifier) == remembered.system_identifier;
+    let is_taken = |o: &Observation| taken.contains(&o.system_identifier);
+    let ours =
+        |o: &Observation| Some(o.system_identifier) == remembered.system_identifier && !is_taken(o);
     // A standby that follows timeline 2 proves that timeline 2 exists, also before its primary is reached.
     for observation in seen.iter().flatten().filter(|o| ours(o)) {
         remembered.timeline = remembered.timeline.max(observation.timeline);
@@ -91,7 +99,9 @@ pub(super) fn decide(before: &Roles, seen: &[Option<Observation>]) -> Roles {
 
     for (slot, observation) in servers(seen) {
         let was_replica = before.replicas.iter().find(|p| p.slot == slot);
-        let rejection = if !ours(&observation) {
+        let rejection = if is_taken(&observation) {
+            Some(Rejection::OtherShard)
+        } else if !ours(&observation) {
             Some(Rejection::ForeignSystem)
         } else if !observation.in_recovery {
             match roles.primary {
@@ -121,6 +131,10 @@ fn servers(seen: &[Option<Observation>]) -> impl Iterator<Item = (u16, Observati
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn decide(before: &Roles, seen: &[Option<Observation>]) -> Roles {
+        super::decide(before, seen, &[])
+    }
 
     fn primary(timeline: u32) -> Option<Observation> {
         Some(Observation { system_identifier: 7, in_recovery: false, timeline, streaming: false })
@@ -193,5 +207,27 @@ mod tests {
         let roles = decide(&Roles::default(), &[primary(2), lone(standby(1))]);
         assert!(roles.replicas.is_empty());
         assert_eq!(roles.rejected, [(1, Rejection::NotStreaming)]);
+    }
+
+    #[test]
+    fn h5_only_the_configured_primary_says_which_system_is_ours() {
+        let of = |system_identifier, o: Option<Observation>| o.map(|o| Observation { system_identifier, ..o });
+        // A replica's address is wrong: another cluster's primary answers there, and before ours does.
+        let early = decide(&Roles::default(), &[None, of(8, primary(5))]);
+        assert_eq!((slot_of(&early), early.remembered), (None, Remembered::default()), "nothing is learnt");
+        assert_eq!(early.rejected, [(1, Rejection::ForeignSystem)]);
+        let later = decide(&early, &[primary(1), of(8, primary(5))]);
+        assert_eq!((slot_of(&later), later.remembered.system_identifier), (Some(0), Some(7)));
+        // Once it is known, any slot may be the primary.
+        let restarted = Roles { remembered: later.remembered, ..Roles::default() };
+        assert_eq!(slot_of(&decide(&restarted, &[None, primary(2)])), Some(1));
+    }
+
+    #[test]
+    fn h5_one_system_is_not_two_shards() {
+        let roles = super::decide(&Roles::default(), &[primary(1), standby(1)], &[7]);
+        assert_eq!((slot_of(&roles), roles.replicas.len()), (None, 0));
+        assert_eq!(roles.remembered, Remembered::default(), "neither its identity nor its timeline is ours");
+        assert_eq!(roles.rejected, [(0, Rejection::OtherShard), (1, Rejection::OtherShard)]);
     }
 }

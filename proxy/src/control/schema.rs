@@ -22,10 +22,13 @@ use crate::catalog::Catalog;
 
 const BOOTSTRAP: &str = include_str!("bootstrap.sql");
 /// The version that `bootstrap.sql` writes; raise both together.
-const BOOTSTRAP_VERSION: i32 = 1;
+const BOOTSTRAP_VERSION: i32 = 2;
 /// First key of the advisory locks that are the product's own (H10): "shrd".
 pub(super) const LOCK_CLASS: i32 = 0x7368_7264;
 const LOCK_BOOTSTRAP: i32 = 1;
+
+/// Tells the other proxies to look now: a DDL of ours on all shards is prepared, and so could not say so itself.
+const ANNOUNCE: &str = "NOTIFY shard_catalog";
 
 const SIGNATURE: &str = "SELECT count(*), coalesce(sum(id), 0)::int8 FROM shard_catalog.schema_change";
 
@@ -87,6 +90,9 @@ impl SchemaWatch {
                 sleep(DRIFT_SETTLE).await;
                 self.look().await;
             }
+            if !waiting.is_empty() {
+                self.announce().await;
+            }
             if self.published.is_some() && self.map_known && self.all_installed(begun) {
                 ready.send_replace(true);
             }
@@ -94,6 +100,23 @@ impl SchemaWatch {
                 let _ = answer.send(()); // Whoever asked may be gone.
             }
         }
+    }
+
+    /// A shard that cannot be told is seen by the others' polling, so nothing is tried again.
+    async fn announce(&self) {
+        let tells = self.servers.shards.iter().enumerate().map(|(index, shard)| async move {
+            let Some(primary) = self.world.primary(index) else { return };
+            let tell = async {
+                self.servers.server(index, primary.slot).client().await?.batch_execute(ANNOUNCE).await?;
+                anyhow::Ok(())
+            };
+            match timeout(PROBE_QUERY, tell).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::debug!(shard = shard.id.0, ?error, "a schema change is not announced"),
+                Err(_) => tracing::debug!(shard = shard.id.0, "a schema change is not announced: no answer"),
+            }
+        });
+        join_all(tells).await;
     }
 
     /// Every shard has `shard_catalog`, which the first DDL needs. A shard that shows no primary for a while does not hold

@@ -80,6 +80,9 @@ impl World {
         let mut parts = self.parts.lock();
         let Report { shard, slot, news } = report;
         let id = self.servers.shards[shard].id;
+        let others = parts.shards.iter().enumerate().filter(|(other, _)| *other != shard);
+        let taken: Vec<i64> =
+            others.filter_map(|(_, known)| known.roles.remembered.system_identifier).collect();
         let known = &mut parts.shards[shard];
         let (seen, probe) = match news {
             News::Up(probe) => (Some(probe.observation), Some(probe)),
@@ -97,14 +100,14 @@ impl World {
         let mut new_primary = false;
         if known.seen[slot as usize] != seen {
             known.seen[slot as usize] = seen;
-            let decided = roles::decide(&known.roles, &known.seen);
+            let decided = roles::decide(&known.roles, &known.seen, &taken);
             new_primary = self.accept(&mut parts, shard, decided);
         }
         if let Some(probe) = probe {
             let roles = &parts.shards[shard].roles;
             if roles.primary.is_some_and(|p| p.slot == slot && p.timeline == probe.observation.timeline) {
                 self.freshness.primary_at(shard, probe.sequence, probe.observation.timeline, probe.lsn);
-                self.freshness.backends_gone(shard, &probe.gone);
+                self.freshness.are_gone(shard, &probe.gone, &probe.finished);
             } else if let Some(replica) = roles.replicas.iter().find(|p| p.slot == slot) {
                 self.freshness.replica_at(shard, slot, replica.timeline, probe.lsn);
             }

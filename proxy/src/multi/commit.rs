@@ -214,7 +214,6 @@ async fn two_phases(p: &mut Participants<'_>, mut writers: Vec<(usize, u64)>) ->
             Err(_) => false,
         };
         if !done {
-            p.abandon_marks(at);
             unfinished.push(p.shard_id(at));
         }
     }
@@ -222,6 +221,7 @@ async fn two_phases(p: &mut Participants<'_>, mut writers: Vec<(usize, u64)>) ->
         // Decided and durable; only somebody has to carry it out. Reads right behind this COMMIT would miss it, so
         // the client is answered when it is done, or told (H19).
         let (_, waiting) = resolve_patiently(p, &gid, unfinished).await;
+        abandon_prepared(p, &gid, &waiting);
         for shard in waiting {
             let mut bytes = Vec::new();
             let text = format!(
@@ -253,6 +253,16 @@ async fn abort_prepared(p: &mut Participants<'_>, first: usize, gid: &Gid, prepa
     }
     if !left.is_empty() {
         resolve_later(p, gid.clone(), left);
+    }
+}
+
+/// The marks of participants that are finished end with the transaction; the others' prepared transactions will be
+/// committed when nobody here looks any more, so their marks stay until then (H7).
+fn abandon_prepared(p: &mut Participants<'_>, gid: &Gid, waiting: &[shard_config::ShardId]) {
+    for at in p.indices() {
+        if waiting.contains(&p.shard_id(at)) {
+            p.abandon_prepared(at, gid);
+        }
     }
 }
 
@@ -292,10 +302,9 @@ async fn resolve_now(
     shards: Vec<shard_config::ShardId>,
 ) -> Result<(), Failure> {
     let shard = p.server(first).pool.shard_id;
-    for at in p.indices() {
-        p.abandon_marks(at);
-    }
     let (outcome, waiting) = resolve_patiently(p, &gid, shards).await;
+    p.abandon_marks(first);
+    abandon_prepared(p, &gid, &waiting);
     match outcome {
         Outcome::Committed => {
             if let Some(shard) = waiting.first() {

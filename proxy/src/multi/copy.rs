@@ -11,7 +11,7 @@ use super::copy_split::{CopyError, Piece, Splitter};
 use super::exchange::{self, Reply, gather};
 use super::limits::COPY_BUFFER;
 use crate::error::ProxyError;
-use crate::route::plan::{CopyFormat, CopyIn};
+use crate::route::plan::{CopyFormat, CopyIn, CopyRows};
 use crate::route::values::KeyReader;
 use crate::session::multi_hook::{Message, MultiStatement, Participants, Protocol};
 use crate::wire::{build, read};
@@ -25,7 +25,7 @@ struct Target {
     lines: Lines,
 }
 
-struct Copy<'a> {
+pub(super) struct Copy<'a> {
     statement: &'a MultiStatement,
     targets: Vec<Target>,
     /// What every shard hears first.
@@ -40,6 +40,9 @@ pub(super) async fn run(
     statement: &MultiStatement,
     copy: &Arc<CopyIn>,
 ) -> Result<Vec<u8>, Failure> {
+    let CopyRows::ByKey { position, key_type } = copy.rows else {
+        return super::copy_everywhere::run(p, statement, copy).await;
+    };
     if !p.client_encoding_is_ascii_safe() {
         return Err(ProxyError::not_supported(
             "COPY of a sharded table needs a client_encoding whose multi-byte characters hold no ASCII bytes",
@@ -47,23 +50,15 @@ pub(super) async fn run(
         )
         .into());
     }
-    let reader =
-        KeyReader { key_type: copy.key_type, buckets: p.buckets(), utf8: p.client_encoding_is_utf8() };
+    let reader = KeyReader { key_type, buckets: p.buckets(), utf8: p.client_encoding_is_utf8() };
     let table = format!("{}.{}", copy.table.0, copy.table.1);
-    let mut splitter = Splitter::new(copy.format.clone(), copy.key_position, reader, table);
-    let binary = copy.format == CopyFormat::Binary;
-    let mut state = Copy { statement, targets: Vec::new(), head: None, binary, line: 0 };
+    let mut splitter = Splitter::new(copy.format.clone(), position, reader, table);
+    let mut state = Copy::new(statement, copy.format == CopyFormat::Binary);
 
     // The first server checks the statement, and its answer tells the client to begin.
     let first = p.preferred_shard();
     let begin = state.open(p, first).await?;
-    if let Protocol::Extended { describe: true, .. } = statement.protocol {
-        p.reply(build::NO_DATA).await;
-    }
-    p.reply(&begin).await;
-    if !p.flush_replies().await {
-        return Err(client_gone());
-    }
+    state.begin(p, &begin).await?;
     match state.stream(p, &mut splitter).await {
         Ok(()) => state.end(p).await,
         Err(failure) => {
@@ -77,9 +72,57 @@ fn client_gone() -> Failure {
     ProxyError::new("08006", "the client's connection ended during COPY").into()
 }
 
-impl Copy<'_> {
+/// The client's next CopyData; `None` when it has sent all.
+pub(super) async fn next(p: &mut Participants<'_>) -> Result<Option<Message>, Failure> {
+    loop {
+        let message = p.client_message().await.ok_or_else(client_gone)?;
+        match message[0] {
+            b'd' => return Ok(Some(message)),
+            b'c' => return Ok(None),
+            b'f' => {
+                let why = read::body(&message).cstr().map(|text| String::from_utf8_lossy(text).into_owned());
+                let message = format!("COPY from stdin failed: {}", why.unwrap_or_default());
+                return Err(ProxyError::new("57014", message).into());
+            }
+            // As CopyGetData in src/backend/commands/copyfromparse.c: Flush and Sync are ignored within COPY.
+            b'H' | b'S' => {}
+            other => {
+                let text = format!(
+                    "unexpected message type '{}' during COPY from stdin",
+                    char::from(other).escape_default()
+                );
+                return Err(ProxyError::new("08P01", text).into());
+            }
+        }
+    }
+}
+
+impl<'a> Copy<'a> {
+    pub(super) fn new(statement: &'a MultiStatement, binary: bool) -> Self {
+        Self { statement, targets: Vec::new(), head: None, binary, line: 0 }
+    }
+
+    /// Shards that take part; they are named by index.
+    pub(super) fn count(&self) -> usize {
+        self.targets.len()
+    }
+
+    /// Bytes for one shard, which `send` sends.
+    pub(super) fn queue(&mut self, index: usize, bytes: &[u8]) {
+        self.targets[index].buffer.extend_from_slice(bytes);
+    }
+
+    /// Tells the client to begin, with a server's CopyInResponse.
+    pub(super) async fn begin(&self, p: &mut Participants<'_>, response: &[u8]) -> Result<(), Failure> {
+        if let Protocol::Extended { describe: true, .. } = self.statement.protocol {
+            p.reply(build::NO_DATA).await;
+        }
+        p.reply(response).await;
+        if p.flush_replies().await { Ok(()) } else { Err(client_gone()) }
+    }
+
     /// Starts the COPY on one more shard; returns its CopyInResponse.
-    async fn open(&mut self, p: &mut Participants<'_>, shard: usize) -> Result<Message, Failure> {
+    pub(super) async fn open(&mut self, p: &mut Participants<'_>, shard: usize) -> Result<Message, Failure> {
         let at = p.enlist(shard, true).await?;
         p.mark_write(shard, None);
         let server = p.server(at);
@@ -130,34 +173,14 @@ impl Copy<'_> {
         let mut pieces = Vec::new();
         let mut consumed = 0;
         loop {
-            let message = p.client_message().await.ok_or_else(client_gone)?;
-            match message[0] {
-                b'd' => {
-                    let cut = splitter.push(&message[5..], &mut consumed, &mut pieces);
-                    self.deal(p, splitter, &pieces).await?;
-                    cut.map_err(copy_error)?;
-                }
-                b'c' => {
-                    let cut = splitter.finish(&mut consumed, &mut pieces);
-                    self.deal(p, splitter, &pieces).await?;
-                    return cut.map_err(copy_error);
-                }
-                b'f' => {
-                    let why =
-                        read::body(&message).cstr().map(|text| String::from_utf8_lossy(text).into_owned());
-                    let message = format!("COPY from stdin failed: {}", why.unwrap_or_default());
-                    return Err(ProxyError::new("57014", message).into());
-                }
-                // As CopyGetData in src/backend/commands/copyfromparse.c: Flush and Sync are ignored within COPY.
-                b'H' | b'S' => {}
-                other => {
-                    let text = format!(
-                        "unexpected message type '{}' during COPY from stdin",
-                        char::from(other).escape_default()
-                    );
-                    return Err(ProxyError::new("08P01", text).into());
-                }
-            }
+            let Some(message) = next(p).await? else {
+                let cut = splitter.finish(&mut consumed, &mut pieces);
+                self.deal(p, splitter, &pieces).await?;
+                return cut.map_err(copy_error);
+            };
+            let cut = splitter.push(&message[5..], &mut consumed, &mut pieces);
+            self.deal(p, splitter, &pieces).await?;
+            cut.map_err(copy_error)?;
         }
     }
 
@@ -207,7 +230,7 @@ impl Copy<'_> {
     }
 
     /// Sends what one shard has waiting, and looks whether any shard has already failed.
-    async fn send(&mut self, p: &mut Participants<'_>, index: usize) -> Result<(), Failure> {
+    pub(super) async fn send(&mut self, p: &mut Participants<'_>, index: usize) -> Result<(), Failure> {
         let target = &mut self.targets[index];
         let at = target.at;
         if !target.buffer.is_empty() {
@@ -235,12 +258,19 @@ impl Copy<'_> {
         }))
     }
 
-    /// The stream is over on all shards; all their answers are read.
     async fn end(&mut self, p: &mut Participants<'_>) -> Result<Vec<u8>, Failure> {
+        if self.binary {
+            self.targets.iter_mut().for_each(|t| t.buffer.extend_from_slice(&(-1i16).to_be_bytes()));
+        }
+        let count: u64 = self.finish(p).await?.iter().map(|(_, reply)| reply.count()).sum();
+        let mut complete = Vec::new();
+        build::command_complete(&mut complete, &format!("COPY {count}"));
+        Ok(complete)
+    }
+
+    /// The stream is over on all shards; all their answers are read, each with its participant.
+    pub(super) async fn finish(&mut self, p: &mut Participants<'_>) -> Result<Vec<(usize, Reply)>, Failure> {
         for index in 0..self.targets.len() {
-            if self.binary {
-                self.targets[index].buffer.extend_from_slice(&(-1i16).to_be_bytes());
-            }
             if let Err(failure) = self.send(p, index).await {
                 self.give_up(p, "COPY failed on another shard").await;
                 return Err(failure);
@@ -257,7 +287,7 @@ impl Copy<'_> {
                 result = Err(exchange::lost(p, at).into());
             }
         }
-        let mut count = 0;
+        let mut replies = Vec::new();
         for index in 0..self.targets.len() {
             let at = self.targets[index].at;
             if p.server(at).dirty {
@@ -270,18 +300,15 @@ impl Copy<'_> {
                         result = Err(failure);
                     }
                 }
-                Ok(reply) => count += reply.count(),
+                Ok(reply) => replies.push((at, reply)),
                 Err(error) => result = result.and(Err(error.into())),
             }
         }
-        result?;
-        let mut complete = Vec::new();
-        build::command_complete(&mut complete, &format!("COPY {count}"));
-        Ok(complete)
+        result.map(|()| replies)
     }
 
     /// Ends the COPY on all shards without its rows.
-    async fn give_up(&mut self, p: &mut Participants<'_>, why: &str) {
+    pub(super) async fn give_up(&mut self, p: &mut Participants<'_>, why: &str) {
         for target in std::mem::take(&mut self.targets) {
             if p.server(target.at).dirty {
                 continue;

@@ -6,7 +6,7 @@
 //! Rooms, in reading order: `exchange` (ask a server, collect its answer), `commit` (the end of a transaction with
 //! several participants: plain or in two phases), `statement` (DDL and reference writes on all shards, several
 //! statements in one message), `scatter` (each shard answers for its own rows), `gather` (rows are brought to one
-//! server, which answers), `split_insert`, `copy` with `copy_split` (PURE) and `copy_lines` (PURE).
+//! server, which answers), `split_insert`, `copy` with `copy_split` (PURE) and `copy_lines` (PURE), `copy_everywhere`.
 //!
 //! Invariants:
 //!
@@ -18,6 +18,7 @@
 
 mod commit;
 mod copy;
+mod copy_everywhere;
 mod copy_lines;
 mod copy_split;
 mod exchange;

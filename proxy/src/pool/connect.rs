@@ -75,7 +75,14 @@ async fn open(
 
     let mut out = vec![0; 4];
     out.extend_from_slice(&0x0003_0000_u32.to_be_bytes());
-    for (name, value) in [("user", user), ("database", database), ("application_name", "shard_proxy")] {
+    let parameters = [
+        ("user", user),
+        ("database", database),
+        ("application_name", "shard_proxy"),
+        // DDL in this session may be prepared, so it must not notify: see control/bootstrap.sql.
+        ("shard_proxy.session", "on"),
+    ];
+    for (name, value) in parameters {
         build::cstr(&mut out, name.as_bytes());
         build::cstr(&mut out, value.as_bytes());
     }

@@ -151,13 +151,11 @@ impl Pool {
         }
         self.wanted.set(true);
         self.grow();
-        match tokio::time::timeout(self.limits.connect_timeout, receiver).await {
+        let mut waiting = Waiting { pool: self, receiver };
+        match tokio::time::timeout(self.limits.connect_timeout, &mut waiting.receiver).await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) => Err(AcquireError::Retired),
-            Err(_) => {
-                self.waiters.borrow_mut().retain(|waiter| !waiter.is_closed());
-                Err(AcquireError::Timeout { waited: started.elapsed(), size: self.size.get() })
-            }
+            Err(_) => Err(AcquireError::Timeout { waited: started.elapsed(), size: self.size.get() }),
         }
     }
 
@@ -331,6 +329,26 @@ impl Pool {
                     self.spawn_connect();
                 }
             }
+        }
+    }
+}
+
+/// A place among the waiters. Who gives it up, by a timeout or a cancel request, leaves nothing that would keep
+/// others from an idle connection, and no connection that was handed over at the same moment is lost.
+struct Waiting<'a> {
+    pool: &'a Rc<Pool>,
+    receiver: oneshot::Receiver<Result<Box<Server>, AcquireError>>,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        if self.receiver.is_terminated() {
+            return;
+        }
+        self.receiver.close();
+        self.pool.waiters.borrow_mut().retain(|waiter| !waiter.is_closed());
+        if let Ok(Ok(server)) = self.receiver.try_recv() {
+            self.pool.put(server, Instant::now());
         }
     }
 }

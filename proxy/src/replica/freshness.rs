@@ -5,6 +5,7 @@
 //! higher number than a write's was read after that write had been acknowledged, and a replica that replayed past
 //! it shows the write. The insert position, not the flush position: it also covers `synchronous_commit = off`.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
@@ -65,7 +66,17 @@ struct Shard {
 struct Cold {
     timeline: u32,
     samples: Samples,
-    abandoned: Vec<(Option<Bucket>, i32)>,
+    abandoned: Vec<Abandoned>,
+}
+
+/// A write whose outcome is not known to whoever made it.
+#[derive(Debug)]
+struct Abandoned {
+    bucket: Option<Bucket>,
+    /// The backend that may still commit or prepare it; `None` once it was seen to be gone.
+    backend_pid: Option<i32>,
+    /// It may be a part of this prepared transaction, which outlives its backend.
+    gid: Option<Arc<str>>,
 }
 
 /// Shared by all workers and the control thread. Shards are named by their position in `State::shards`.
@@ -132,10 +143,19 @@ impl Freshness {
     /// The server connection was given up with the write's outcome unknown: the backend may still commit. The mark
     /// stays until the control thread sees that the backend with this process id is gone from the primary.
     pub fn abandon_write(&self, mark: WriteMark, backend_pid: i32) {
-        let state = &self.shards[mark.shard as usize];
-        let mut cold = state.cold.lock();
+        self.abandon(mark, backend_pid, None);
+    }
+
+    /// The same, and the backend may have prepared the write under `gid`: somebody may commit it long after the
+    /// backend is gone. The mark stays until that prepared transaction is gone, too.
+    pub fn abandon_prepared(&self, mark: WriteMark, backend_pid: i32, gid: Arc<str>) {
+        self.abandon(mark, backend_pid, Some(gid));
+    }
+
+    fn abandon(&self, mark: WriteMark, backend_pid: i32, gid: Option<Arc<str>>) {
+        let mut cold = self.shards[mark.shard as usize].cold.lock();
         if cold.abandoned.len() < ABANDONED_WRITES_MAX {
-            cold.abandoned.push((mark.bucket, backend_pid));
+            cold.abandoned.push(Abandoned { bucket: mark.bucket, backend_pid: Some(backend_pid), gid });
         }
         // Else the mark is never taken back: reads of the bucket stay on the primary. Slow, never wrong.
     }
@@ -208,22 +228,41 @@ impl Freshness {
         state.any.touch(sequence);
     }
 
-    /// Process ids of backends whose last write is in doubt.
-    pub fn abandoned(&self, shard: usize) -> Vec<i32> {
-        self.shards[shard].cold.lock().abandoned.iter().map(|(_, pid)| *pid).collect()
+    /// What to ask the primary about: process ids of backends whose last write is in doubt, and names of prepared
+    /// transactions whose backend was seen to be gone. In this order: a name that is missing while its backend
+    /// lives may be prepared a moment later.
+    pub fn abandoned(&self, shard: usize) -> (Vec<i32>, Vec<String>) {
+        let cold = self.shards[shard].cold.lock();
+        let pids = cold.abandoned.iter().filter_map(|a| a.backend_pid).collect();
+        let prepared = cold.abandoned.iter().filter(|a| a.backend_pid.is_none());
+        (pids, prepared.filter_map(|a| a.gid.as_deref().map(str::to_owned)).collect())
     }
 
-    /// These backends are gone: what they did is committed or never will be.
-    pub fn backends_gone(&self, shard: usize, pids: &[i32]) {
-        let mut gone = Vec::new();
-        self.shards[shard].cold.lock().abandoned.retain(|(bucket, pid)| {
-            let is_gone = pids.contains(pid);
-            if is_gone {
-                gone.push(WriteMark { shard: shard as u16, bucket: *bucket });
+    /// Of those asked about, these backends and prepared transactions are gone: what they did is committed or never
+    /// will be.
+    pub fn are_gone(&self, shard: usize, pids: &[i32], gids: &[String]) {
+        if pids.is_empty() && gids.is_empty() {
+            return;
+        }
+        let mut over = Vec::new();
+        self.shards[shard].cold.lock().abandoned.retain_mut(|write| {
+            let is_over = match (write.backend_pid, &write.gid) {
+                (Some(pid), None) => pids.contains(&pid),
+                (Some(pid), Some(_)) => {
+                    if pids.contains(&pid) {
+                        write.backend_pid = None;
+                    }
+                    false
+                }
+                (None, Some(gid)) => gids.iter().any(|gone| **gone == **gid),
+                (None, None) => true,
+            };
+            if is_over {
+                over.push(WriteMark { shard: shard as u16, bucket: write.bucket });
             }
-            !is_gone
+            !is_over
         });
-        for mark in gone {
+        for mark in over {
             self.end_write(mark);
         }
     }
@@ -333,8 +372,25 @@ mod tests {
         f.abandon_write(mark, 4711);
         poll(&f, 300, 300);
         assert!(!f.replica_ok(0, bucket(5), 1));
-        assert_eq!(f.abandoned(0), [4711]);
-        f.backends_gone(0, &[4711]);
+        assert_eq!(f.abandoned(0), (vec![4711], vec![]));
+        f.are_gone(0, &[4711], &[]);
+        assert!(!f.replica_ok(0, bucket(5), 1), "may have committed after the last sample");
+        poll(&f, 300, 300);
+        assert!(f.replica_ok(0, bucket(5), 1));
+    }
+
+    #[test]
+    fn h19_a_prepared_write_holds_until_its_transaction_is_gone() {
+        let f = fresh();
+        let mark = f.begin_write(0, bucket(5));
+        f.abandon_prepared(mark, 4711, "gid".into());
+        f.are_gone(0, &[], &["gid".to_owned()]);
+        assert_eq!(f.abandoned(0), (vec![4711], vec![]), "not asked for while the backend may still prepare it");
+        f.are_gone(0, &[4711], &["gid".to_owned()]);
+        poll(&f, 300, 300);
+        assert!(!f.replica_ok(0, bucket(5), 1), "prepared, and committed by somebody else later");
+        assert_eq!(f.abandoned(0), (vec![], vec!["gid".to_owned()]));
+        f.are_gone(0, &[], &["gid".to_owned()]);
         assert!(!f.replica_ok(0, bucket(5), 1), "may have committed after the last sample");
         poll(&f, 300, 300);
         assert!(f.replica_ok(0, bucket(5), 1));

@@ -137,10 +137,17 @@ pub struct SplitRow {
 #[derive(Debug)]
 pub struct CopyIn {
     pub table: (String, String),
-    /// Position of the key column among the copied columns.
-    pub key_position: usize,
-    pub key_type: shard_config::KeyType,
+    pub rows: CopyRows,
     pub format: CopyFormat,
+}
+
+/// Where the rows of a COPY go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CopyRows {
+    /// To the shard of the key, which is the column at this position among the copied ones.
+    ByKey { position: usize, key_type: shard_config::KeyType },
+    /// Each of them to every shard.
+    Everywhere,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

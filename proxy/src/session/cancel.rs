@@ -1,4 +1,4 @@
-//! Cancel requests: from a client's key to the servers that work for it now.
+//! Cancel requests: from a client's key to the servers that work for it now, on this proxy or on a peer.
 //!
 //! H38: a server connection whose cancel request is on its way is not given to anybody else until the server has
 //! closed the cancel connection, which it does after it has sent the signal. See `Pool::put`.
@@ -6,28 +6,43 @@
 use std::rc::Rc;
 
 use crate::limits;
+use crate::peers::{self, Key, same_secret};
 use crate::pool::connect;
 use crate::worker::{Mail, Worker};
 
-/// A CancelRequest arrived at this worker, perhaps for a client of another one.
+/// A CancelRequest arrived at this worker, perhaps for a client of another one, or of another proxy.
 pub async fn request(worker: &Rc<Worker>, id: u32, secret: Vec<u8>) {
+    let key = Key { id, secret };
     let owner = (id >> 24) as usize;
     if owner == usize::from(worker.id) {
-        forward(worker, id, &secret);
+        take(worker, key, false);
         return;
     }
     let mail = worker.workers.borrow().get(owner).map(|handle| handle.mail.clone());
-    if let Some(mail) = mail {
-        let _ = mail.send(Mail::Cancel { id, secret }).await;
+    match mail {
+        Some(mail) => {
+            let _ = mail.send(Mail::Cancel { key, from_peer: false }).await;
+        }
+        None => ask_peers(worker, key),
+    }
+}
+
+/// This worker is the one that could have issued the key. A peer's request ends here: the peer asks everybody itself.
+pub fn take(worker: &Rc<Worker>, key: Key, from_peer: bool) {
+    if !forward(worker, &key) && !from_peer {
+        ask_peers(worker, key);
     }
 }
 
 /// Runs between two polls of the client's session: what `serving` says is true now, and `pending` is raised before
-/// the session can give the server back.
-pub fn forward(worker: &Rc<Worker>, id: u32, secret: &[u8]) {
+/// the session can give the server back. False when no client here has this key.
+fn forward(worker: &Rc<Worker>, key: &Key) -> bool {
     let clients = worker.clients.borrow();
     // Like PostgreSQL, no answer tells a right key from a wrong one.
-    let Some(info) = clients.get(&id).filter(|info| same_secret(&info.secret, secret)) else { return };
+    let Some(info) = clients.get(&key.id).filter(|info| same_secret(&info.secret, &key.secret)) else {
+        return false;
+    };
+    info.cancelled.notify_waiters();
     for key in info.serving.borrow().iter() {
         worker.stats.cancels.add(1);
         let key = key.clone();
@@ -45,22 +60,23 @@ pub fn forward(worker: &Rc<Worker>, id: u32, secret: &[u8]) {
             key.pending.set(key.pending.get() - 1);
         });
     }
+    true
 }
 
-/// Takes the same time whatever the first difference.
-fn same_secret(a: &[u8], b: &[u8]) -> bool {
-    a.len() == b.len() && a.iter().zip(b).fold(0, |difference, (x, y)| difference | (x ^ y)) == 0
-}
-
-#[cfg(test)]
-mod tests {
-    use super::same_secret;
-
-    #[test]
-    fn h38_a_key_must_match_in_full() {
-        assert!(same_secret(b"abcd", b"abcd"));
-        assert!(!same_secret(b"abcd", b"abce"));
-        assert!(!same_secret(b"abcd", b"abc"));
-        assert!(!same_secret(b"abcd", b""));
+fn ask_peers(worker: &Rc<Worker>, key: Key) {
+    let config = worker.state().config.clone();
+    // A secret of another length is nobody's. Nobody has to log in to send cancel requests, so they are few at a time.
+    if config.proxy.peers.is_empty() || !matches!(key.secret.len(), 4 | 32) {
+        return;
     }
+    if worker.asking_peers.get() >= limits::PEER_REQUESTS {
+        tracing::warn!("too many cancel requests for other proxies at once: one is dropped");
+        return;
+    }
+    worker.asking_peers.set(worker.asking_peers.get() + 1);
+    let worker = worker.clone();
+    tokio::task::spawn_local(async move {
+        peers::ask(&config, &key).await;
+        worker.asking_peers.set(worker.asking_peers.get() - 1);
+    });
 }

@@ -18,13 +18,23 @@ impl Session {
     pub(super) async fn checkout(&mut self, want: Want) {
         self.worker.stats.pool_waits.add(1);
         self.info.set_activity(Activity::WaitingForServer, Instant::now());
-        let result = match want {
-            Want::Pool(pool) => match pool.take().await {
-                Ok(server) => Ok(server),
-                // A replica that cannot be had: the primary serves every read, too.
-                Err(_) => take_primary(&self.worker, &self.space, pool.shard).await,
-            },
-            Want::Primary(shard) => take_primary(&self.worker, &self.space, shard).await,
+        let taken = async {
+            match want {
+                Want::Pool(pool) => match pool.take().await {
+                    Ok(server) => Ok(server),
+                    // A replica that cannot be had: the primary serves every read, too.
+                    Err(_) => take_primary(&self.worker, &self.space, pool.shard).await,
+                },
+                Want::Primary(shard) => take_primary(&self.worker, &self.space, shard).await,
+            }
+        };
+        let result = tokio::select! {
+            biased;
+            result = taken => result,
+            // Nothing has reached a server: the proxy says what the server would have said (H38).
+            () = self.info.cancelled.notified() => {
+                Err(ProxyError::new("57014", "canceling statement due to user request").retry(Retry::Safe))
+            }
         };
         match result {
             Ok(server) => {

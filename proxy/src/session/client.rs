@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Waker;
 use std::time::Instant;
 
+use tokio::sync::Notify;
+
 use crate::pool::server::ServerKey;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +46,8 @@ pub struct ClientInfo {
     pub serving: RefCell<Vec<Rc<ServerKey>>>,
     /// Set from outside, with a wake: give up servers that lost their role.
     pub give_up_retired: Cell<bool>,
+    /// A cancel request arrived: ends a wait for a server. Who does not wait for one does not hear it.
+    pub cancelled: Notify,
     waker: RefCell<Option<Waker>>,
 }
 
@@ -63,6 +67,7 @@ impl ClientInfo {
             leak_warned: Cell::new(false),
             serving: RefCell::default(),
             give_up_retired: Cell::new(false),
+            cancelled: Notify::new(),
             waker: RefCell::new(None),
         }
     }

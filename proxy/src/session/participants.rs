@@ -13,6 +13,7 @@ use super::{Expect, Pending, Session, Want};
 use crate::control;
 use crate::error::ProxyError;
 use crate::pool::{Pool, Role, Server};
+use crate::replica::{Freshness, WriteMark};
 use crate::route::plan::{Plan, Refusal};
 use crate::route::{GatherPlan, NoParams, RoutedStatement};
 use crate::session::client::{Activity, ClientInfo};
@@ -144,12 +145,24 @@ impl<'a> Participants<'a> {
 
     /// The outcome of what this server was told last is not known: replicas may not show it for a while.
     pub fn abandon_marks(&mut self, at: usize) {
-        let (shard, pid) = (self.session.servers[at].shard, self.session.servers[at].key.pid);
+        let pid = self.session.servers[at].key.pid;
+        self.take_marks(at, |freshness, mark| freshness.abandon_write(mark, pid));
+    }
+
+    /// This server's part was prepared, or may be, and is not finished: replicas may not show it until it is.
+    pub fn abandon_prepared(&mut self, at: usize, gid: &Gid) {
+        let pid = self.session.servers[at].key.pid;
+        let gid: Arc<str> = gid.to_string().into();
+        self.take_marks(at, |freshness, mark| freshness.abandon_prepared(mark, pid, gid.clone()));
+    }
+
+    fn take_marks(&mut self, at: usize, abandon: impl Fn(&Freshness, WriteMark)) {
+        let shard = self.session.servers[at].shard;
         let freshness = &self.session.worker.control.freshness;
         self.session.marks.retain(|mark| {
             let keep = usize::from(mark.shard) != shard;
             if !keep {
-                freshness.abandon_write(*mark, pid);
+                abandon(freshness, *mark);
             }
             keep
         });

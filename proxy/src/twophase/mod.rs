@@ -6,8 +6,9 @@
 //! that first COMMIT impossible for ever, and then it rolls back. No proxy keeps a log that could be lost.
 //!
 //! Rooms: `gid` (PURE: the name of such a transaction), `recovery` (on the control thread: finishes what nobody
-//! finishes, and forgets what is finished). The coordinator's own steps are in `multi::commit`.
+//! finishes, and forgets what is finished), `confirm` (is a decision on the standby, too). The coordinator's own steps are in `multi::commit`.
 
+mod confirm;
 mod gid;
 mod recovery;
 

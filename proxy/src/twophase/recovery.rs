@@ -15,6 +15,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_postgres::error::SqlState;
 
 use super::Gid;
+use super::confirm::Confirmations;
 use crate::control::limits::{
     RECOVERY_AGE, RECOVERY_BATCH, RECOVERY_FORGET, RECOVERY_LOCK, RECOVERY_POLL, RECOVERY_STEP,
     RECOVERY_TERMINATE,
@@ -26,7 +27,8 @@ use crate::control::{Servers, World};
 pub enum Outcome {
     Committed,
     Aborted,
-    /// Its first shard cannot be asked now; it stays prepared and will be finished.
+    /// Its first shard cannot be asked now, or its decision is not on the standby yet; it stays prepared and will be
+    /// finished.
     Unknown,
 }
 
@@ -47,12 +49,20 @@ pub struct Recovery {
     prepared: Arc<Mutex<Vec<(ShardId, u64)>>>,
     /// Told once each: a participant's part was lost with a failover (H4).
     in_doubt: HashSet<String>,
+    confirmations: Confirmations,
     rounds: u64,
 }
 
 impl Recovery {
     pub fn new(servers: Arc<Servers>, world: Arc<World>, prepared: Arc<Mutex<Vec<(ShardId, u64)>>>) -> Self {
-        Self { servers, world, prepared, in_doubt: HashSet::new(), rounds: 0 }
+        Self {
+            servers,
+            world,
+            prepared,
+            in_doubt: HashSet::new(),
+            confirmations: Confirmations::default(),
+            rounds: 0,
+        }
     }
 
     pub async fn run(mut self, mut requests: mpsc::Receiver<Resolve>) {
@@ -104,6 +114,9 @@ impl Recovery {
         let database = self.world.config().proxy.database.clone();
         let mut counts = Vec::new();
         let mut outcomes: HashMap<Gid, Outcome> = HashMap::new();
+        // First shards that gave no answer in this round. Each question to one of them would take as long again, and
+        // the clients that ask for an outcome wait behind it.
+        let mut silent: HashSet<ShardId> = HashSet::new();
         for index in 0..self.servers.shards.len() {
             let shard = self.servers.shards[index].id;
             let orphans = match timeout(RECOVERY_STEP, self.orphans(index)).await {
@@ -124,10 +137,12 @@ impl Recovery {
             for (gid, age) in ours.into_iter().filter(|(_, age)| *age >= RECOVERY_AGE.as_secs_f64()) {
                 let outcome = match outcomes.get(&gid) {
                     Some(outcome) => *outcome,
+                    None if silent.contains(&gid.first) => Outcome::Unknown,
                     None => {
                         let terminate = age >= RECOVERY_TERMINATE.as_secs_f64();
                         let outcome = self.outcome(&gid, terminate).await.unwrap_or_else(|error| {
                             tracing::warn!(%gid, ?error, "the outcome of an orphan cannot be asked");
+                            silent.insert(gid.first);
                             Outcome::Unknown
                         });
                         outcomes.insert(gid.clone(), outcome);
@@ -165,29 +180,39 @@ impl Recovery {
     }
 
     /// Reads the decision, or makes it 'abort'. `terminate`: a backend that holds an uncommitted decision is in the
-    /// way for too long (its proxy was stopped): it is ended, which decides the matter one way or the other.
-    async fn outcome(&self, gid: &Gid, terminate: bool) -> anyhow::Result<Outcome> {
+    /// way for too long (its proxy was stopped): it is ended, which decides the matter one way or the other. A
+    /// 'commit' counts only once the standby has it.
+    async fn outcome(&mut self, gid: &Gid, terminate: bool) -> anyhow::Result<Outcome> {
         let ask = async {
-            let Some(mut client) = self.client(gid.first).await? else { return Ok(Outcome::Unknown) };
-            if let Some(outcome) = read(&client, gid).await? {
-                return Ok(outcome);
+            let outcome = self.decision(gid, terminate).await?;
+            if outcome == Outcome::Committed {
+                let client = self.client(gid.first).await?.context("the first shard has no primary")?;
+                self.confirmations.wait(gid.first, client).await.context("waiting for the standby")?;
             }
-            match bury(&mut client, gid).await {
-                Ok(()) => {}
-                Err(error) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => {
-                    if terminate {
-                        let pid = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_xid = $1::text::xid";
-                        client.query(pid, &[&(gid.xid & 0xffff_ffff).to_string()]).await?;
-                        bury(&mut client, gid).await?;
-                    } else {
-                        return Ok(Outcome::Unknown);
-                    }
-                }
-                Err(error) => return Err(error.into()),
-            }
-            read(&client, gid).await?.context("the tombstone that was just written is missing")
+            Ok(outcome)
         };
         timeout(RECOVERY_STEP, ask).await.context("no answer")?
+    }
+
+    async fn decision(&self, gid: &Gid, terminate: bool) -> anyhow::Result<Outcome> {
+        let Some(mut client) = self.client(gid.first).await? else { return Ok(Outcome::Unknown) };
+        if let Some(outcome) = read(&client, gid).await? {
+            return Ok(outcome);
+        }
+        let mut buried = bury(&mut client, gid).await;
+        if terminate && is_locked(&buried) {
+            // One that waits for its standby has decided already: to end it would end that wait, and show a commit
+            // that a promotion takes back.
+            let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                WHERE backend_xid = $1::text::xid AND wait_event IS DISTINCT FROM 'SyncRep'";
+            client.query(end, &[&(gid.xid & 0xffff_ffff).to_string()]).await?;
+            buried = bury(&mut client, gid).await;
+        }
+        if is_locked(&buried) {
+            return Ok(Outcome::Unknown);
+        }
+        buried?;
+        read(&client, gid).await?.context("the tombstone that was just written is missing")
     }
 
     async fn finish(&self, shard: ShardId, gid: &Gid, outcome: Outcome) -> anyhow::Result<()> {
@@ -286,6 +311,11 @@ async fn read(client: &Object, gid: &Gid) -> Result<Option<Outcome>, tokio_postg
     let row = client.query_opt(sql, &[&gid.to_string()]).await?;
     let commit = row.map(|row| row.try_get::<_, bool>(0)).transpose()?;
     Ok(commit.map(|commit| if commit { Outcome::Committed } else { Outcome::Aborted }))
+}
+
+/// The decision is there and neither committed nor rolled back.
+fn is_locked(buried: &Result<(), tokio_postgres::Error>) -> bool {
+    buried.as_ref().is_err_and(|error| error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE))
 }
 
 /// Waits for an uncommitted decision of the same gid, but not for long.

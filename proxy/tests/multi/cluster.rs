@@ -125,58 +125,17 @@ fn path(path: &Path) -> &str {
 }
 
 impl Cluster {
-    /// Shards numbered from 1. One initdb, copied; roles postgres, shard_proxy (superusers) and app, each with its
-    /// name as password; database payments owned by app.
+    /// Shards numbered from 1, each with an initdb of its own, because copies of one would be one system to the
+    /// proxy (H5); roles postgres, shard_proxy (superusers) and app, each with its name as password; database
+    /// payments owned by app.
     pub fn start(name: &str, shards: usize, replicas: bool) -> Self {
         let directory = std::env::temp_dir().join(format!("shard-proxy-{name}-{}", std::process::id()));
         let _ = std::fs::remove_dir_all(&directory);
         std::fs::create_dir_all(&directory).expect("a directory");
         run(Command::new("chmod").args(["777", path(&directory)]));
-        let template = directory.join("template");
-        run(as_postgres("initdb").args([
-            "-D",
-            path(&template),
-            "-U",
-            "postgres",
-            "-E",
-            "UTF8",
-            "--locale=C",
-            "--no-sync",
-            "-A",
-            "trust",
-        ]));
-        let first = Server { port: take_port(), data: template };
-        write_configuration(&first);
-        first.start();
-        let setup = "CREATE ROLE shard_proxy SUPERUSER LOGIN PASSWORD 'shard_proxy';
-            CREATE ROLE app LOGIN PASSWORD 'app'; CREATE ROLE replicator REPLICATION LOGIN PASSWORD 'replicator';
-            ALTER ROLE postgres PASSWORD 'postgres'; CREATE DATABASE payments OWNER app";
-        for statement in setup.split(';') {
-            let port = first.port.to_string();
-            run(as_postgres("psql").args([
-                "-h",
-                "127.0.0.1",
-                "-p",
-                &port,
-                "-U",
-                "postgres",
-                "-v",
-                "ON_ERROR_STOP=1",
-                "-c",
-                statement,
-            ]));
-        }
-        first.stop("fast");
-        let hba =
-            "host all all 127.0.0.1/32 scram-sha-256\nhost replication all 127.0.0.1/32 scram-sha-256\n";
-        write_as_postgres(&first.data.join("pg_hba.conf"), hba);
         let mut cluster = Self { directory, primaries: Vec::new(), replicas: Vec::new() };
         for number in 1..=shards {
-            let data = cluster.directory.join(format!("shard{number}"));
-            copy_as_postgres(&first.data, &data);
-            let server = Server { port: take_port(), data };
-            write_configuration(&server);
-            server.start();
+            let server = initialise(cluster.directory.join(format!("shard{number}")));
             if replicas {
                 let data = cluster.directory.join(format!("shard{number}-replica"));
                 let replica = Server { port: take_port(), data };
@@ -254,6 +213,25 @@ fn write_as_postgres(path: &Path, text: &str) {
     let _ = Command::new("chown").arg("postgres").arg(path).stderr(Stdio::null()).status();
 }
 
-fn copy_as_postgres(from: &Path, to: &Path) {
-    run(Command::new("cp").arg("-a").arg(from).arg(to));
+/// A running server with the roles and the database.
+fn initialise(data: PathBuf) -> Server {
+    let mut server = Server { port: 0, data };
+    let options = ["-U", "postgres", "-E", "UTF8", "--locale=C", "--no-sync", "-A", "trust"];
+    run(as_postgres("initdb").args(options).arg("-D").arg(&server.data));
+    // Not before: others on this machine might take it meanwhile.
+    server.port = take_port();
+    write_configuration(&server);
+    server.start();
+    let setup = "CREATE ROLE shard_proxy SUPERUSER LOGIN PASSWORD 'shard_proxy';
+        CREATE ROLE app LOGIN PASSWORD 'app'; CREATE ROLE replicator REPLICATION LOGIN PASSWORD 'replicator';
+        ALTER ROLE postgres PASSWORD 'postgres'; CREATE DATABASE payments OWNER app";
+    let port = server.port.to_string();
+    let mut psql = as_postgres("psql");
+    psql.args(["-h", "127.0.0.1", "-p", &port, "-U", "postgres", "-v", "ON_ERROR_STOP=1"]);
+    setup.split(';').for_each(|statement| drop(psql.args(["-c", statement])));
+    run(&mut psql);
+    let hba = "host all all 127.0.0.1/32 scram-sha-256\nhost replication all 127.0.0.1/32 scram-sha-256\n";
+    write_as_postgres(&server.data.join("pg_hba.conf"), hba);
+    run(as_postgres("pg_ctl").args(["-D", path(&server.data), "reload"]));
+    server
 }

@@ -82,3 +82,90 @@ async fn h5_h7_h39_the_control_plane_follows_the_servers() {
     assert!(promoted());
     control.stop();
 }
+
+/// What a write may call besides triggers, read from a real catalog.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn h9_what_defaults_constraints_and_policies_call_is_read() {
+    let cluster = Cluster::start("opaque", 1, false);
+    let config = Arc::new(Config::parse(&cluster.configuration(1, 2, "")).unwrap());
+    let state = State {
+        config: config.clone(),
+        map: Arc::new(config.initial_map()),
+        catalog: Arc::default(),
+        shards: vec![],
+    };
+    let shared = Arc::new(Shared::new(state));
+    let control = Control::start(config, &cluster.directory.join("none.toml"), shared.clone()).unwrap();
+    control.handle.ready().await;
+    let schema = "
+        CREATE FUNCTION reads() RETURNS int LANGUAGE sql STABLE AS 'SELECT 1';
+        CREATE FUNCTION pure(int) RETURNS int LANGUAGE sql IMMUTABLE AS 'SELECT $1';
+        CREATE FUNCTION same(int, int) RETURNS bool LANGUAGE sql STABLE AS 'SELECT $1 = $2';
+        CREATE OPERATOR === (FUNCTION = same, LEFTARG = int, RIGHTARG = int);
+        CREATE DOMAIN guarded AS int CHECK (VALUE <> reads());
+        CREATE TABLE other (id int);
+        CREATE TABLE fine (tenant_id uuid, a int DEFAULT pure(1), b uuid DEFAULT gen_random_uuid(), c serial,
+            CHECK (pure(a) > 0), s int GENERATED ALWAYS AS (pure(a)) STORED);
+        ALTER TABLE fine ENABLE ROW LEVEL SECURITY;
+        CREATE POLICY p ON fine USING (a > 0 AND tenant_id::text <> 'SELECT {SUBLINK }');
+        CREATE TABLE defaulted (tenant_id uuid, a int DEFAULT reads());
+        CREATE TABLE checked (tenant_id uuid, a int CHECK (a > reads()));
+        CREATE TABLE compared (tenant_id uuid, a int CHECK (a === 1));
+        CREATE TABLE domained (tenant_id uuid, a guarded);
+        CREATE TABLE asking (tenant_id uuid, a int);
+        ALTER TABLE asking ENABLE ROW LEVEL SECURITY;
+        CREATE POLICY p ON asking USING (a > reads());
+        CREATE TABLE looking (tenant_id uuid, a int);
+        ALTER TABLE looking ENABLE ROW LEVEL SECURITY;
+        CREATE POLICY p ON looking USING (a IN (SELECT id FROM other));
+        CREATE TABLE asleep (tenant_id uuid, a int);
+        CREATE POLICY p ON asleep USING (a IN (SELECT id FROM other))";
+    cluster.primaries[0].client("app").await.batch_execute(schema).await.unwrap();
+    control.handle.refresh().await;
+    let catalog = shared.load().catalog.clone();
+    for (name, writes, reads) in [
+        ("fine", false, false),
+        ("asleep", false, false),
+        ("defaulted", true, false),
+        ("checked", true, false),
+        ("compared", true, false),
+        ("domained", true, false),
+        ("asking", true, true),
+        ("looking", true, true),
+    ] {
+        let table = &catalog.tables[&("public".to_owned(), name.to_owned())];
+        let found = (table.opaque_trigger.is_some(), table.opaque_policy.is_some());
+        assert_eq!(found, (writes, reads), "{name}: {:?}, {:?}", table.opaque_trigger, table.opaque_policy);
+    }
+    control.stop();
+}
+
+/// H39: whoever changes a shard's schema, all proxies are told at once: the shard does it for DDL around the proxies,
+/// and the proxy for DDL on all shards, which is prepared.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn h39_schema_changes_are_notified() {
+    let cluster = Cluster::start("notified", 2, false);
+    let proxy = crate::proxy::Proxy::start(&cluster);
+    let client = proxy.client().await;
+    let url = cluster.primaries[1].url("app");
+    let (listener, mut connection) = tokio_postgres::connect(&url, tokio_postgres::NoTls).await.unwrap();
+    let (heard, mut notified) = tokio::sync::mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Some(Ok(message)) = std::future::poll_fn(|cx| connection.poll_message(cx)).await {
+            if let tokio_postgres::AsyncMessage::Notification(_) = message {
+                heard.send(()).unwrap();
+            }
+        }
+    });
+    listener.batch_execute("LISTEN shard_catalog").await.unwrap();
+    let mut told = async |what: &str| {
+        let one = tokio::time::timeout(Duration::from_secs(60), notified.recv()).await;
+        one.unwrap_or_else(|_| panic!("not told of {what}")).unwrap();
+        while notified.try_recv().is_ok() {}
+    };
+    cluster.primaries[1].client("app").await.batch_execute("CREATE TABLE around (k int8)").await.unwrap();
+    told("DDL on the shard").await;
+    client.batch_execute("CREATE TABLE through (k int8 PRIMARY KEY)").await.unwrap();
+    told("DDL through a proxy").await;
+    drop(listener);
+}

@@ -25,6 +25,7 @@ async fn copy_is_dealt_out_by_key() {
 
     h20_a_bad_row_of_a_copy_leaves_no_row_and_names_the_clients_line(&world, &client, &all).await;
     copy_is_a_part_of_a_block(&world, &client, &all).await;
+    reference_rows_reach_every_shard(&world, &client).await;
 }
 
 async fn copy(client: &tokio_postgres::Client, sql: &str, data: &str) -> Result<u64, tokio_postgres::Error> {
@@ -64,6 +65,33 @@ async fn copy_is_a_part_of_a_block(world: &World, client: &tokio_postgres::Clien
     client.batch_execute("ROLLBACK").await.unwrap();
     assert_eq!(world.counts().await, [1000; 4]);
     client.execute("INSERT INTO t VALUES ($1, 4, 'after')", &[&all[0]]).await.unwrap();
+}
+
+async fn reference_rows_reach_every_shard(world: &World, client: &tokio_postgres::Client) {
+    let rows: String = (0..3000).map(|n| format!("C{n}\t{n}\n")).collect();
+    assert_eq!(copy(client, "COPY rates FROM STDIN", &rows).await.unwrap(), 3000, "counted once");
+    let digest = "SELECT ('x' || substr(md5(string_agg(code || rate, ',' ORDER BY code)), 1, 15))::bit(60)::int8 FROM rates";
+    let digests = world.each(digest).await;
+    assert!(digests.iter().all(|one| *one == digests[0]), "{digests:?}");
+    let csv = "code,rate\n\"D\n1\",1\n";
+    assert_eq!(copy(client, "COPY rates (code, rate) FROM STDIN (FORMAT csv, HEADER)", csv).await.unwrap(), 1);
+    assert_eq!(world.each("SELECT count(*) FROM rates").await, [3001; 4]);
+
+    // One shard has a row that the others do not have: none takes any.
+    let third = world.cluster.primaries[2].client("postgres").await;
+    third.batch_execute("INSERT INTO rates VALUES ('E2', 1)").await.unwrap();
+    let error = copy(client, "COPY rates FROM STDIN", "E1\t1\nE2\t6000\nE3\t1\n").await.unwrap_err();
+    assert_eq!(code(&error), "23505");
+    assert!(format!("{error:?}").contains("line 2"), "{error:?}");
+    third.batch_execute("DELETE FROM rates WHERE code = 'E2'").await.unwrap();
+    assert_eq!(world.each("SELECT count(*) FROM rates").await, [3001; 4]);
+
+    // Within a block it is a part of it.
+    client.batch_execute("BEGIN").await.unwrap();
+    copy(client, "COPY rates FROM STDIN", "F1\t1\n").await.unwrap();
+    client.batch_execute("ROLLBACK").await.unwrap();
+    assert_eq!(world.each("SELECT count(*) FROM rates").await, [3001; 4]);
+    world.settled().await;
 }
 
 /// A connection that speaks the protocol by hand, logged in through tokio-postgres' own SCRAM.

@@ -21,8 +21,13 @@ pub const CONFIGURATION: &str =
 impl Proxy {
     pub fn start(cluster: &Cluster) -> Self {
         let (port, http) = (take_port(), take_port());
+        Self::run(cluster, (port, http), &cluster.configuration(port, http, CONFIGURATION))
+    }
+
+    /// With this configuration, which names these ports.
+    pub fn run(cluster: &Cluster, (port, http): (u16, u16), configuration: &str) -> Self {
         let path = cluster.directory.join(format!("proxy-{port}.toml"));
-        std::fs::write(&path, cluster.configuration(port, http, CONFIGURATION)).unwrap();
+        std::fs::write(&path, configuration).unwrap();
         let log = std::fs::File::create(cluster.directory.join(format!("proxy-{port}.log"))).unwrap();
         let child = Command::new(env!("CARGO_BIN_EXE_shard-proxy"))
             .arg("--config")

@@ -75,17 +75,19 @@ fn start() -> Cluster {
         std::os::unix::fs::chown(&dir, Some(user.uid.as_raw()), Some(user.gid.as_raw())).expect("chown");
     }
     let (first, second, replica) = (dir.join("s1"), dir.join("s2"), dir.join("r1"));
-    let mut initdb = Command::new(bin.join("initdb"));
-    initdb.args(["-U", "postgres", "-A", "scram-sha-256", "--no-sync", "-E", "UTF8", "--locale=C.UTF-8", "--pwfile"]);
-    run(initdb.arg(dir.join("password")).arg("-D").arg(&first));
     let conf = format!(
         "fsync=off\nshared_buffers=16MB\nmax_connections=60\nlisten_addresses='127.0.0.1'\nunix_socket_directories='{}'\n\
          wal_level=logical\nmax_prepared_transactions=20\nlog_min_messages=warning\n",
         dir.display()
     );
-    let mut file = std::fs::OpenOptions::new().append(true).open(first.join("postgresql.conf")).expect("conf");
-    file.write_all(conf.as_bytes()).expect("written");
-    run(Command::new("cp").arg("-r").arg(&first).arg(&second));
+    // Each its own initdb: copies of one would be one system to the proxy (H5).
+    for data in [&first, &second] {
+        let mut initdb = Command::new(bin.join("initdb"));
+        initdb.args(["-U", "postgres", "-A", "scram-sha-256", "--no-sync", "-E", "UTF8", "--locale=C.UTF-8"]);
+        run(initdb.arg("--pwfile").arg(dir.join("password")).arg("-D").arg(data));
+        let mut file = std::fs::OpenOptions::new().append(true).open(data.join("postgresql.conf")).expect("conf");
+        file.write_all(conf.as_bytes()).expect("written");
+    }
     let ports = [free_port(), free_port(), free_port()];
     let mut watchdog = String::from("trap '' INT TERM HUP\n");
     let server = |data: &Path, port: u16| {

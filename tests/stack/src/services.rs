@@ -142,12 +142,16 @@ fn proxy_config(state: &State, n: u16) -> Result<String> {
     let name = format!("proxy{n}");
     // A proxy knows only the writes that went through it, so with several of them a replica read is the client's choice.
     let policy = if state.proxies == 1 { "fresh" } else { "opt_in" };
+    let others = (1..=state.proxies).filter(|other| *other != n);
+    let peers: Vec<String> =
+        others.map(|other| format!("\"127.0.0.1:{}\"", state.proxy_http(other))).collect();
     let mut text = format!(
         "# Made by `cargo stack up`; changes are overwritten.
 [proxy]
 name = \"{name}\"
 listen = \"127.0.0.1:{sql}\"
 http = \"127.0.0.1:{http}\"
+peers = [{peers}]
 database = \"{DATABASE}\"
 state_dir = \"{state_dir}\"
 
@@ -179,6 +183,7 @@ argument = 1
 ",
         sql = state.port(&name)?,
         http = state.proxy_http(n),
+        peers = peers.join(", "),
         state_dir = state.dir.join(&name).join("state").display(),
     );
     for shard in 1..=state.shards {

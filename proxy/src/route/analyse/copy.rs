@@ -7,7 +7,7 @@ use super::ir::{Builder, Result};
 use super::names::Found;
 use super::plain_plan;
 use crate::catalog::{Table, TableKind};
-use crate::route::plan::{Access, CopyFormat, CopyIn, Effect, Plan, Refusal, Route};
+use crate::route::plan::{Access, CopyFormat, CopyIn, CopyRows, Effect, Plan, Refusal, Route};
 
 impl Builder<'_> {
     pub(super) fn copy(&mut self, copy: &nodes::CopyStmt) -> Result<Plan> {
@@ -32,17 +32,16 @@ impl Builder<'_> {
         let full = format!("{}.{}", table.schema, table.name);
         if let Some(trigger) = table.opaque_trigger.as_ref().filter(|_| copy.is_from) {
             return Err(Refusal::unsupported(
-                format!("table {full} has a trigger that may touch other shards: {trigger}"),
-                "Declare the trigger's function local in the configuration, or drop the trigger.",
+                format!("a write to table {full} may touch other shards: {trigger}"),
+                "Declare the function that it calls local in the configuration, or drop it.",
             ));
         }
         match (&table.kind, copy.is_from) {
             (TableKind::Sharded { key_index, key_type }, true) => {
-                let key_position = key_position(copy, table, *key_index)?;
+                let position = key_position(copy, table, *key_index)?;
                 let route = CopyIn {
                     table: (table.schema.clone(), table.name.clone()),
-                    key_position,
-                    key_type: *key_type,
+                    rows: CopyRows::ByKey { position, key_type: *key_type },
                     format: format(copy)?,
                 };
                 Ok(plain_plan(Route::CopyIn(Arc::new(route)), Access::Write, Effect::None))
@@ -54,10 +53,15 @@ impl Builder<'_> {
                     format!("COPY (SELECT ... WHERE {key} = ...) TO STDOUT, or SET shard.target."),
                 ))
             }
-            (TableKind::Reference, true) => Err(Refusal::unsupported(
-                format!("COPY {full} FROM STDIN: a reference table is written on every shard"),
-                "Use INSERT, which is run on every shard.",
-            )),
+            (TableKind::Reference, true) => {
+                same_everywhere(copy, table)?;
+                let route = CopyIn {
+                    table: (table.schema.clone(), table.name.clone()),
+                    rows: CopyRows::Everywhere,
+                    format: format(copy)?,
+                };
+                Ok(plain_plan(Route::CopyIn(Arc::new(route)), Access::Write, Effect::None))
+            }
             (TableKind::Reference, false) => Ok(plain_plan(Route::Any, access, Effect::None)),
             (TableKind::Plain | TableKind::System, _) => Ok(plain_plan(Route::Default, access, Effect::None)),
             (TableKind::View, _) => Err(Refusal::unsupported(
@@ -65,6 +69,27 @@ impl Builder<'_> {
                 "COPY (SELECT ... FROM the view) TO STDOUT.",
             )),
         }
+    }
+}
+
+/// Every shard makes the same rows of the same stream: none adds a value of its own, and none leaves a row out.
+fn same_everywhere(copy: &nodes::CopyStmt, table: &Table) -> Result<()> {
+    let full = format!("{}.{}", table.schema, table.name);
+    let listed: Vec<_> = copy.attlist().iter().map(|n| n.as_str().map(str::to_owned)).collect();
+    let is_copied =
+        |name: &str| listed.is_empty() || listed.iter().any(|listed| listed.as_deref() == Some(name));
+    if let Some(column) = table.columns.iter().find(|c| c.volatile_default && !is_copied(&c.name)) {
+        return Err(Refusal::unsupported(
+            format!("COPY {full}: the default of column {} would differ between the shards", column.name),
+            format!("Name {} among the columns.", column.name),
+        ));
+    }
+    match copy.where_clause() {
+        Node::None => Ok(()),
+        _ => Err(Refusal::unsupported(
+            format!("COPY {full} with WHERE: a reference table's rows must be the same on every shard"),
+            "Leave out the rows that are not wanted before they are sent.",
+        )),
     }
 }
 

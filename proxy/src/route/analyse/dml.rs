@@ -37,8 +37,8 @@ impl<'a> Builder<'a> {
         let full = format!("{}.{}", table.schema, table.name);
         if let Some(trigger) = &table.opaque_trigger {
             return Err(Refusal::unsupported(
-                format!("table {full} has a trigger that may touch other shards: {trigger}"),
-                "Declare the trigger's function local in the configuration, or drop the trigger.",
+                format!("a write to table {full} may touch other shards: {trigger}"),
+                "Declare the function that it calls local in the configuration, or drop it.",
             ));
         }
         match table.kind {

@@ -81,6 +81,15 @@ impl Builder<'_> {
                 Ok(self.item(rel, alias, None, true))
             }
             Found::Table(table) => {
+                if let Some(policy) = &table.opaque_policy {
+                    return Err(Refusal::unsupported(
+                        format!(
+                            "table {}.{} has a policy that may look at rows of other shards: {policy}",
+                            table.schema, table.name
+                        ),
+                        "Declare the policy's function local in the configuration, or drop the policy.",
+                    ));
+                }
                 // The sources of a view are those of its own text.
                 let outer = std::mem::take(&mut self.sources);
                 let item = self.catalog_item(table, alias, &renamed, schema(&table.schema), block, scope)?;

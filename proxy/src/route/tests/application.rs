@@ -183,6 +183,7 @@ fn writes_between_tables_stay_with_their_key() {
         ("INSERT INTO tenant_totals VALUES ($1, 1)", "refuse 0A000"),
         ("INSERT INTO drifted VALUES ($1, 1)", "refuse 0A000"),
         ("SELECT * FROM drifted WHERE tenant_id = $1", "refuse 0A000"),
+        ("SELECT * FROM guarded WHERE tenant_id = $1", "refuse 0A000"),
     ]);
 }
 

@@ -46,6 +46,7 @@ fn table(name: &str, kind: TableKind, list: &str) -> Table {
         columns: columns(list),
         view_definition: None,
         opaque_trigger: None,
+        opaque_policy: None,
         drift: None,
     }
 }
@@ -142,7 +143,9 @@ pub(super) fn test_catalog() -> Catalog {
     let mut generated = table("public.computed", by(KeyType::Uuid), "sum:int8 tenant_id:uuid x:int4");
     generated.kind = TableKind::Sharded { key_index: 1, key_type: KeyType::Uuid };
     generated.columns[0].generated = true;
-    for table in [drifted, triggered, generated] {
+    let mut guarded = table("public.guarded", by(KeyType::Uuid), "tenant_id:uuid x:int4");
+    guarded.opaque_policy = Some("policy p".to_owned());
+    for table in [drifted, triggered, generated, guarded] {
         catalog.tables.insert((table.schema.clone(), table.name.clone()), table);
     }
     catalog.declared.insert(("public".to_owned(), "countries".to_owned()), Declared::Reference);

@@ -118,7 +118,11 @@ fn copy_statements() {
         ("COPY settings FROM STDIN", "default w"),
         ("COPY settings TO STDOUT", "default r"),
         ("COPY currencies TO STDOUT", "any r"),
-        ("COPY currencies FROM STDIN", "refuse 0A000"),
+        ("COPY currencies FROM STDIN", "copy-in everywhere w"),
+        ("COPY currencies (code, exponent, name) FROM STDIN (FORMAT csv)", "copy-in everywhere w"),
+        ("COPY currencies FROM STDIN WHERE random() < 0.5", "refuse 0A000"),
+        ("COPY holidays FROM STDIN", "copy-in everywhere w"),
+        ("COPY holidays (day, name) FROM STDIN", "refuse 0A000"),
         ("COPY triggered FROM STDIN", "refuse 0A000"),
     ]);
 }

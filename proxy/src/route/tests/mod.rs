@@ -10,7 +10,7 @@ mod tools;
 mod unsound;
 mod values;
 
-use super::plan::{Access, Broadcast, Effect, How, KeyPlace, Plan, Route};
+use super::plan::{Access, Broadcast, CopyRows, Effect, How, KeyPlace, Plan, Route};
 use super::{RouteContext, Routed, Router, SearchPath};
 
 pub(super) fn context<'a>(catalog: &'a crate::catalog::Catalog, path: &'a SearchPath) -> RouteContext<'a> {
@@ -66,7 +66,10 @@ pub(super) fn describe(plan: &Plan) -> String {
         }
         Route::Scatter(How::Each) => "each".to_owned(),
         Route::Scatter(How::Gather) => "gather".to_owned(),
-        Route::CopyIn(copy) => format!("copy-in {}", copy.key_position),
+        Route::CopyIn(copy) => match copy.rows {
+            CopyRows::ByKey { position, .. } => format!("copy-in {position}"),
+            CopyRows::Everywhere => "copy-in everywhere".to_owned(),
+        },
         Route::Refuse(refusal) => return format!("refuse {}", refusal.sqlstate),
     };
     let access = if plan.access == Access::Read { "r" } else { "w" };
