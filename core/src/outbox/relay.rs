@@ -268,7 +268,7 @@ impl Relay {
                         tokio::time::sleep(Duration::from_millis(10)).await;
                         renew_if_due(lease, client).await?;
                     }
-                    Err(SendError::Refused(error)) => return Err(failed("produce", error.to_string())),
+                    Err(error) => return Err(failed("produce", error.to_string())),
                 }
             }
         }

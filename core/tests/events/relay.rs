@@ -9,7 +9,9 @@ use payment_core::batch::signal::CommitSignal;
 use payment_core::events::topics;
 use payment_core::metrics::Metrics;
 use payment_core::outbox::claim::{Claims, Cursor};
+use payment_core::outbox::event::{Event, Scratch};
 use payment_core::outbox::lease::Lease;
+use payment_core::outbox::publisher::{Batch, Publisher, PublisherConfig, SendError};
 use payment_core::outbox::{Outbox, OutboxConfig};
 use tokio_postgres::Client;
 use uuid::Uuid;
@@ -314,6 +316,58 @@ async fn h34_a_lapsed_lease_cannot_mark() {
     let claims = Claims::prepare(&two, 10).await.unwrap();
     assert!(claims.mark(&two, &new, &events).await.unwrap());
     assert_eq!(unpublished(&database.client).await, 0);
+}
+
+/// One relay gives the shared producer up while another is handing events over to it: what the second hands over later
+/// must not be transmitted, because what it handed over before was purged.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn h34_a_producer_given_up_by_one_relay_takes_nothing_from_another() {
+    let servers = Servers::get();
+    let (brokers, topic) = (servers.kafka.brokers(), topic("shared"));
+    topics::ensure(&brokers, &[&topic]).await.unwrap();
+    let publisher = Publisher::new(PublisherConfig { topic: topic.clone(), ..PublisherConfig::new(&brokers) }).unwrap();
+    let event = |seq: i64| Event {
+        tenant_id: Uuid::nil(),
+        account_id: account(1),
+        event_seq: seq,
+        event_id: Uuid::from_u128(seq as u128),
+        event_type: "payments.payment.succeeded".into(),
+        payment_id: Uuid::nil(),
+        credit_account_id: Uuid::nil(),
+        amount_minor: 1,
+        currency: "USD".into(),
+        status: "succeeded".into(),
+        code: None,
+        occurred_at: Default::default(),
+    };
+    let mut scratch = Scratch::default();
+    let (failing, sending) = (publisher.session().unwrap(), publisher.session().unwrap());
+    let batch = Batch::new();
+    let mut send = |session: &payment_core::outbox::publisher::Session, seq: i64, batch: &Arc<Batch>| {
+        event(seq).write(&mut scratch, "test", 1);
+        session.send(&scratch, batch)
+    };
+    for seq in 1..=5 {
+        send(&sending, seq, &batch).unwrap();
+    }
+    publisher.replace(&failing);
+    let late = Batch::new();
+    for seq in 6..=10 {
+        let refused = send(&sending, seq, &late);
+        assert!(matches!(refused, Err(SendError::GivenUp)), "event {seq}: {refused:?}");
+    }
+    drop((failing, sending));
+    // Its next session starts at the first row that is not marked.
+    let (session, again) = (publisher.session().unwrap(), Batch::new());
+    for seq in 1..=10 {
+        send(&session, seq, &again).unwrap();
+    }
+    again.seal();
+    again.acknowledged().await.unwrap();
+    drop(session);
+    publisher.close().await;
+    let stored = tokio::task::spawn_blocking(move || read_all(&brokers, &topic)).await.unwrap();
+    assert_eq!(check_order(&stored).0, 10);
 }
 
 /// Kafka is killed under load and comes back: rows wait in the table, nothing is lost or reordered.
