@@ -92,6 +92,19 @@ async fn h32_a_refusal_after_an_unknown_outcome_is_unknown() {
     assert_eq!(bed.count("payments", "true").await, 2);
 }
 
+/// A rejection keeps no key: the try whose answer was lost could still arrive and pay.
+#[tokio::test(flavor = "multi_thread")]
+async fn h32_a_rejection_after_an_unknown_outcome_is_unknown() {
+    let bed = Bed::new().await;
+    let (settlement, wallet) = bed.accounts().await;
+    assert_eq!(bed.pay("warm", &payment(&settlement, &wallet, "1.00")).await.status, 201);
+    let body = payment(&settlement, &uuid::Uuid::now_v7().to_string(), "1.00");
+    bed.wire.cut_after_sending(1);
+    assert_eq!(bed.pay("k1", &body).await.problem(), (503, "outcome_unknown".into()));
+    assert!(bed.wire.lost_all());
+    assert_eq!(bed.pay("k1", &body).await.problem(), (404, "unknown_account".into()), "a request of its own is known");
+}
+
 /// The synchronous standby is missing: nobody may be told of a payment that only the primary has.
 #[tokio::test(flavor = "multi_thread")]
 async fn h5_a_replayed_payment_waits_for_the_standby() {
