@@ -20,6 +20,7 @@ use crate::http::{routes, serve};
 use crate::ledger::connect;
 use crate::ledger::reads::{Database, DbError, Lease};
 use crate::metrics::Metrics;
+use crate::outbox::sweep::Sweeper;
 use crate::outbox::{Outbox, OutboxConfig};
 
 /// What every handler and worker shares.
@@ -86,6 +87,7 @@ impl App {
     /// Serves until `stopped`, then drains: requests first, then the lanes they filled, then what follows the lanes.
     pub async fn serve(self: Arc<Self>, listener: TcpListener, stopped: watch::Receiver<bool>) {
         let drain = Duration::from_millis(self.config.drain_timeout_ms);
+        let sweeper = self.start_sweeper();
         let outbox = self.start_outbox();
         let events = self.start_events();
         let (stop_workers, workers_stopped) = watch::channel(false);
@@ -111,6 +113,9 @@ impl App {
         self.lanes.drain(Instant::now() + drain).await;
         if let Some(outbox) = outbox {
             outbox.stop().await;
+        }
+        if let Some(sweeper) = sweeper {
+            sweeper.stop().await;
         }
         stop_workers.send_replace(true);
         while workers.join_next().await.is_some() {}
@@ -155,6 +160,15 @@ impl App {
         Outbox::start(config, self.committed.clone(), self.metrics.clone())
             .inspect_err(|error| tracing::error!(%error, "the relay does not start"))
             .ok()
+    }
+
+    /// Also without Kafka: keys and use of rules expire all the same.
+    fn start_sweeper(&self) -> Option<Sweeper> {
+        let database = connect::settings(&self.config, "sweeper")
+            .inspect_err(|error| tracing::error!(%error, "the sweeper does not start"))
+            .ok()?;
+        let config = OutboxConfig::new(database, &self.config.kafka_brokers, &self.config.instance);
+        Some(Sweeper::start(config, self.metrics.clone()))
     }
 
     fn start_events(&self) -> Option<Events> {
