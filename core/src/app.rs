@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 use crate::batch::lanes::{Lanes, Share};
@@ -16,9 +16,10 @@ use crate::domain::ids::TenantId;
 use crate::events::notify::LogSink;
 use crate::events::{Events, EventsConfig};
 use crate::http::auth::KeyCache;
-use crate::http::{routes, serve};
+use crate::http::{change, routes, serve};
 use crate::ledger::connect;
 use crate::ledger::reads::{Database, DbError, Lease};
+use crate::limits;
 use crate::metrics::Metrics;
 use crate::outbox::sweep::Sweeper;
 use crate::outbox::{Outbox, OutboxConfig};
@@ -33,6 +34,8 @@ pub struct App {
     pub lanes: Arc<Lanes>,
     pub committed: Arc<CommitSignal>,
     pub draining: AtomicBool,
+    /// One permit for each change of a cached row under way.
+    pub changes: Arc<Semaphore>,
 }
 
 /// A setting that cannot be used. Servers that are not there yet are no reason not to start.
@@ -69,6 +72,7 @@ impl App {
             lanes,
             committed,
             draining: AtomicBool::new(false),
+            changes: Arc::new(Semaphore::new(limits::CHANGES_MAX as usize)),
         }))
     }
 
@@ -106,6 +110,7 @@ impl App {
         };
         workers.spawn(leaving);
         serve::run(self.clone(), listener, router, stopped, drain).await;
+        change::finish(&self).await;
         // Commands join the lanes too, so they end before the lanes; the relay ends after them and publishes the last.
         if let Some(events) = events {
             events.stop().await;

@@ -35,6 +35,8 @@ pub const TENANT_CONFIG_MAX: usize = 16 * 1024;
 pub const PAGE_MAX: i64 = 100;
 pub const PAGE_DEFAULT: i64 = 20;
 pub const CURSOR_MAX: usize = 512;
+/// Changes of cached rows that run at a time; see `http::change`.
+pub const CHANGES_MAX: u32 = 1_024;
 /// A revoked API key is refused everywhere after at most this many seconds: the life of an entry in the key cache.
 pub const API_KEY_REVOCATION_S: u64 = 5;
 pub const API_KEYS_CACHED: u64 = 20_000;
