@@ -156,7 +156,7 @@ impl Outbox {
 async fn supervise(shared: Arc<Shared>, committed: Arc<CommitSignal>, mut stopped: watch::Receiver<bool>) {
     let topics = [shared.config.publisher.topic.as_str()];
     tokio::select! {
-        () = topics::ensure_patiently(&shared.config.publisher.brokers, &topics) => {}
+        () = topics::ensure_patiently(&shared.config.publisher.brokers, &topics, None) => {}
         _ = stopped.wait_for(|s| *s) => return,
     }
     let start = |shard, stopped| {
