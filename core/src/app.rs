@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 use crate::batch::lanes::{Lanes, Share};
@@ -16,10 +16,12 @@ use crate::domain::ids::TenantId;
 use crate::events::notify::LogSink;
 use crate::events::{Events, EventsConfig};
 use crate::http::auth::KeyCache;
-use crate::http::{routes, serve};
+use crate::http::{change, routes, serve};
 use crate::ledger::connect;
 use crate::ledger::reads::{Database, DbError, Lease};
+use crate::limits;
 use crate::metrics::Metrics;
+use crate::outbox::sweep::Sweeper;
 use crate::outbox::{Outbox, OutboxConfig};
 
 /// What every handler and worker shares.
@@ -32,6 +34,8 @@ pub struct App {
     pub lanes: Arc<Lanes>,
     pub committed: Arc<CommitSignal>,
     pub draining: AtomicBool,
+    /// One permit for each change of a cached row under way.
+    pub changes: Arc<Semaphore>,
 }
 
 /// A setting that cannot be used. Servers that are not there yet are no reason not to start.
@@ -68,6 +72,7 @@ impl App {
             lanes,
             committed,
             draining: AtomicBool::new(false),
+            changes: Arc::new(Semaphore::new(limits::CHANGES_MAX as usize)),
         }))
     }
 
@@ -86,6 +91,7 @@ impl App {
     /// Serves until `stopped`, then drains: requests first, then the lanes they filled, then what follows the lanes.
     pub async fn serve(self: Arc<Self>, listener: TcpListener, stopped: watch::Receiver<bool>) {
         let drain = Duration::from_millis(self.config.drain_timeout_ms);
+        let sweeper = self.start_sweeper();
         let outbox = self.start_outbox();
         let events = self.start_events();
         let (stop_workers, workers_stopped) = watch::channel(false);
@@ -104,6 +110,7 @@ impl App {
         };
         workers.spawn(leaving);
         serve::run(self.clone(), listener, router, stopped, drain).await;
+        change::finish(&self).await;
         // Commands join the lanes too, so they end before the lanes; the relay ends after them and publishes the last.
         if let Some(events) = events {
             events.stop().await;
@@ -111,6 +118,9 @@ impl App {
         self.lanes.drain(Instant::now() + drain).await;
         if let Some(outbox) = outbox {
             outbox.stop().await;
+        }
+        if let Some(sweeper) = sweeper {
+            sweeper.stop().await;
         }
         stop_workers.send_replace(true);
         while workers.join_next().await.is_some() {}
@@ -155,6 +165,15 @@ impl App {
         Outbox::start(config, self.committed.clone(), self.metrics.clone())
             .inspect_err(|error| tracing::error!(%error, "the relay does not start"))
             .ok()
+    }
+
+    /// Also without Kafka: keys and use of rules expire all the same.
+    fn start_sweeper(&self) -> Option<Sweeper> {
+        let database = connect::settings(&self.config, "sweeper")
+            .inspect_err(|error| tracing::error!(%error, "the sweeper does not start"))
+            .ok()?;
+        let config = OutboxConfig::new(database, &self.config.kafka_brokers, &self.config.instance);
+        Some(Sweeper::start(config, self.metrics.clone()))
     }
 
     fn start_events(&self) -> Option<Events> {

@@ -1,5 +1,7 @@
 //! Every limit of the core in one place. Compile-time asserts state what must hold between them.
 
+use std::time::Duration;
+
 /// Payments in one posting statement. Costs per payment stop falling here (PostgreSQL CPU: 98 us at 8, 42 at 128, 35 at
 /// 512), and one statement's locks stay short.
 pub const BATCH_MAX: usize = 512;
@@ -15,6 +17,8 @@ pub const BATCH_BODY_MAX: usize = 2 * 1024 * 1024;
 pub const CONNECTIONS_MAX: usize = 20_000;
 /// Characters of an Idempotency-Key, as Stripe has it.
 pub const IDEMPOTENCY_KEY_MAX: usize = 255;
+/// How long the command topic keeps a command, and after which one is not executed any more.
+pub const COMMAND_RETENTION: Duration = Duration::from_secs(3 * 24 * 3600);
 /// How long a key is remembered. Must exceed the longest deferral of a queued command (H32).
 pub const IDEMPOTENCY_RETENTION_S: i64 = 7 * 24 * 3600;
 /// Largest amount of one payment, limit or rule in minor units: 15 digits, as the customer's decimal(15,2).
@@ -35,6 +39,8 @@ pub const TENANT_CONFIG_MAX: usize = 16 * 1024;
 pub const PAGE_MAX: i64 = 100;
 pub const PAGE_DEFAULT: i64 = 20;
 pub const CURSOR_MAX: usize = 512;
+/// Changes of cached rows that run at a time; see `http::change`.
+pub const CHANGES_MAX: u32 = 1_024;
 /// A revoked API key is refused everywhere after at most this many seconds: the life of an entry in the key cache.
 pub const API_KEY_REVOCATION_S: u64 = 5;
 pub const API_KEYS_CACHED: u64 = 20_000;
@@ -61,6 +67,10 @@ pub const UNREAD_ANSWER_TIMEOUT_S: u64 = 30;
 /// One statement of a read or of a small write.
 pub const STATEMENT_TIMEOUT_MS: u64 = 5_000;
 
+const _: () = assert!(
+    COMMAND_RETENTION.as_secs() + 24 * 3600 < IDEMPOTENCY_RETENTION_S as u64,
+    "a command outlives its key: with a day for clocks and tries under way, it could be executed twice (H32)"
+);
 const _: () = assert!(BATCH_MAX <= LANE_QUEUE, "a batch must fit the queue it is taken from");
 const _: () = assert!(BATCH_ITEMS_MAX <= LANE_QUEUE, "a full batch request of one tenant must fit an idle lane");
 const _: () = assert!(RETRY_FIRST_MS < RETRY_LONGEST_MS);

@@ -121,7 +121,7 @@ metrics! {
     outbox_batch_events: Histogram = "paycore_outbox_batch_events", "Events of one relay batch.", [], SIZES;
     outbox_deleted: IntCounter = "paycore_outbox_deleted_total", "Published rows removed after their retention.", [];
 
-    commands: IntCounterVec = "paycore_commands_total", "Commands of the request topic: done, rejected, poison.", ["result"];
+    commands: IntCounterVec = "paycore_commands_total", "Commands of the request topic: done, rejected, poison, expired, broken.", ["result"];
     command_retries: IntCounter = "paycore_command_retries_total", "Commands tried again because their shard did not answer.", [];
     notifications: IntCounterVec = "paycore_notifications_total", "Payment events seen by the notifier: delivered, duplicate, poison.", ["result"];
     consumer_errors: IntCounterVec = "paycore_consumer_errors_total", "Errors of a Kafka consumer.", ["topic"];

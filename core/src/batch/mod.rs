@@ -75,9 +75,14 @@ pub struct Job {
 }
 
 impl Job {
-    /// "Nothing was done" is no longer ours to say once an outcome was unknown; a verdict still is.
+    /// "Nothing was done" is no longer ours to say once an outcome was unknown, and a rejection says it too: it keeps no
+    /// key, so the first try may still arrive and find what the second one missed. A stored verdict is final, and so is a
+    /// mismatch: the key is somebody else's for both.
     fn honest(&self, answer: Answer) -> Answer {
-        if self.sent_unknown { answer.map_err(|_| NotPosted::OutcomeUnknown) } else { answer }
+        match answer {
+            Err(_) | Ok(Verdict::Rejected(_)) if self.sent_unknown => Err(NotPosted::OutcomeUnknown),
+            answer => answer,
+        }
     }
 
     /// The receiver may have gone with its HTTP request; the payment is what it is all the same.

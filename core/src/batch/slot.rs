@@ -256,17 +256,29 @@ impl Slot {
         if let Some(outcome) = key {
             metrics.idempotency.with_label_values(&[outcome]).inc();
         }
-        // A replay moved nothing; whoever moved it told the caches.
-        if let Ok(Verdict::Stored { status: PaymentStatus::Succeeded, versions, replayed: false, .. }) = &answer {
-            let (tenant, details) = (job.payment.tenant.0, &job.payment.details);
-            let accounts = [(tenant, details.debit.0), (tenant, details.credit.0)];
-            match versions {
-                Some((debit, credit)) => self.lanes.caches.posted(accounts.into_iter().zip([*debit, *credit])),
-                // Ours, but the answer that had the versions was lost.
-                None => accounts.iter().for_each(|account| self.lanes.caches.balances.evict(account, None)),
-            }
-        }
+        self.tell_caches(&job, &answer);
         job.answer(answer);
+    }
+}
+
+impl Slot {
+    /// The balances that this posting changed, or may have changed (H33).
+    fn tell_caches(&self, job: &Job, answer: &Answer) {
+        let (tenant, details) = (job.payment.tenant.0, &job.payment.details);
+        let accounts = [(tenant, details.debit.0), (tenant, details.credit.0)];
+        let caches = &self.lanes.caches;
+        match answer {
+            Ok(Verdict::Stored { status: PaymentStatus::Succeeded, versions: Some((debit, credit)), replayed: false, .. }) => {
+                caches.posted(accounts.into_iter().zip([*debit, *credit]));
+            }
+            // The answer that had the versions was lost; or whoever moved the money may not have lived to tell.
+            Ok(Verdict::Stored { status: PaymentStatus::Succeeded, .. }) => {
+                accounts.iter().for_each(|account| caches.balances.evict(account, None));
+            }
+            Err(NotPosted::OutcomeUnknown) => accounts.iter().for_each(|account| caches.balances.doubt(account)),
+            Ok(Verdict::Stored { status: PaymentStatus::Declined, .. } | Verdict::Mismatch | Verdict::Rejected(_))
+            | Err(_) => {}
+        }
     }
 }
 

@@ -22,6 +22,7 @@ use tokio::sync::{Notify, watch};
 use uuid::Uuid;
 
 use super::config::{CacheConfig, EVICT_BATCH, PENDING_MAX, PING_EVERY, PING_TIMEOUT, PROBE_PAUSE};
+use super::doubt::Doubts;
 use super::l2::{Bury, Failed, L2};
 use super::typed::Flag;
 use crate::metrics::Metrics;
@@ -40,6 +41,8 @@ pub(super) struct Eviction {
 /// What the bus needs of a typed cache.
 pub(super) trait Level1: Send + Sync {
     fn evict_remote(&self, key: &str, version: i64);
+    /// As if the row had just changed.
+    fn evict_again(&self, key: &str);
     fn grave(&self, eviction: &Eviction) -> Bury;
     fn flush(&self);
     fn count(&self);
@@ -63,6 +66,7 @@ pub(super) struct Hub {
     pub(super) config: CacheConfig,
     pub(super) metrics: Arc<Metrics>,
     pub(super) l2: Option<L2>,
+    pub(super) doubts: Doubts,
     /// This process, among those that publish.
     me: Uuid,
     subscribed: Flag,
@@ -79,6 +83,7 @@ impl Hub {
             config,
             metrics,
             l2,
+            doubts: Doubts::default(),
             me: Uuid::new_v4(),
             subscribed: Flag::default(),
             generation: AtomicI64::new(0),
@@ -126,6 +131,17 @@ impl Hub {
         self.metrics.cache_evictions_pending.set(pending.untold.len() as i64);
         drop(pending);
         self.news.notify_one();
+    }
+
+    /// Makes every value of the second level invisible: more have changed than were remembered.
+    pub(super) fn abandon(&self) {
+        if self.l2.is_some() {
+            let mut pending = self.pending.lock();
+            pending.untold.clear();
+            pending.overflowed = true;
+            drop(pending);
+            self.news.notify_one();
+        }
     }
 
     fn some_pending(&self) -> (Vec<Eviction>, Vec<u64>) {

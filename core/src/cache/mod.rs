@@ -3,7 +3,7 @@
 //! - [`values`]: what is cached, under which keys.
 //! - [`typed`]: one cache: both levels, single-flight loads, evictions.
 //! - `l2`: Redis: leases, tombstones, pool, breaker.
-//! - `bus`: evictions between instances.
+//! - `bus`: evictions between instances. `doubt`: rows that may have changed are evicted again.
 //! - [`warm`]: filling at start.
 //!
 //! Invariants:
@@ -15,6 +15,7 @@
 
 mod bus;
 mod config;
+mod doubt;
 mod l2;
 mod typed;
 pub mod values;
@@ -40,6 +41,7 @@ pub struct Caches {
     pub payment_types: Arc<Cache<(Uuid, String), CachedPaymentType>>,
     pub tenant_config: Arc<Cache<(Uuid, String), CachedTenantConfig>>,
     pub fraud_rules: Arc<Cache<Uuid, CachedFraudRules>>,
+    all: Arc<Vec<Arc<dyn bus::Level1>>>,
     hub: Arc<bus::Hub>,
     stop: watch::Sender<bool>,
     tasks: parking_lot::Mutex<Vec<JoinHandle<()>>>,
@@ -65,10 +67,11 @@ impl Caches {
         let (stop, stopped) = watch::channel(false);
         let tasks = vec![
             tokio::spawn(bus::teller(hub.clone(), all.clone(), stopped.clone())),
-            tokio::spawn(bus::subscriber(hub.clone(), all, stopped)),
+            tokio::spawn(doubt::follow(hub.clone(), all.clone(), stopped.clone())),
+            tokio::spawn(bus::subscriber(hub.clone(), all.clone(), stopped)),
         ];
         let tasks = parking_lot::Mutex::new(tasks);
-        Ok(Caches { accounts, balances, payment_types, tenant_config, fraud_rules, hub, stop, tasks })
+        Ok(Caches { accounts, balances, payment_types, tenant_config, fraud_rules, all, hub, stop, tasks })
     }
 
     /// The balances of these accounts changed; versions as the posting returned them. Cheap: for every payment.
@@ -90,6 +93,7 @@ impl Caches {
 
     /// Tells what is left to tell, for a second at most, and ends the tasks.
     pub async fn stop(&self) {
+        doubt::evict(&self.all, self.hub.doubts.take());
         self.stop.send_replace(true);
         let tasks = std::mem::take(&mut *self.tasks.lock());
         for task in tasks {

@@ -253,6 +253,14 @@ impl<K: Key, V: Value> Cache<K, V> {
         self.hub.tell(Eviction { tag: self.tag, version: version.unwrap_or(i64::MAX), key: text });
     }
 
+    /// The row may have changed, or may still change: it is evicted now and again a few times later.
+    pub fn doubt(&self, key: &K) {
+        self.evict(key, None);
+        let mut text = String::with_capacity(80);
+        key.write(&mut text);
+        self.hub.doubts.note(self.tag, text);
+    }
+
     fn drop_local(&self, key: &K, version: Option<i64>, cause: Cause) {
         let version = version.unwrap_or(i64::MAX);
         let mut flights = self.flights.lock();
@@ -275,6 +283,12 @@ impl<K: Key, V: Value> Level1 for Cache<K, V> {
     fn evict_remote(&self, key: &str, version: i64) {
         if let Some(key) = K::parse(key) {
             self.drop_local(&key, Some(version), Cause::Remote);
+        }
+    }
+
+    fn evict_again(&self, key: &str) {
+        if let Some(key) = K::parse(key) {
+            self.evict(&key, None);
         }
     }
 

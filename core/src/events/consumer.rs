@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
-use rdkafka::consumer::{CommitMode, Consumer, StreamConsumer};
+use rdkafka::consumer::{CommitMode, Consumer, ConsumerContext, StreamConsumer};
 use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedMessage, Headers, Message};
 use rdkafka::{Offset, TopicPartitionList};
@@ -49,8 +49,18 @@ impl Offsets {
         *next = (*next).max(offset + 1);
     }
 
+    /// Next offset per partition.
+    pub fn of(next: BTreeMap<i32, i64>) -> Offsets {
+        Offsets(next)
+    }
+
     /// Committed without waiting: a commit that is lost is a batch seen twice.
-    pub fn commit(&self, consumer: &StreamConsumer, topic: &str, mode: CommitMode) -> Result<(), KafkaError> {
+    pub fn commit<C: ConsumerContext + 'static>(
+        &self,
+        consumer: &StreamConsumer<C>,
+        topic: &str,
+        mode: CommitMode,
+    ) -> Result<(), KafkaError> {
         let mut list = TopicPartitionList::new();
         for (partition, next) in &self.0 {
             list.add_partition_offset(topic, *partition, Offset::Offset(*next))?;
@@ -59,10 +69,10 @@ impl Offsets {
     }
 }
 
-/// Waits for a message, then lets others gather for `gather`, and parses up to `max` of them in place. Cancel-safe only
-/// before the first message; the callers cancel it only together with the consumer.
-pub async fn batch<T>(
-    consumer: &StreamConsumer,
+/// Waits for a message, then lets others gather for `gather`, and parses up to `max` of them in place. Cancel-safe if
+/// `gather` is zero; otherwise only before the first message, and the caller cancels it only together with the consumer.
+pub async fn batch<T, C: ConsumerContext + 'static>(
+    consumer: &StreamConsumer<C>,
     max: usize,
     gather: Duration,
     mut parse: impl FnMut(&BorrowedMessage<'_>) -> T,

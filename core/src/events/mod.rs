@@ -2,7 +2,8 @@
 //!
 //! - [`topics`]: makes the topics and refuses ones with another number of partitions.
 //! - [`consumer`]: what both consumers do: settings, batches, offsets.
-//! - [`command`]: payment requests from a topic, posted by the same lanes as those from HTTP.
+//! - [`command`]: payment requests from a topic, posted by the same lanes as those from HTTP. `line` (PURE) keeps those of
+//!   a shard that is away from holding up others, `processor` reads the topic.
 //! - [`notify`]: payment events to a sink, each acted on once. [`seen`]: the ids already acted on.
 //!
 //! Invariants: an offset is committed only after the outcome of its message is durable (in the ledger, in the dead letter
@@ -11,11 +12,14 @@
 
 pub mod command;
 pub mod consumer;
+mod line;
 pub mod notify;
+mod processor;
 pub mod seen;
 pub mod topics;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -45,6 +49,12 @@ pub struct EventsConfig {
     /// Messages handled together (R14: max.poll 2000). Commands: at most a quarter of a lane's queue.
     pub batch: usize,
     pub command_batch: usize,
+    /// Commands of one shard that wait in memory while it is away, by number and by bytes; then the partitions that bring
+    /// more of them are not read.
+    pub line_commands: usize,
+    pub line_bytes: usize,
+    /// A command that the program or the schema refuses for this long is a dead letter: time for an operator to repair it.
+    pub broken_patience: Duration,
 }
 
 impl EventsConfig {
@@ -59,6 +69,9 @@ impl EventsConfig {
             database,
             batch: 2_000,
             command_batch: 1_000,
+            line_commands: 20_000,
+            line_bytes: 32 * 1024 * 1024,
+            broken_patience: Duration::from_secs(600),
         }
     }
 }
@@ -78,7 +91,7 @@ impl Events {
         metrics: Arc<Metrics>,
     ) -> Events {
         let (stop, stopped) = watch::channel(false);
-        let commands = command::Worker::new(config.clone(), poster, metrics.clone());
+        let commands = processor::Worker::new(config.clone(), poster, metrics.clone());
         let notifications = notify::Worker::new(config, sink, metrics);
         let tasks =
             vec![tokio::spawn(commands.run(stopped.clone())), tokio::spawn(notifications.run(stopped))];

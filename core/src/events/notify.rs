@@ -104,7 +104,7 @@ impl Worker {
     pub(super) async fn run(self, mut stopped: watch::Receiver<bool>) {
         let topics = [self.config.payment_topic.as_str()];
         tokio::select! {
-            () = topics::ensure_patiently(&self.config.brokers, &topics) => {}
+            () = topics::ensure_patiently(&self.config.brokers, &topics, None) => {}
             _ = stopped.wait_for(|s| *s) => return,
         }
         let mut recent = Recent::new(REMEMBERED);

@@ -27,14 +27,30 @@ pub enum TopicError {
 /// Makes what is missing, with the broker's default replication, and checks the partition counts. Nothing is produced or
 /// consumed before this succeeded: a broker that makes topics by itself would make them with its own count.
 pub async fn ensure(brokers: &str, topics: &[&str]) -> Result<(), TopicError> {
+    ensure_kept(brokers, topics, None).await
+}
+
+/// The same for topics whose messages are kept for `retention`, as the broker's clock counts; `None`: as the broker is set.
+/// Topics that exist stay as they are.
+pub async fn ensure_kept(brokers: &str, topics: &[&str], retention: Option<Duration>) -> Result<(), TopicError> {
     let admin: AdminClient<DefaultClientContext> = ClientConfig::new()
         .set("bootstrap.servers", brokers)
         .set("client.id", "payment-core-admin")
         .set("reconnect.backoff.max.ms", "1000")
         .set_log_level(rdkafka::config::RDKafkaLogLevel::Emerg)
         .create()?;
-    let wanted: Vec<NewTopic<'_>> =
-        topics.iter().map(|name| NewTopic::new(name, PARTITIONS, TopicReplication::Fixed(-1))).collect();
+    let retention_ms = retention.map(|retention| retention.as_millis().to_string());
+    let wanted: Vec<NewTopic<'_>> = topics
+        .iter()
+        .map(|name| {
+            let topic = NewTopic::new(name, PARTITIONS, TopicReplication::Fixed(-1));
+            match &retention_ms {
+                // A producer's own time could keep a message for ever, or make it old at once.
+                Some(ms) => topic.set("retention.ms", ms).set("message.timestamp.type", "LogAppendTime"),
+                None => topic,
+            }
+        })
+        .collect();
     let options = AdminOptions::new().request_timeout(Some(TIMEOUT)).operation_timeout(Some(TIMEOUT));
     for made in admin.create_topics(&wanted, &options).await? {
         match made {
@@ -67,10 +83,10 @@ pub async fn ensure(brokers: &str, topics: &[&str]) -> Result<(), TopicError> {
 }
 
 /// Tries until it succeeds. Logs the first failure of each kind loudly, because a wrong count waits for an operator.
-pub async fn ensure_patiently(brokers: &str, topics: &[&str]) {
+pub async fn ensure_patiently(brokers: &str, topics: &[&str], retention: Option<Duration>) {
     let mut said = String::new();
     let mut pause = Duration::from_millis(200);
-    while let Err(error) = ensure(brokers, topics).await {
+    while let Err(error) = ensure_kept(brokers, topics, retention).await {
         let text = error.to_string();
         if text != said {
             tracing::warn!(error = text, "topics are not ready");

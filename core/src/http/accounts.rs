@@ -15,7 +15,7 @@ use super::params::Path;
 use super::payments::answer;
 use super::stored::{self, Begun};
 use super::view::{self, AccountView, BalanceView, Page};
-use super::{body, page};
+use super::{body, change, page};
 use crate::app::App;
 use crate::cache::values::{CachedAccount, CachedBalance};
 use crate::clock;
@@ -205,13 +205,15 @@ pub async fn patch(
     let mut db = app.primary(tenant).await?;
     let current = accounts::get(&mut db, tenant, id).await?.ok_or_else(|| Problem::of(Code::NotFound))?;
     let kind = AccountType::parse(&current.account_type).unwrap_or(AccountType::Wallet);
-    let change = patch.validate(view::currency(&current.currency)?, kind).map_err(Problem::faults)?;
-    let updated = accounts::update(&mut db, tenant, id, &change, clock::now()).await;
-    // Also when the answer was lost: it may have been done.
-    app.caches.accounts.evict(&(tenant.0, id.0), None);
-    app.caches.balances.evict(&(tenant.0, id.0), None);
-    let row = updated?.ok_or_else(|| Problem::new(Code::StateConflict, "a closed account stays closed"))?;
-    answer(&AccountView::new(&row)?)
+    let changes = patch.validate(view::currency(&current.currency)?, kind).map_err(Problem::faults)?;
+    change::to_its_end(&app.clone(), async move {
+        let updated = accounts::update(&mut db, tenant, id, &changes, clock::now()).await;
+        change::evict(&app.caches.accounts, &(tenant.0, id.0), None, &updated);
+        change::evict(&app.caches.balances, &(tenant.0, id.0), None, &updated);
+        let row = updated?.ok_or_else(|| Problem::new(Code::StateConflict, "a closed account stays closed"))?;
+        answer(&AccountView::new(&row)?)
+    })
+    .await
 }
 
 /// GET /v1/accounts/{id}/balance. May come from a cache that this instance's postings evict at once and others' within

@@ -14,7 +14,7 @@ use super::auth::{self, Caller};
 use super::params::Path;
 use super::payments::{answer, answer_with};
 use super::view::{Page, Timestamp};
-use super::{body, front};
+use super::{body, change, front};
 use crate::app::App;
 use crate::clock;
 use crate::domain::code::Code;
@@ -88,10 +88,13 @@ pub async fn revoke(State(app): State<Arc<App>>, caller: Caller, Path(id): Path)
     let tenant = caller.may("keys:write")?;
     let id = KeyId::parse(&id).ok_or_else(|| Problem::of(Code::NotFound))?;
     let mut db = app.primary(tenant).await?;
-    let revoked = tenants::revoke(&mut db, tenant, id, clock::now()).await;
-    app.keys.forget();
-    if !revoked? {
-        return Err(Problem::of(Code::NotFound));
-    }
-    Ok(front::empty())
+    change::to_its_end(&app.clone(), async move {
+        let revoked = tenants::revoke(&mut db, tenant, id, clock::now()).await;
+        app.keys.forget();
+        if !revoked? {
+            return Err(Problem::of(Code::NotFound));
+        }
+        Ok(front::empty())
+    })
+    .await
 }

@@ -5,13 +5,14 @@
 //! that is how long a revocation takes to hold everywhere.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::extract::FromRequestParts;
 use axum::http::header;
 use axum::http::request::Parts;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use parking_lot::Mutex;
 use rand::TryRngCore;
 use sha2::{Digest, Sha256};
 
@@ -26,7 +27,16 @@ use crate::limits;
 
 /// The API keys seen lately, by hash; unknown ones too, so that a client with a wrong key does not query every time.
 pub struct KeyCache {
-    known: moka::future::Cache<[u8; 32], Option<Arc<Grant>>>,
+    known: moka::future::Cache<[u8; 32], Known>,
+    life: Duration,
+    forgotten: Mutex<Option<Instant>>,
+}
+
+/// What a look-up found. It tells of the time before its query was sent: a key may have been revoked since.
+#[derive(Clone)]
+struct Known {
+    asked: Instant,
+    grant: Option<Arc<Grant>>,
 }
 
 #[derive(Debug)]
@@ -38,25 +48,49 @@ pub struct Grant {
 
 impl Default for KeyCache {
     fn default() -> Self {
-        let known = moka::future::Cache::builder()
-            .max_capacity(limits::API_KEYS_CACHED)
-            .time_to_live(Duration::from_secs(limits::API_KEY_REVOCATION_S))
-            .build();
-        Self { known }
+        Self::trusted_for(Duration::from_secs(limits::API_KEY_REVOCATION_S))
     }
 }
 
 impl KeyCache {
-    async fn grant(&self, key: ApiKeyText<'_>, text: &str, app: &App) -> Result<Option<Arc<Grant>>, Arc<DbError>> {
-        let hash = hash_of(text);
-        if let Some(known) = self.known.get(&hash).await {
-            return Ok(known);
-        }
-        self.known.try_get_with(hash, look_up(key.tenant, hash, app)).await
+    fn trusted_for(life: Duration) -> Self {
+        let known = moka::future::Cache::builder().max_capacity(limits::API_KEYS_CACHED).time_to_live(life).build();
+        Self { known, life, forgotten: Mutex::default() }
     }
 
-    /// This instance forgets everything it knows; others within [`limits::API_KEY_REVOCATION_S`].
+    async fn grant(&self, key: ApiKeyText<'_>, text: &str, app: &App) -> Result<Option<Arc<Grant>>, Arc<DbError>> {
+        let hash = hash_of(text);
+        self.get(hash, || look_up(key.tenant, hash, app)).await
+    }
+
+    /// What is known, or what `look_up` finds. Concurrent callers share a look-up, unless it is too old by then.
+    async fn get<F, T>(&self, hash: [u8; 32], look_up: F) -> Result<Option<Arc<Grant>>, Arc<DbError>>
+    where
+        F: Fn() -> T,
+        T: Future<Output = Result<Option<Arc<Grant>>, DbError>>,
+    {
+        let asking = || async {
+            let asked = Instant::now();
+            Ok::<_, DbError>(Known { asked, grant: look_up().await? })
+        };
+        for _ in 0..2 {
+            let known = self.known.try_get_with(hash, asking()).await?;
+            if self.holds(&known) {
+                return Ok(known.grant);
+            }
+            self.known.invalidate(&hash).await;
+        }
+        // Look-ups take longer than an answer may be kept: one that began with this request is as good as no cache.
+        look_up().await.map_err(Arc::new)
+    }
+
+    fn holds(&self, known: &Known) -> bool {
+        known.asked.elapsed() < self.life && self.forgotten.lock().is_none_or(|at| known.asked > at)
+    }
+
+    /// This instance forgets everything it knows and is about to learn; others within [`limits::API_KEY_REVOCATION_S`].
     pub fn forget(&self) {
+        *self.forgotten.lock() = Some(Instant::now());
         self.known.invalidate_all();
     }
 }
@@ -176,6 +210,51 @@ mod tests {
         assert!(text.starts_with(&a.prefix) && a.prefix.len() == 42 && a.prefix.len() + 30 < text.len());
         assert_eq!(ApiKeyText::parse(&text).map(|k| k.tenant), Some(tenant));
         assert_eq!(a.hash, hash_of(&text));
+    }
+
+    fn granted() -> Option<Arc<Grant>> {
+        let tenant = crate::clock::new_id::<TenantId>();
+        Some(Arc::new(Grant { tenant, status: TenantStatus::Active, scopes: vec![] }))
+    }
+
+    /// A look-up read the key, the key is revoked and forgotten, the look-up ends: nobody may use what it read.
+    #[tokio::test]
+    async fn a_look_up_that_began_before_a_revocation_is_not_trusted() {
+        let keys = KeyCache::default();
+        let (reading, gate) = (tokio::sync::Notify::new(), tokio::sync::Notify::new());
+        let revoked = std::sync::atomic::AtomicBool::new(false);
+        let look_up = || async {
+            if revoked.load(std::sync::atomic::Ordering::SeqCst) {
+                return Ok(None);
+            }
+            reading.notify_one();
+            gate.notified().await;
+            Ok(granted())
+        };
+        let revoking = async {
+            reading.notified().await;
+            revoked.store(true, std::sync::atomic::Ordering::SeqCst);
+            keys.forget();
+            gate.notify_one();
+        };
+        let (early, ()) = tokio::join!(keys.get([1; 32], look_up), revoking);
+        assert!(early.expect("no error").is_none(), "the caller that waited got the revoked key");
+        assert!(keys.get([1; 32], look_up).await.expect("no error").is_none());
+    }
+
+    #[tokio::test]
+    async fn the_life_of_an_entry_begins_before_its_query() {
+        let keys = KeyCache::trusted_for(Duration::from_millis(200));
+        let queries = std::sync::atomic::AtomicUsize::new(0);
+        let slow = || async {
+            queries.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+            tokio::time::sleep(Duration::from_millis(250)).await;
+            Ok(granted())
+        };
+        assert!(keys.get([1; 32], slow).await.expect("no error").is_some());
+        let before = queries.load(std::sync::atomic::Ordering::SeqCst);
+        assert!(keys.get([1; 32], slow).await.expect("no error").is_some());
+        assert!(queries.load(std::sync::atomic::Ordering::SeqCst) > before, "an answer was used past its life");
     }
 
     #[test]

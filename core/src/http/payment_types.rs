@@ -8,8 +8,8 @@ use axum::http::{HeaderMap, header};
 use axum::response::Response;
 
 use super::auth::Caller;
-use super::body;
 use super::params::Path;
+use super::{body, change};
 use super::payments::answer;
 use super::stored::{self, Begun};
 use super::view::Page;
@@ -93,25 +93,29 @@ pub async fn put(
         return Err(Problem::new(Code::StateConflict, "the code of a payment type does not change"));
     }
     let mut db = app.primary(tenant).await?;
-    let updated = settings::update_payment_type(&mut db, tenant, &new, expected, clock::now()).await;
-    app.caches.payment_types.evict(&(tenant.0, code.clone()), updated.as_ref().ok().copied().flatten());
-    let updated = updated?;
-    let row = settings::payment_type(&mut db, tenant, &code).await?;
-    match (updated, row) {
-        (_, None) => Err(Problem::of(Code::NotFound)),
-        (None, Some(_)) => Err(Problem::of(Code::PreconditionFailed)),
-        (Some(version), Some(row)) => {
-            let mut response = answer(&CachedPaymentType {
-                payment_type_id: row.payment_type_id,
-                code: new.code,
-                name: new.name,
-                is_active: new.is_active,
-                min_amount_minor: new.min_amount,
-                max_amount_minor: new.max_amount,
-                version,
-            })?;
-            response.headers_mut().insert(header::ETAG, stored::etag(version));
-            Ok(response)
+    change::to_its_end(&app.clone(), async move {
+        let updated = settings::update_payment_type(&mut db, tenant, &new, expected, clock::now()).await;
+        let version = updated.as_ref().ok().copied().flatten();
+        change::evict(&app.caches.payment_types, &(tenant.0, code.clone()), version, &updated);
+        let updated = updated?;
+        let row = settings::payment_type(&mut db, tenant, &code).await?;
+        match (updated, row) {
+            (_, None) => Err(Problem::of(Code::NotFound)),
+            (None, Some(_)) => Err(Problem::of(Code::PreconditionFailed)),
+            (Some(version), Some(row)) => {
+                let mut response = answer(&CachedPaymentType {
+                    payment_type_id: row.payment_type_id,
+                    code: new.code,
+                    name: new.name,
+                    is_active: new.is_active,
+                    min_amount_minor: new.min_amount,
+                    max_amount_minor: new.max_amount,
+                    version,
+                })?;
+                response.headers_mut().insert(header::ETAG, stored::etag(version));
+                Ok(response)
+            }
         }
-    }
+    })
+    .await
 }

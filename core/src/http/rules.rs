@@ -14,7 +14,7 @@ use super::params::Path;
 use super::payments::answer;
 use super::stored::{self, Begun};
 use super::view::{self, Page};
-use super::{body, front};
+use super::{body, change, front};
 use crate::app::App;
 use crate::cache::values::{CachedFraudRule, CachedFraudRules};
 use crate::clock;
@@ -97,9 +97,15 @@ pub async fn create(
         is_active,
         version: 1,
     };
-    let response = once.finish(201, &RuleView::of(&row)?).await;
-    app.caches.fraud_rules.evict(&tenant.0, None);
-    response
+    change::to_its_end(&app.clone(), async move {
+        let response = once.finish(201, &RuleView::of(&row)?).await;
+        match &response {
+            Err(problem) if problem.code() == Code::OutcomeUnknown => app.caches.fraud_rules.doubt(&tenant.0),
+            _ => app.caches.fraud_rules.evict(&tenant.0, None),
+        }
+        response
+    })
+    .await
 }
 
 async fn rules(app: &App, tenant: TenantId) -> Result<Arc<CachedFraudRules>, Problem> {
@@ -147,25 +153,28 @@ pub async fn put(
     let request: RuleBody = body::json(&headers, request_body, limits::BODY_MAX).await?;
     let (rule, is_active) = request.validate().map_err(Problem::faults)?;
     let mut db = app.primary(tenant).await?;
-    let updated = settings::update_rule(&mut db, tenant, id, &rule, is_active, expected, clock::now()).await;
-    app.caches.fraud_rules.evict(&tenant.0, None);
-    let Some(version) = updated? else {
-        let there = settings::rules(&mut db, tenant).await?.iter().any(|r| r.rule_id == id.0);
-        return Err(Problem::of(if there { Code::PreconditionFailed } else { Code::NotFound }));
-    };
-    let row = CachedFraudRule {
-        rule_id: id.0,
-        rule_type: rule.kind().to_owned(),
-        currency: rule.currency().map(|c| c.code().to_owned()),
-        amount_minor: rule.amount().map(|a| a.get()),
-        window_seconds: rule.window_seconds(),
-        max_count: rule.max_count(),
-        is_active,
-        version,
-    };
-    let mut response = answer(&RuleView::of(&row)?)?;
-    response.headers_mut().insert(header::ETAG, stored::etag(version));
-    Ok(response)
+    change::to_its_end(&app.clone(), async move {
+        let updated = settings::update_rule(&mut db, tenant, id, &rule, is_active, expected, clock::now()).await;
+        change::evict(&app.caches.fraud_rules, &tenant.0, None, &updated);
+        let Some(version) = updated? else {
+            let there = settings::rules(&mut db, tenant).await?.iter().any(|r| r.rule_id == id.0);
+            return Err(Problem::of(if there { Code::PreconditionFailed } else { Code::NotFound }));
+        };
+        let row = CachedFraudRule {
+            rule_id: id.0,
+            rule_type: rule.kind().to_owned(),
+            currency: rule.currency().map(|c| c.code().to_owned()),
+            amount_minor: rule.amount().map(|a| a.get()),
+            window_seconds: rule.window_seconds(),
+            max_count: rule.max_count(),
+            is_active,
+            version,
+        };
+        let mut response = answer(&RuleView::of(&row)?)?;
+        response.headers_mut().insert(header::ETAG, stored::etag(version));
+        Ok(response)
+    })
+    .await
 }
 
 /// DELETE /v1/fraud-rules/{id}
@@ -173,9 +182,12 @@ pub async fn delete(State(app): State<Arc<App>>, caller: Caller, Path(id): Path)
     let tenant = caller.may("settings:write")?;
     let id = parse_id(&id)?;
     let mut db = app.primary(tenant).await?;
-    let deleted = settings::delete_rule(&mut db, tenant, id).await;
-    app.caches.fraud_rules.evict(&tenant.0, None);
-    if deleted? { Ok(front::empty()) } else { Err(Problem::of(Code::NotFound)) }
+    change::to_its_end(&app.clone(), async move {
+        let deleted = settings::delete_rule(&mut db, tenant, id).await;
+        change::evict(&app.caches.fraud_rules, &tenant.0, None, &deleted);
+        if deleted? { Ok(front::empty()) } else { Err(Problem::of(Code::NotFound)) }
+    })
+    .await
 }
 
 #[derive(Deserialize)]

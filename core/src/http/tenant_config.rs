@@ -10,8 +10,8 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::auth::Caller;
-use super::body;
 use super::params::Path;
+use super::{body, change};
 use super::payments::answer;
 use super::stored;
 use super::view::Timestamp;
@@ -76,11 +76,15 @@ pub async fn put(
     }
     let now = clock::now();
     let mut db = app.primary(tenant).await?;
-    let written = settings::put_config(&mut db, tenant, &kind, &value, expected, now).await;
-    app.caches.tenant_config.evict(&(tenant.0, kind.clone()), written.as_ref().ok().copied().flatten());
-    let version = written?.ok_or_else(|| Problem::of(Code::PreconditionFailed))?;
-    let mut response =
-        answer(&ConfigView { config_type: &kind, config: &value, version, updated_at: Timestamp(now) })?;
-    response.headers_mut().insert(header::ETAG, stored::etag(version));
-    Ok(response)
+    change::to_its_end(&app.clone(), async move {
+        let written = settings::put_config(&mut db, tenant, &kind, &value, expected, now).await;
+        let version = written.as_ref().ok().copied().flatten();
+        change::evict(&app.caches.tenant_config, &(tenant.0, kind.clone()), version, &written);
+        let version = written?.ok_or_else(|| Problem::of(Code::PreconditionFailed))?;
+        let mut response =
+            answer(&ConfigView { config_type: &kind, config: &value, version, updated_at: Timestamp(now) })?;
+        response.headers_mut().insert(header::ETAG, stored::etag(version));
+        Ok(response)
+    })
+    .await
 }

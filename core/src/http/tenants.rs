@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::auth::{self, Admin};
-use super::body;
 use super::params::Path;
+use super::{body, change};
 use super::payments::{answer, answer_with};
 use super::view::Timestamp;
 use crate::app::App;
@@ -103,7 +103,10 @@ pub async fn patch(
     faults.finish().map_err(Problem::faults)?;
     let status = status.unwrap_or(TenantStatus::Active);
     let mut db = app.primary(id).await?;
-    let row = tenants::set_status(&mut db, id, status.as_str()).await;
-    app.keys.forget();
-    answer(&TenantView::of(&row?.ok_or_else(|| Problem::of(Code::NotFound))?))
+    change::to_its_end(&app.clone(), async move {
+        let row = tenants::set_status(&mut db, id, status.as_str()).await;
+        app.keys.forget();
+        answer(&TenantView::of(&row?.ok_or_else(|| Problem::of(Code::NotFound))?))
+    })
+    .await
 }

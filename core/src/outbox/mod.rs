@@ -4,7 +4,8 @@
 //! - [`publisher`]: the producer, shared by the relays of this instance.
 //! - [`lease`]: who publishes a shard.
 //! - [`claim`]: which rows come next, and marking them.
-//! - [`relay`]: one shard's loop. [`sweep`]: removes old published rows.
+//! - [`relay`]: one shard's loop. `shards`: one such task a shard.
+//! - [`sweep`]: removes rows that need not be kept, with or without Kafka.
 //!
 //! What a consumer may rely on, and why (H12, H34): **after dropping event ids already seen, the sequence of every account
 //! rises without a gap.** Each relay session is a stream that starts, for every account, at its first unmarked row and
@@ -24,20 +25,18 @@ pub mod event;
 pub mod lease;
 pub mod publisher;
 pub mod relay;
-mod sweep;
+mod shards;
+pub mod sweep;
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, watch};
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinHandle;
 
-use crate::batch::map;
 use crate::batch::signal::CommitSignal;
 use crate::events::topics;
-use crate::ledger::connect;
 use crate::metrics::Metrics;
 use publisher::{Publisher, PublisherConfig};
 
@@ -57,6 +56,9 @@ pub struct OutboxConfig {
     /// publishes at once.
     pub coalesce: Duration,
     pub lease_ttl: Duration,
+    /// A statement without an answer for this long ends its session: a server that is frozen keeps its connections. About
+    /// the lease's life, after which there is nothing left to lose.
+    pub statement_timeout: Duration,
     /// A batch that Kafka has not acknowledged after this long is given up and started again with a new producer.
     /// librdkafka retries by itself before, so this is for what it cannot leave by itself.
     pub stalled: Duration,
@@ -82,6 +84,7 @@ impl OutboxConfig {
             poll: Duration::from_millis(200),
             coalesce: Duration::from_millis(100),
             lease_ttl: Duration::from_secs(5),
+            statement_timeout: Duration::from_secs(5),
             stalled: Duration::from_secs(60),
             retention: Duration::from_secs(7 * 24 * 3600),
             sweep_every: Duration::from_secs(60),
@@ -136,80 +139,32 @@ impl Outbox {
     }
 
     /// Finishes the batches under way (for a few seconds at most), releases the leases and closes the producer.
-    pub async fn stop(self) {
+    pub async fn stop(mut self) {
         self.stop.send_replace(true);
-        let _ = self.supervisor.await;
+        // A statement that was under way, the batch, its mark or the lease's release.
+        let patience = relay::DRAIN + 2 * self.shared.config.statement_timeout;
+        if tokio::time::timeout(patience, &mut self.supervisor).await.is_err() {
+            tracing::warn!("relays did not end in time; their leases lapse");
+            self.supervisor.abort();
+            let _ = (&mut self.supervisor).await;
+        }
         self.shared.publisher.close().await;
     }
 }
 
-/// Follows the list of shards and keeps one relay for each.
+/// Keeps one relay for each shard.
 async fn supervise(shared: Arc<Shared>, committed: Arc<CommitSignal>, mut stopped: watch::Receiver<bool>) {
     let topics = [shared.config.publisher.topic.as_str()];
     tokio::select! {
-        () = topics::ensure_patiently(&shared.config.publisher.brokers, &topics) => {}
+        () = topics::ensure_patiently(&shared.config.publisher.brokers, &topics, None) => {}
         _ = stopped.wait_for(|s| *s) => return,
     }
-    let mut relays = JoinSet::new();
-    let mut stops: HashMap<Option<u16>, watch::Sender<bool>> = HashMap::new();
-    loop {
-        let mut pause = shared.config.shards_every;
-        match shards(&shared.config).await {
-            Ok(shards) => {
-                stops.retain(|shard, stop| {
-                    let stays = shards.contains(shard);
-                    if !stays {
-                        stop.send_replace(true);
-                    }
-                    stays
-                });
-                for shard in shards {
-                    stops.entry(shard).or_insert_with(|| {
-                        let (stop, stopped) = watch::channel(false);
-                        let signals: Vec<Arc<Notify>> = match shard {
-                            Some(shard) => vec![committed.of(shard)],
-                            None => (1..=shared.config.lanes_without_map.max(1)).map(|l| committed.of(l)).collect(),
-                        };
-                        relays.spawn(relay::run(shared.clone(), shard, signals, stopped));
-                        stop
-                    });
-                }
-            }
-            Err(error) => {
-                tracing::debug!(error, "the list of shards is not readable yet");
-                if stops.is_empty() {
-                    pause = Duration::from_millis(500);
-                }
-            }
-        }
-        tokio::select! {
-            () = tokio::time::sleep(pause) => {}
-            _ = stopped.wait_for(|s| *s) => break,
-        }
-        while relays.try_join_next().is_some() {}
-    }
-    for stop in stops.values() {
-        stop.send_replace(true);
-    }
-    while relays.join_next().await.is_some() {}
-}
-
-/// The shards behind the proxy; of a plain PostgreSQL, itself.
-async fn shards(config: &OutboxConfig) -> Result<Vec<Option<u16>>, String> {
-    let read = async {
-        let link = connect::open(&config.database).await.map_err(|e| e.to_string())?;
-        map::read(&link).await.map_err(|e| e.to_string())
+    let start = |shard, stopped| {
+        let signals: Vec<Arc<Notify>> = match shard {
+            Some(shard) => vec![committed.of(shard)],
+            None => (1..=shared.config.lanes_without_map.max(1)).map(|l| committed.of(l)).collect(),
+        };
+        relay::run(shared.clone(), shard, signals, stopped)
     };
-    let map = tokio::time::timeout(Duration::from_secs(5), read).await.map_err(|e| e.to_string())??;
-    Ok(map.map_or(vec![None], |map| map.shards().into_iter().map(|shard| Some(shard.0)).collect()))
-}
-
-/// Opens a session on one shard's primary.
-pub(crate) async fn open(config: &OutboxConfig, shard: Option<u16>) -> Result<connect::Link, connect::OpenError> {
-    let mut settings = config.database.clone();
-    if let Some(shard) = shard {
-        settings.options(format!("-c shard.target={shard} -c shard.read=primary"));
-    }
-    settings.application_name(format!("{}/relay", config.instance));
-    connect::open(&settings).await
+    shards::follow(&shared.config, stopped, start).await;
 }

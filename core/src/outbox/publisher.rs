@@ -3,13 +3,15 @@
 //!
 //! A producer is used until the first failure and then replaced whole. Its idempotence ends with its session (H34), so a
 //! failed message could otherwise be sent again after its successors; [`Publisher::replace`] purges everything that the
-//! old one still holds, which fails the batches of all relays, and each starts again at its first unmarked row.
+//! old one still holds, which fails the batches of all relays, and each starts again at its first unmarked row. Before
+//! it purges, the old one is closed to all relays: what one of them handed over after the purge would be transmitted
+//! although its predecessors were purged.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use rdkafka::config::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
@@ -164,6 +166,9 @@ pub struct Session {
     number: u64,
     topic: String,
     producer: ThreadedProducer<Reports>,
+    /// Set before the producer is purged. Held for reading while an event is handed over, so that every event is either
+    /// there to be purged or refused.
+    given_up: RwLock<bool>,
 }
 
 impl Session {
@@ -172,6 +177,10 @@ impl Session {
         let mut headers = OwnedHeaders::new_with_capacity(super::event::Headers::NAMES.len());
         for (key, value) in scratch.headers.iter() {
             headers = headers.insert(Header { key, value: Some(value) });
+        }
+        let given_up = self.given_up.read();
+        if *given_up {
+            return Err(SendError::GivenUp);
         }
         batch.open.fetch_add(1, Ordering::AcqRel);
         let record = BaseRecord::with_opaque_to(&self.topic, batch.clone())
@@ -186,10 +195,19 @@ impl Session {
             }
         })
     }
+
+    /// Takes nothing more and forgets what it holds.
+    fn give_up(&self) {
+        *self.given_up.write() = true;
+        self.producer.purge(PurgeConfig::default().queue().inflight());
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
 pub enum SendError {
+    /// Another relay has given the producer up: this one's events were purged with it.
+    #[error("the producer was given up")]
+    GivenUp,
     /// Try the same event again a little later.
     #[error("the producer's queue is full")]
     QueueFull,
@@ -226,7 +244,7 @@ impl Publisher {
         }
         let producer = self.config.settings().create_with_context(Reports)?;
         let number = self.next.fetch_add(1, Ordering::Relaxed) as u64;
-        let session = Arc::new(Session { number, topic: self.config.topic.clone(), producer });
+        let session = Arc::new(Session { number, topic: self.config.topic.clone(), producer, given_up: RwLock::new(false) });
         *current = Some(session.clone());
         Ok(session)
     }
@@ -236,7 +254,7 @@ impl Publisher {
         let mut current = self.current.lock();
         if let Some(session) = current.take_if(|session| session.number == failed.number) {
             drop(current);
-            session.producer.purge(PurgeConfig::default().queue().inflight());
+            session.give_up();
             tokio::task::spawn_blocking(move || close(session));
         }
     }
@@ -245,6 +263,7 @@ impl Publisher {
     pub async fn close(&self) {
         let session = self.current.lock().take();
         if let Some(session) = session {
+            session.give_up();
             let _ = tokio::task::spawn_blocking(move || close(session)).await;
         }
     }

@@ -15,13 +15,14 @@ use super::claim::{Claims, Cursor};
 use super::event::{Event, Scratch};
 use super::lease::Lease;
 use super::publisher::{Batch, SendError, Session};
-use super::{Shared, open, sweep};
+use super::Shared;
+use super::shards::{self, StatementError, in_time};
 
 /// Pauses after failures: from a tenth of a second, doubled up to five.
 const BACKOFF_FIRST: Duration = Duration::from_millis(100);
 const BACKOFF_MOST: Duration = Duration::from_secs(5);
 /// How long a stopping relay waits for the batch under way.
-const DRAIN: Duration = Duration::from_secs(3);
+pub(super) const DRAIN: Duration = Duration::from_secs(3);
 /// Between two counts of the waiting rows.
 const COUNT_EVERY: Duration = Duration::from_secs(5);
 
@@ -34,9 +35,8 @@ enum Ended {
 }
 
 impl Ended {
-    fn failed(reason: &'static str) -> impl FnOnce(tokio_postgres::Error) -> Ended {
-        // The driver's own text of a server's error is "db error"; what happened is in its source.
-        move |error| Ended::Failed { reason, error: error.as_db_error().map_or(error.to_string(), ToString::to_string) }
+    fn failed(reason: &'static str) -> impl FnOnce(StatementError) -> Ended {
+        move |error| Ended::Failed { reason, error: error.to_string() }
     }
 }
 
@@ -106,7 +106,7 @@ impl Relay {
 
     async fn session(&mut self) -> Ended {
         let shared = self.shared.clone();
-        let link = match open(&shared.config, self.shard).await {
+        let link = match shards::open(&shared.config, self.shard, "relay").await {
             Ok(link) => link,
             Err(error) => return Ended::Failed { reason: "connect", error: error.to_string() },
         };
@@ -129,7 +129,8 @@ impl Relay {
             if tokio::time::timeout(polite, self.stopped.wait_for(|s| *s)).await.is_ok() {
                 return Err(Ended::Stopped);
             }
-            let lease = Lease::acquire(client, shard, &self.shared.owner, config.lease_ttl).await;
+            let lease = Lease::acquire(client, shard, &self.shared.owner, config.lease_ttl);
+            let lease = in_time(config.statement_timeout, lease).await;
             if let Some(lease) = lease.map_err(Ended::failed("lease"))? {
                 return Ok(lease);
             }
@@ -142,24 +143,24 @@ impl Relay {
     async fn publish(&mut self, client: &Client, mut lease: Lease) -> Ended {
         let shared = self.shared.clone();
         let limit = shared.config.batch.max(1);
-        let claims = match Claims::prepare(client, limit).await {
+        let patience = shared.config.statement_timeout;
+        let claims = match in_time(patience, Claims::prepare(client, limit)).await {
             Ok(claims) => claims,
             Err(error) => return Ended::failed("claim")(error),
         };
         let mut scratch = Scratch::default();
         let mut cursor = Cursor::START;
         let mut counted: Option<Instant> = None;
-        let mut swept = Instant::now();
-        let mut tidied = swept;
         loop {
             if *self.stopped.borrow() {
-                let _ = lease.release(client).await;
+                // If it cannot be released it lapses.
+                let _ = in_time(patience, lease.release(client)).await;
                 return Ended::Stopped;
             }
-            if let Err(ended) = renew_if_due(&mut lease, client).await {
+            if let Err(ended) = renew_if_due(&mut lease, client, patience).await {
                 return ended;
             }
-            let events = match claims.next(client, cursor).await {
+            let events = match in_time(patience, claims.next(client, cursor)).await {
                 Ok(events) => events,
                 Err(error) => return Ended::failed("claim")(error),
             };
@@ -175,19 +176,6 @@ impl Relay {
                 counted = Some(Instant::now());
                 if let Err(error) = self.count_pending(client, &claims).await {
                     return Ended::failed("claim")(error);
-                }
-            }
-            if swept.elapsed() >= shared.config.sweep_every && events.len() < limit {
-                swept = Instant::now();
-                match sweep::some(client, shared.config.retention).await {
-                    Ok(deleted) => shared.metrics.outbox_deleted.inc_by(deleted),
-                    Err(error) => return Ended::failed("sweep")(error),
-                }
-            }
-            if tidied.elapsed() >= shared.config.tidy_every && events.len() < limit {
-                tidied = Instant::now();
-                if let Err(error) = sweep::rare(client, shared.config.retention).await {
-                    return Ended::failed("sweep")(error);
                 }
             }
             if events.len() < limit && !went_round {
@@ -233,7 +221,7 @@ impl Relay {
             shared.publisher.replace(&session);
         }
         produced?;
-        match claims.mark(client, lease, events).await {
+        match in_time(shared.config.statement_timeout, claims.mark(client, lease, events)).await {
             Ok(true) => {}
             Ok(false) => return Err(Ended::LeaseLost),
             Err(error) => return Err(Ended::failed("mark")(error)),
@@ -266,9 +254,9 @@ impl Relay {
                     Ok(()) => break,
                     Err(SendError::QueueFull) => {
                         tokio::time::sleep(Duration::from_millis(10)).await;
-                        renew_if_due(lease, client).await?;
+                        renew_if_due(lease, client, config.statement_timeout).await?;
                     }
-                    Err(SendError::Refused(error)) => return Err(failed("produce", error.to_string())),
+                    Err(error) => return Err(failed("produce", error.to_string())),
                 }
             }
         }
@@ -282,15 +270,15 @@ impl Relay {
         loop {
             tokio::select! {
                 done = batch.acknowledged() => return done.map_err(|error| failed("produce", error)),
-                () = tokio::time::sleep_until(lease.renew_at().into()) => renew_if_due(lease, client).await?,
+                () = tokio::time::sleep_until(lease.renew_at().into()) => renew_if_due(lease, client, config.statement_timeout).await?,
                 () = &mut give_up => return Err(failed("stalled", "Kafka acknowledges nothing".into())),
                 () = &mut stopping => return Err(Ended::Stopped),
             }
         }
     }
 
-    async fn count_pending(&self, client: &Client, claims: &Claims) -> Result<(), tokio_postgres::Error> {
-        let (count, age) = claims.pending(client).await?;
+    async fn count_pending(&self, client: &Client, claims: &Claims) -> Result<(), StatementError> {
+        let (count, age) = in_time(self.shared.config.statement_timeout, claims.pending(client)).await?;
         let shard = self.shard.unwrap_or(1).to_string();
         self.shared.metrics.outbox_pending_events.with_label_values(&[&shard]).set(count);
         self.shared.metrics.outbox_oldest_event_age.with_label_values(&[&shard]).set(age);
@@ -299,11 +287,11 @@ impl Relay {
 }
 
 /// A lease that lapsed is not renewed although nobody may have taken it: then the epoch says that nobody did.
-async fn renew_if_due(lease: &mut Lease, client: &Client) -> Result<(), Ended> {
+async fn renew_if_due(lease: &mut Lease, client: &Client, patience: Duration) -> Result<(), Ended> {
     if Instant::now() < lease.renew_at() {
         return Ok(());
     }
-    match lease.renew(client).await {
+    match in_time(patience, lease.renew(client)).await {
         Ok(true) => Ok(()),
         Ok(false) => Err(Ended::LeaseLost),
         Err(error) => Err(Ended::failed("lease")(error)),

@@ -92,6 +92,74 @@ async fn h32_a_refusal_after_an_unknown_outcome_is_unknown() {
     assert_eq!(bed.count("payments", "true").await, 2);
 }
 
+/// A rejection keeps no key: the try whose answer was lost could still arrive and pay.
+#[tokio::test(flavor = "multi_thread")]
+async fn h32_a_rejection_after_an_unknown_outcome_is_unknown() {
+    let bed = Bed::new().await;
+    let (settlement, wallet) = bed.accounts().await;
+    assert_eq!(bed.pay("warm", &payment(&settlement, &wallet, "1.00")).await.status, 201);
+    let body = payment(&settlement, &uuid::Uuid::now_v7().to_string(), "1.00");
+    bed.wire.cut_after_sending(1);
+    assert_eq!(bed.pay("k1", &body).await.problem(), (503, "outcome_unknown".into()));
+    assert!(bed.wire.lost_all());
+    assert_eq!(bed.pay("k1", &body).await.problem(), (404, "unknown_account".into()), "a request of its own is known");
+}
+
+/// How often a cached balance was dropped because of what this instance did.
+async fn balances_evicted(bed: &Bed) -> u64 {
+    let text = bed.as_key("", "GET", "/metrics", &[], "").await.body;
+    let name = "paycore_cache_evictions_total{cache=\"account-balance\",cause=\"changed\"} ";
+    text.lines().find_map(|line| line.strip_prefix(name)?.parse().ok()).unwrap_or(0)
+}
+
+/// A payment that may be made after its answer was given up must not leave the old balances in the caches.
+#[tokio::test(flavor = "multi_thread")]
+async fn h33_an_unknown_outcome_evicts_both_balances_now_and_again_later() {
+    let bed = Bed::with(&["--retry-budget-ms", "400", "--post-timeout-ms", "150"]).await;
+    let (settlement, wallet) = bed.accounts().await;
+    assert_eq!(bed.pay("warm", &payment(&settlement, &wallet, "1.00")).await.status, 201);
+    let read = async || {
+        let started = Instant::now();
+        for account in [&settlement, &wallet] {
+            // The breaker may be open after what the lane went through.
+            while bed.get(&format!("/v1/accounts/{account}/balance")).await.status != 200 {
+                assert!(started.elapsed() < Duration::from_secs(60), "the balance cannot be read");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    };
+    read().await;
+    let lock = bed.lock(&wallet).await;
+    let before = balances_evicted(&bed).await;
+    assert_eq!(bed.pay("k1", &payment(&settlement, &wallet, "2.00")).await.problem(), (503, "outcome_unknown".into()));
+    assert_eq!(balances_evicted(&bed).await, before + 2);
+    // Filled again with what is there before the payment is made.
+    read().await;
+    lock.batch_execute("COMMIT").await.unwrap();
+    let started = Instant::now();
+    while balances_evicted(&bed).await < before + 4 {
+        assert!(started.elapsed() < Duration::from_secs(120), "the balances stay");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Whoever made the payment may have died before it told the caches.
+#[tokio::test(flavor = "multi_thread")]
+async fn h33_a_replayed_payment_evicts_both_balances() {
+    let (bed, other) = (Bed::new().await, Bed::new().await);
+    let (settlement, wallet) = bed.accounts().await;
+    let body = payment(&settlement, &wallet, "1.00");
+    for account in [&settlement, &wallet] {
+        assert_eq!(bed.get(&format!("/v1/accounts/{account}/balance")).await.status, 200);
+    }
+    let headers = [("idempotency-key", "k1")];
+    let made = other.as_key(&bed.key, "POST", "/v1/payments", &headers, &body.to_string()).await;
+    assert_eq!(made.status, 201, "{made:?}");
+    let before = balances_evicted(&bed).await;
+    assert_eq!(bed.pay("k1", &body).await.header("idempotent-replayed"), Some("true"));
+    assert_eq!(balances_evicted(&bed).await, before + 2);
+}
+
 /// The synchronous standby is missing: nobody may be told of a payment that only the primary has.
 #[tokio::test(flavor = "multi_thread")]
 async fn h5_a_replayed_payment_waits_for_the_standby() {

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, unreachable_pub)]
 
 mod bed;
+mod disconnects;
 mod failures;
 mod idempotency;
 mod lists;

@@ -1,6 +1,6 @@
 //! The command consumer and the notifier.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use payment_core::batch::{Answer, NotPosted};
 use payment_core::domain::code::Code;
+use payment_core::domain::ids::TenantId;
 use payment_core::domain::payment::{NewPayment, PaymentStatus, Verdict};
 use payment_core::events::command::Poster;
 use payment_core::events::notify::{Notification, Sink};
@@ -28,10 +29,17 @@ use crate::servers::{Database, Servers};
 struct Ledger {
     refusals: Mutex<HashMap<String, (usize, NotPosted)>>,
     stored: Mutex<Vec<(Uuid, String)>>,
+    /// Tenants whose shard is away.
+    away: Mutex<HashSet<Uuid>>,
+    /// Tenants of shard 1; the others are on shard 0.
+    placed: Mutex<HashSet<Uuid>>,
 }
 
 impl Poster for Ledger {
     fn submit(&self, payment: NewPayment, _: Instant) -> Result<oneshot::Receiver<Answer>, NotPosted> {
+        if self.away.lock().contains(&payment.tenant.0) {
+            return Err(NotPosted::ShardUnavailable);
+        }
         if let Some((left, refusal)) = self.refusals.lock().get_mut(&payment.key)
             && *left > 0
         {
@@ -47,6 +55,10 @@ impl Poster for Ledger {
         };
         let _ = reply.send(answer);
         Ok(receiver)
+    }
+
+    fn shard(&self, tenant: TenantId) -> u16 {
+        u16::from(self.placed.lock().contains(&tenant.0))
     }
 }
 
@@ -171,6 +183,126 @@ async fn commands_keep_their_order_and_are_committed_after_their_outcome() {
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!(second.stored.lock().iter().map(|(_, k)| k.as_str()).collect::<Vec<_>>(), ["new"]);
     events.stop().await;
+}
+
+fn command(key: &str, debit: Uuid) -> String {
+    let credit = Uuid::now_v7();
+    format!(
+        r#"{{"idempotency_key":"{key}","debit_account_id":"{debit}","credit_account_id":"{credit}","amount":"1.00","currency":"USD"}}"#
+    )
+}
+
+/// All in one partition: commands of a shard that is away neither hold up the others nor get lost, and they are not read
+/// without end.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn h32_commands_of_a_shard_that_is_away_hold_up_no_others() {
+    let servers = Servers::get();
+    let database = Database::new(&servers.postgres).await;
+    let brokers = servers.kafka.brokers();
+    let mut config = config(&database, &brokers);
+    config.line_commands = 6;
+    payment_core::events::topics::ensure(&brokers, &[&config.command_topic, &config.dlq_topic]).await.unwrap();
+    let producer = producer(&brokers);
+    let (dead, alive) = (Uuid::now_v7(), Uuid::now_v7());
+    let give = async |tenant: Uuid, key: String| {
+        let named = tenant.to_string();
+        send(&producer, &config.command_topic, "one", &command(&key, tenant), &[("ce_tenantid", &named)]).await;
+    };
+    let ledger = Arc::new(Ledger::default());
+    ledger.away.lock().insert(dead);
+    ledger.placed.lock().insert(dead);
+    let stored = |ledger: &Ledger, tenant: Uuid| -> Vec<String> {
+        // A delivery that is repeated is the same payment.
+        let mut seen = HashSet::new();
+        let stored = ledger.stored.lock();
+        let first = stored.iter().filter(|(debit, key)| *debit == tenant && seen.insert(key.clone()));
+        first.map(|(_, key)| key.clone()).collect()
+    };
+    let keys = |name: &str, n: usize| (0..n).map(|n| format!("{name}{n}")).collect::<Vec<_>>();
+    let metrics = Arc::new(Metrics::new("test").unwrap());
+    let events = Events::start(config.clone(), ledger.clone(), Told::new(false, 0), metrics.clone());
+    for n in 0..4 {
+        give(dead, format!("d{n}")).await;
+        give(alive, format!("a{n}")).await;
+        // One by one, so that the second is read after the first was refused.
+        until("a command of the other shard", || stored(&ledger, alive).len() == n + 1).await;
+    }
+    assert!(metrics.command_retries.get() > 0 && stored(&ledger, dead).is_empty());
+    // Another instance takes over: what has no outcome was not committed.
+    events.stop().await;
+    let second = Arc::new(Ledger::default());
+    second.away.lock().insert(dead);
+    second.placed.lock().insert(dead);
+    let events = Events::start(config.clone(), second.clone(), Told::new(false, 0), metrics.clone());
+    // More than may wait, and the shard comes back.
+    for n in 4..20 {
+        give(dead, format!("d{n}")).await;
+    }
+    let tries = metrics.command_retries.get();
+    until("tries of the second instance", || metrics.command_retries.get() > tries + 6).await;
+    second.away.lock().clear();
+    until("all commands", || stored(&second, dead).len() >= 20).await;
+    assert_eq!(stored(&second, dead), keys("d", 20), "in the order of the topic");
+    give(alive, "a4".into()).await;
+    until("the partition to be read on", || stored(&second, alive).contains(&"a4".to_owned())).await;
+    events.stop().await;
+}
+
+/// What can never be executed ends in the dead letter topic: commands older than their keys are remembered for, and those
+/// that the program or the schema refuses for too long.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn h32_commands_that_are_too_old_or_broken_are_dead_letters() {
+    let servers = Servers::get();
+    let database = Database::new(&servers.postgres).await;
+    let brokers = servers.kafka.brokers();
+    let mut config = config(&database, &brokers);
+    config.broken_patience = Duration::from_millis(200);
+    // Not as the core makes it, so that a message may carry an old time.
+    payment_core::events::topics::ensure(&brokers, &[&config.command_topic, &config.dlq_topic]).await.unwrap();
+    let producer = producer(&brokers);
+    let tenant = Uuid::now_v7();
+    let named = tenant.to_string();
+    let topic = &config.command_topic;
+    let keep = payment_core::limits::COMMAND_RETENTION;
+    for (key, age) in [("old", keep + Duration::from_secs(60)), ("young", keep - Duration::from_secs(3600))] {
+        let body = command(key, tenant);
+        let headers = OwnedHeaders::new().insert(Header { key: "ce_tenantid", value: Some(&named) });
+        let sent_at = chrono::Utc::now() - age;
+        let record =
+            FutureRecord::to(topic).key("k").payload(&body).headers(headers).timestamp(sent_at.timestamp_millis());
+        producer.send(record, Duration::from_secs(10)).await.unwrap();
+    }
+    send(&producer, topic, "k", &command("broken", Uuid::now_v7()), &[("ce_tenantid", &named)]).await;
+    let ledger = Arc::new(Ledger::default());
+    ledger.refusals.lock().insert("broken".into(), (usize::MAX, NotPosted::Broken));
+    let metrics = Arc::new(Metrics::new("test").unwrap());
+    let events = Events::start(config.clone(), ledger.clone(), Told::new(false, 0), metrics.clone());
+    let count = |result: &str| metrics.commands.with_label_values(&[result]).get();
+    until("the outcomes", || (count("done"), count("expired"), count("broken")) == (1, 1, 1)).await;
+    assert_eq!(ledger.stored.lock().iter().map(|(_, key)| key.as_str()).collect::<Vec<_>>(), ["young"]);
+    events.stop().await;
+    let dlq = config.dlq_topic.clone();
+    let dead = tokio::task::spawn_blocking(move || read_all(&brokers, &dlq)).await.unwrap();
+    let mut reasons: Vec<&str> = dead.iter().map(|m| m.headers["error_code"].as_str()).collect();
+    reasons.sort_unstable();
+    assert_eq!(reasons, ["internal_error", "request_timeout"]);
+}
+
+/// The broker forgets a command before the shards forget its key.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn h32_the_command_topic_is_kept_for_less_than_a_key() {
+    use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
+    let servers = Servers::get();
+    let brokers = servers.kafka.brokers();
+    let topic = format!("kept-{}", Uuid::new_v4().simple());
+    let keep = payment_core::limits::COMMAND_RETENTION;
+    payment_core::events::topics::ensure_kept(&brokers, &[&topic], Some(keep)).await.unwrap();
+    let admin: AdminClient<_> = ClientConfig::new().set("bootstrap.servers", &brokers).create().unwrap();
+    let found = admin.describe_configs(&[ResourceSpecifier::Topic(&topic)], &AdminOptions::new()).await.unwrap();
+    let settings = found.into_iter().next().unwrap().unwrap();
+    let setting = |name: &str| settings.get(name).and_then(|entry| entry.value.clone()).unwrap();
+    assert_eq!(setting("retention.ms"), keep.as_millis().to_string());
+    assert_eq!(setting("message.timestamp.type"), "LogAppendTime");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -7,3 +7,4 @@ mod consumers;
 mod kafka;
 mod relay;
 mod servers;
+mod sweep;

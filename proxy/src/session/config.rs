@@ -85,6 +85,7 @@ impl Session {
             access: Access::Write,
             effect,
             evidence: Vec::new(),
+            straddle: None,
             parameters: 0,
             tables: Tables::default(),
             changes: None,
