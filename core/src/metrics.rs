@@ -116,7 +116,8 @@ metrics! {
     outbox_pending_events: IntGaugeVec = "paycore_outbox_pending_events", "Unpublished events of a shard, counted by its relay, at most 50,000.", ["shard"];
     outbox_oldest_event_age: GaugeVec = "paycore_outbox_oldest_event_age_seconds", "Age of the oldest of those events.", ["shard"];
     outbox_published: IntCounterVec = "paycore_outbox_published_total", "Events acknowledged by Kafka and marked.", ["topic"];
-    outbox_errors: IntCounterVec = "paycore_outbox_errors_total", "Failures of the relay: lease, claim, produce, stalled, mark, sweep.", ["reason"];
+    partition_days_ahead: GaugeVec = "paycore_partition_days_ahead", "Days for which a shard has partitions for payments, seen by its sweeper.", ["shard"];
+    outbox_errors: IntCounterVec = "paycore_outbox_errors_total", "Failures of the relay: lease, claim, produce, stalled, mark, sweep, partitions.", ["reason"];
     outbox_leases: IntGauge = "paycore_outbox_leases", "Shards whose outbox this instance publishes.", [];
     outbox_batch_events: Histogram = "paycore_outbox_batch_events", "Events of one relay batch.", [], SIZES;
     outbox_deleted: IntCounter = "paycore_outbox_deleted_total", "Published rows removed after their retention.", [];

@@ -1,6 +1,7 @@
 //! Removes what a shard need not keep any longer: published rows after their retention (until then events can be compared
 //! with the ledger and sent again should a broker lose them, H36), expired idempotency keys, use of rules whose window has
-//! ended, and old notes of what consumers have done.
+//! ended, and old notes of what consumers have done. Makes the partitions of the months to come, so that a system that just
+//! runs does not run out of them.
 //!
 //! It depends on nothing but the shard: rows expire whether Kafka is there or not. A round goes on until little is left, so
 //! that it removes rows as fast as they come, and rests after every statement as long as that took, so that at most half
@@ -53,6 +54,10 @@ const USAGE: &str = "DELETE FROM rule_usage WHERE ctid = ANY (ARRAY(SELECT u.cti
 const INBOX: &str = "DELETE FROM inbox WHERE ctid = ANY (ARRAY(SELECT ctid FROM inbox \
     WHERE processed_at < clock_timestamp() - $1 * interval '1 second' LIMIT $2))";
 
+/// Partitions are made for this many months after the current one, as `migrate` does: half a year to notice that they are
+/// not made any more.
+const MONTHS_AHEAD: i32 = 6;
+
 /// A replica's clock, a paused backend: nothing is removed at the very moment at which it expires.
 const GRACE: Duration = Duration::from_secs(60);
 
@@ -84,6 +89,7 @@ impl Sweeper {
 /// One shard, until stopped.
 async fn sweep(config: Arc<OutboxConfig>, shard: Option<u16>, metrics: Arc<Metrics>, mut stopped: watch::Receiver<bool>) {
     let mut tidied = Instant::now();
+    let mut parted: Option<Instant> = None;
     let mut pause = config.sweep_every.min(FIRST_ROUND);
     loop {
         pause = pause.mul_f64(rand::rng().random_range(0.75..1.25));
@@ -91,6 +97,23 @@ async fn sweep(config: Arc<OutboxConfig>, shard: Option<u16>, metrics: Arc<Metri
             return;
         }
         pause = config.sweep_every;
+        if parted.is_none_or(|at| at.elapsed() >= config.tidy_every) {
+            let made = tokio::select! {
+                made = partitions(&config, shard) => made,
+                _ = stopped.wait_for(|s| *s) => return,
+            };
+            parted = Some(Instant::now());
+            match made {
+                Ok(days) => {
+                    let shard = shard.unwrap_or(1).to_string();
+                    metrics.partition_days_ahead.with_label_values(&[&shard]).set(days);
+                }
+                Err(error) => {
+                    metrics.outbox_errors.with_label_values(&["partitions"]).inc();
+                    tracing::warn!(shard, error, "partitions for the months to come were not made");
+                }
+            }
+        }
         let tidy = tidied.elapsed() >= config.tidy_every;
         let swept = tokio::select! {
             swept = round(&config, shard, tidy, &metrics) => swept,
@@ -105,6 +128,16 @@ async fn sweep(config: Arc<OutboxConfig>, shard: Option<u16>, metrics: Arc<Metri
             }
         }
     }
+}
+
+/// Makes the partitions that payments will need, and says for how many days there are any.
+async fn partitions(config: &OutboxConfig, shard: Option<u16>) -> Result<f64, String> {
+    let link = shards::open(config, shard, "sweeper").await.map_err(|e| e.to_string())?;
+    let client = &link.client;
+    in_time(PATIENCE, client.query("SELECT make_partitions($1)", &[&MONTHS_AHEAD])).await.map_err(|e| e.to_string())?;
+    let sql = "SELECT (extract(epoch FROM partitions_until() - now()) / 86400)::float8";
+    let row = in_time(PATIENCE, client.query_one(sql, &[])).await.map_err(|e| e.to_string())?;
+    row.try_get(0).map_err(|e| e.to_string())
 }
 
 /// Removes what has expired until little is left.

@@ -92,3 +92,27 @@ async fn expired_keys_ended_windows_and_old_notes_are_swept() {
     .await;
     sweeper.stop().await;
 }
+
+/// A system that runs for a year needs nobody to make partitions.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn missing_partitions_are_made_while_the_system_runs() {
+    let servers = Servers::get();
+    let database = Database::new(&servers.postgres).await;
+    let none = "DO $$ DECLARE child regclass; BEGIN \
+                FOR child IN SELECT inhrelid FROM pg_inherits WHERE inhparent IN ('payments'::regclass, 'entries'::regclass) \
+                LOOP EXECUTE 'DROP TABLE ' || child; END LOOP; END $$";
+    database.client.batch_execute(none).await.unwrap();
+    let mut config = config(&database.url);
+    config.sweep_every = Duration::from_millis(100);
+    let metrics = Arc::new(Metrics::new("test").unwrap());
+    let sweeper = Sweeper::start(config, metrics.clone());
+    let days = metrics.partition_days_ahead.with_label_values(&["1"]);
+    let began = std::time::Instant::now();
+    while days.get() <= 180.0 {
+        assert!(began.elapsed() < Duration::from_secs(60), "no partitions");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let sql = "SELECT count(*) FROM pg_inherits WHERE inhparent IN ('payments'::regclass, 'entries'::regclass)";
+    assert_eq!(database.client.query_one(sql, &[]).await.unwrap().get::<_, i64>(0), 16);
+    sweeper.stop().await;
+}
