@@ -244,6 +244,10 @@ fn settings(config: &Config) -> Vec<Row> {
             "database" => proxy.database.clone(),
             "workers" => proxy.workers.to_string(),
             "state_dir" => proxy.state_dir.clone(),
+            "peers" => {
+                let peers: Vec<String> = proxy.peers.iter().map(ToString::to_string).collect();
+                peers.join(", ")
+            }
             "max_clients" => proxy.max_clients.to_string(),
             "default_shard" => proxy.default_shard.to_string(),
             "column" => config.key.column.clone(),
