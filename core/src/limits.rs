@@ -5,6 +5,9 @@ use std::time::Duration;
 /// Payments in one posting statement. Costs per payment stop falling here (PostgreSQL CPU: 98 us at 8, 42 at 128, 35 at
 /// 512), and one statement's locks stay short.
 pub const BATCH_MAX: usize = 512;
+/// Least time between the beginnings of two batches of one lane. At 2,000/s over four lanes batches of 12 instead of 6 cost
+/// 8-10 % less CPU a payment, all components together, for 10 ms more at the median.
+pub const LANE_INTERVAL_MS: u64 = 20;
 /// Payments waiting in one lane. At 5,000/s a full queue is well under a second of work.
 pub const LANE_QUEUE: usize = 4_096;
 /// Items in one request of a batch endpoint.

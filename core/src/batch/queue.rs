@@ -59,6 +59,21 @@ impl<T> Queue<T> {
         self.filled.notify_one();
     }
 
+    /// Waits until `take` would not wait: an item is there, or the queue is closed.
+    pub async fn ready(&self) {
+        loop {
+            {
+                let state = self.state.lock();
+                if !state.waiting.is_empty() || state.closed {
+                    // For whoever takes it.
+                    self.filled.notify_one();
+                    return;
+                }
+            }
+            self.filled.notified().await;
+        }
+    }
+
     /// Waits for at least one item and takes up to `most`, oldest first. `false`: closed and empty.
     pub async fn take(&self, most: usize, into: &mut Vec<T>) -> bool {
         loop {

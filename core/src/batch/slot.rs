@@ -45,8 +45,21 @@ impl Slot {
     pub(super) async fn run(mut self) {
         let lane = self.lane.clone();
         let most = self.lanes.config.batch_max.max(1);
+        let interval = Duration::from_millis(self.lanes.config.lane_interval_ms);
+        let mut earliest = Instant::now();
         let mut jobs = Vec::new();
-        while lane.queue(self.solo).take(most, &mut jobs).await {
+        loop {
+            let queue = lane.queue(self.solo);
+            queue.ready().await;
+            // A statement costs what several payments cost, so a busy lane lets some gather. An idle lane, or one with a
+            // single client that waits for each answer, does not wait.
+            if Instant::now() < earliest && queue.len() < most {
+                tokio::time::sleep_until(earliest.into()).await;
+            }
+            if !queue.take(most, &mut jobs).await {
+                return;
+            }
+            earliest = Instant::now() + if jobs.len() > 1 { interval } else { Duration::ZERO };
             let batch = self.drop_expired(std::mem::take(&mut jobs));
             let work = if self.solo { by_tenant(batch) } else { vec![Work { jobs: batch, whole_tenant: false }] };
             self.post(work).await;
