@@ -45,6 +45,21 @@ pub(super) async fn run(
         )
         .into());
     }
+    if plan.clock && !alone {
+        return Err(ProxyError::not_supported(
+            "a query over several shards that uses now() within a transaction",
+            "Pass the time as a parameter.",
+        )
+        .into());
+    }
+    if p.schema_changed() {
+        // The connection that answers would wait for the locks of our own transaction, and nobody would see it.
+        return Err(ProxyError::not_supported(
+            "a query over several shards after DDL, LOCK or TRUNCATE in the same transaction",
+            "COMMIT first.",
+        )
+        .into());
+    }
     let mut sources = Vec::new();
     for shard in shards {
         let at = p.enlist(*shard, !alone).await?;
@@ -93,20 +108,28 @@ struct Gathering<'a> {
 
 impl Gathering<'_> {
     async fn answer(&self, p: &mut Participants<'_>) -> Result<Vec<u8>, Failure> {
+        // Temporary tables are made even for a session whose transactions only read. A table that the session's own
+        // transaction has locked is not waited for.
+        let mut begin = String::from("BEGIN READ WRITE");
+        for text in p.local_settings() {
+            begin.push_str(&format!(";{text}"));
+        }
+        if self.default.is_some() {
+            begin.push_str(";SET LOCAL lock_timeout = '2s'");
+        }
+        exchange::ask(p, self.scratch, &begin).await?.ok()?;
+        self.check_views(p).await?;
         let described = self.describe(p).await?;
         let oids = parameter_oids(&described)?;
         let filtered = oids.chunks_exact(4).all(|oid| {
             u32::from_be_bytes([oid[0], oid[1], oid[2], oid[3]]) < FIRST_USER_OID
         });
-        // Temporary tables are made even for a session whose transactions only read.
-        let mut prepare = String::from("BEGIN READ WRITE");
-        for text in p.local_settings() {
-            prepare.push_str(&format!(";{text}"));
-        }
+        let keys = if self.plan.grouped { " INCLUDING INDEXES" } else { "" };
+        let mut prepare = String::new();
         for (n, table) in self.plan.tables.iter().enumerate() {
             let name = quoted(table);
             prepare.push_str(&format!(
-                ";CREATE TEMP TABLE {} (LIKE {name}) ON COMMIT DROP",
+                "CREATE TEMP TABLE {} (LIKE {name}{keys}) ON COMMIT DROP;",
                 temporary_name(n)
             ));
         }
@@ -125,6 +148,34 @@ impl Gathering<'_> {
             }
         }
         self.finish(p, described, &oids).await
+    }
+
+    /// A view reads its tables with its owner's rights, the gathering reads them with the session's: with row-level security
+    /// those may be other rows.
+    async fn check_views(&self, p: &mut Participants<'_>) -> Result<(), Failure> {
+        let viewed: Vec<String> = self
+            .plan
+            .tables
+            .iter()
+            .filter(|table| table.viewed)
+            .map(|table| format!("'{}'::pg_catalog.regclass", quoted(table).replace('\'', "''")))
+            .collect();
+        if viewed.is_empty() {
+            return Ok(());
+        }
+        let guarded = format!(
+            "SELECT pg_catalog.count(*) FROM pg_catalog.pg_class WHERE relrowsecurity AND oid IN ({})",
+            viewed.join(", ")
+        );
+        let reply = exchange::ask(p, self.scratch, &guarded).await?.ok()?;
+        if reply.value().as_deref() == Some("0") {
+            return Ok(());
+        }
+        Err(ProxyError::not_supported(
+            "a query over several shards through a view of a table with row-level security",
+            "Query the table itself, or bind the view's key.",
+        )
+        .into())
     }
 
     /// The client's own text, looked at by PostgreSQL on the default shard: its errors, parameters and columns.
@@ -210,6 +261,11 @@ impl Gathering<'_> {
         for at in from {
             result = match result {
                 Ok(()) => self.pump(p, *at, &mut rows, bytes).await,
+                // What was only read is not read to its end for nothing.
+                Err(failure) if self.default.is_none() => {
+                    p.discard(*at);
+                    Err(failure)
+                }
                 Err(failure) => {
                     drain(p, *at).await.ok();
                     Err(failure)
@@ -250,6 +306,10 @@ impl Gathering<'_> {
                     *rows += 1;
                     *bytes += message.len();
                     if *bytes > GATHER {
+                        if self.default.is_none() {
+                            p.discard(at);
+                            return Err(too_much());
+                        }
                         failure = Some(too_much());
                         continue;
                     }

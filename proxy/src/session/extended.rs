@@ -342,7 +342,7 @@ impl Session {
             }
             Some(Portal::Local { entry, binary }) => self.execute_local(&entry, binary),
             Some(Portal::Multi { entry, bind, describe }) => {
-                self.execute_multi(entry, bind, describe, max_rows)
+                self.execute_multi(name, entry, bind, describe, max_rows)
             }
             None => self.refused(no_portal(name)),
         }
@@ -376,7 +376,14 @@ impl Session {
         }
     }
 
-    fn execute_multi(&mut self, entry: Rc<Entry>, bind: Rc<[u8]>, describe: bool, max_rows: i32) -> Flow {
+    fn execute_multi(
+        &mut self,
+        name: &[u8],
+        entry: Rc<Entry>,
+        bind: Rc<[u8]>,
+        describe: bool,
+        max_rows: i32,
+    ) -> Flow {
         if !self.extended().held.is_empty()
             && let Err(flow) = self.place_held()
         {
@@ -408,6 +415,8 @@ impl Session {
                         max_rows,
                     },
                 };
+                // It runs to its end, whatever number of rows was asked for: a second Execute must not run it again.
+                self.extended().portals.remove(name);
                 Flow::DoneThen(Next::Multi(Box::new(MultiWork::Statement(statement))))
             }
             Destination::Refused(error) => self.refused(error),

@@ -185,6 +185,10 @@ impl<'a> Participants<'a> {
         }
     }
 
+    pub fn schema_changed(&self) -> bool {
+        self.session.schema_changed
+    }
+
     pub fn take_schema_changed(&mut self) -> bool {
         std::mem::take(&mut self.session.schema_changed)
     }

@@ -128,6 +128,7 @@ async fn four_shards_answer_as_one_database() {
     parameters_are_passed_on(&one, &four).await;
     a_block_sees_its_own_writes(&one, &four).await;
     writes_are_equal(&one, &four).await;
+    what_a_copy_cannot_know_is_refused(&four).await;
     nothing_is_left_behind(&world, &four).await;
     h17_an_error_half_way_leaves_nothing(&world).await;
 }
@@ -218,6 +219,24 @@ async fn writes_are_equal(one: &Client, four: &Client) {
         let all = "SELECT * FROM t ORDER BY k, id";
         assert_eq!(simple(one, all).await, simple(four, all).await, "after {sql}");
     }
+}
+
+/// Locks and the clock of the session's own transaction, and rows that a view's owner sees and the session does not.
+async fn what_a_copy_cannot_know_is_refused(four: &Client) {
+    for (before, query) in [
+        ("LOCK TABLE t", "SELECT count(*) FROM t"),
+        ("SELECT 1", "SELECT count(*) FROM o WHERE at < now()"),
+    ] {
+        four.batch_execute("BEGIN").await.unwrap();
+        four.batch_execute(before).await.unwrap();
+        assert_eq!(simple(four, query).await, ["0A000"], "{before}; {query}");
+        four.batch_execute("ROLLBACK").await.unwrap();
+    }
+    assert_eq!(simple(four, "SELECT count(*) > 0 FROM o WHERE at < now()").await[1], "[Some(\"t\")]");
+    four.batch_execute("ALTER TABLE o ENABLE ROW LEVEL SECURITY").await.unwrap();
+    assert_eq!(simple(four, "SELECT count(*) FROM big").await, ["0A000"]);
+    four.batch_execute("ALTER TABLE o DISABLE ROW LEVEL SECURITY").await.unwrap();
+    assert_eq!(simple(four, "SELECT count(*) > 0 FROM big").await[1], "[Some(\"t\")]");
 }
 
 /// No temporary table, no open transaction, no prepared one.

@@ -110,3 +110,9 @@ SELECT * FROM t WHERE false ORDER BY k
 SELECT k FROM t WHERE id = (SELECT max(id) FROM t) ORDER BY 1
 SELECT n.k FROM t n JOIN LATERAL (SELECT count(*) AS c FROM t m WHERE m.id = n.id) x ON x.c > 3 ORDER BY 1, n.id
 SELECT bool(id) FROM t ORDER BY k, id LIMIT 2
+SELECT k, id, note, count(*) FROM t JOIN o USING (k, id) GROUP BY t.k, t.id ORDER BY 1, 2
+SELECT id AS where FROM t WHERE id > 1 ORDER BY 1, k
+SELECT (SELECT count(1 ORDER BY t.id)) FROM t
+SELECT (SELECT mode() WITHIN GROUP (ORDER BY t.id)) FROM t
+SELECT k FROM t WHERE note IS NOT NULL AND id > 1 -- the end
+ ORDER BY k, id

@@ -28,6 +28,7 @@ impl Builder<'_> {
         if call.over().is_none() && functions.iter().any(|f| f.aggregate) {
             self.aggregate(call, place.block);
         }
+        self.seen.clock |= matches!(name.rsplit('.').next(), Some("now" | "transaction_timestamp"));
         self.seen.user_code |= !builtin && volatility != Volatility::Immutable;
         match volatility {
             Volatility::Immutable => {}

@@ -319,9 +319,17 @@ impl Builder<'_> {
                 let block = self.select(select)?;
                 self.blocks[place.block].subs.push(Sub { block, scope: place.scope, links: Vec::new() });
             }
+            // Aggregates, perhaps windowed, with a grammar of their own: never taken for what each shard can do alone.
+            Node::JsonArrayAgg(_) | Node::JsonObjectAgg(_) => {
+                let shape = &mut self.blocks[place.block].shape;
+                (shape.grouped, shape.whole) = (true, true);
+                self.seen.outer_aggregate = true;
+                self.children(node, place)?;
+            }
             Node::CurrentOfExpr(_) => self.seen.cursor = true,
             Node::SQLValueFunction(_) => {
-                self.seen.unstable = Some("CURRENT_TIMESTAMP or CURRENT_USER".to_owned())
+                self.seen.unstable = Some("CURRENT_TIMESTAMP or CURRENT_USER".to_owned());
+                self.seen.clock = true;
             }
             _ => self.children(node, place)?,
         }

@@ -36,6 +36,8 @@ pub struct GatherTable {
     pub name: String,
     pub only: bool,
     pub kind: Spread,
+    /// Read through a view, which has its owner's rights.
+    pub viewed: bool,
     /// A condition on its rows that the query has anyway, with the FROM item that it speaks of.
     pub filter: Option<Filter>,
 }
@@ -65,6 +67,10 @@ pub struct GatherPlan {
     pub text_of_all: String,
     /// It reads system tables.
     pub system: bool,
+    /// It uses the time at which the transaction began.
+    pub clock: bool,
+    /// It has a GROUP BY, in which a primary key stands for all columns of its table.
+    pub grouped: bool,
 }
 
 pub fn temporary_name(n: usize) -> String {
@@ -88,6 +94,7 @@ impl Builder<'_> {
                     TableKind::Sharded { .. } => Spread::Shards,
                     _ => Spread::Default,
                 },
+                viewed: self.views > 0,
                 filter: None,
             }),
         };
@@ -102,7 +109,9 @@ impl Builder<'_> {
         let mut tables = Vec::new();
         let text = splice(self.text, &self.sources, standard, false, &mut tables)?;
         let text_of_all = splice(self.text, &self.sources, standard, true, &mut tables)?;
-        Ok(GatherPlan { tables, text, text_of_all, system: self.seen.system })
+        let grouped = self.blocks.iter().any(|block| !block.shape.groups.is_empty());
+        let (system, clock) = (self.seen.system, self.seen.clock);
+        Ok(GatherPlan { tables, text, text_of_all, system, clock, grouped })
     }
 
     /// The condition of a query over one table is applied where the rows are, too. It is evaluated once more at the end,
@@ -189,7 +198,8 @@ fn name_span(text: &str, tokens: &[Token], source: &Source) -> Result<(Range<usi
     if !plain || odd {
         return Err(unreadable());
     }
-    let bare = at > 0 && piece(at - 1).eq_ignore_ascii_case("table");
+    let before = |back: usize, word: &str| at >= back && piece(at - back).eq_ignore_ascii_case(word);
+    let bare = before(1, "table") || (before(1, "only") && before(2, "table"));
     Ok((tokens[at].range.start..tokens[last].range.end, bare))
 }
 
@@ -207,11 +217,15 @@ fn condition_span(text: &str, standard: bool) -> Option<Range<usize>> {
     let mut depth = 0usize;
     let mut start = None;
     let mut end = text.len();
+    let mut previous = "";
     for token in &tokens {
+        // Behind a dot or AS any word is a name.
+        let named = previous == "." || previous.eq_ignore_ascii_case("as");
+        previous = text.get(token.range.clone())?;
         match token.kind {
             TokenKind::Open => depth += 1,
             TokenKind::Close => depth = depth.checked_sub(1)?,
-            TokenKind::Word if depth == 0 => {
+            TokenKind::Word if depth == 0 && !named => {
                 let word = text.get(token.range.clone())?.to_ascii_lowercase();
                 if start.is_none() {
                     if word == "where" {

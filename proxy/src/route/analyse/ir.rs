@@ -207,6 +207,8 @@ pub(super) struct Seen {
     pub(super) system: bool,
     /// WHERE CURRENT OF: the cursor is on one server.
     pub(super) cursor: bool,
+    /// Uses the time at which the transaction began.
+    pub(super) clock: bool,
     /// Calls a user's function that is not IMMUTABLE: what it may write must not be rolled back with the gathered rows.
     pub(super) user_code: bool,
 }

@@ -149,7 +149,9 @@ impl Builder<'_> {
         self.blocks[block].shape.grouped = true;
         let first = self.blocks[block].first_rel;
         let mut outer = false;
-        for argument in call.args().iter().chain([call.agg_filter()]) {
+        // WITHIN GROUP (ORDER BY ...) and ORDER BY within the call are arguments, too.
+        let sorts = call.agg_order().iter().map(|sort| sort.node());
+        for argument in call.args().iter().chain(sorts).chain([call.agg_filter()]) {
             if matches!(argument, Node::None) {
                 continue;
             }

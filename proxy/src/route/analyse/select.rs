@@ -413,9 +413,11 @@ fn has_window(node: Node<'_>) -> bool {
         // The library's walker does not take a null pointer.
         Node::None | Node::ColumnRef(_) | Node::A_Const(_) | Node::ParamRef(_) => false,
         Node::FuncCall(f) if f.over().is_some() => true,
+        Node::JsonArrayAgg(_) | Node::JsonObjectAgg(_) => true,
         _ => {
             let found = walk_manual(node, |n| match n {
                 Node::FuncCall(f) if f.over().is_some() => ControlFlow::Break(()),
+                Node::JsonArrayAgg(_) | Node::JsonObjectAgg(_) => ControlFlow::Break(()),
                 Node::SelectStmt(_) => Recurse::no(),
                 _ => Recurse::yes(),
             });

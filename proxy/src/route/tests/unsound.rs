@@ -335,6 +335,13 @@ fn a_scatter_is_proved_key_by_key() {
         ("SELECT * FROM t WHERE EXISTS (SELECT 1 FROM t2 WHERE t2.k = t.k)", "each r"),
         ("SELECT * FROM t WHERE k IN (SELECT k FROM t2)", "each r"),
         ("SELECT * FROM t WHERE x IN (SELECT x FROM t2)", "gather r"),
+        ("SELECT (SELECT mode() WITHIN GROUP (ORDER BY t.x)) FROM t", "gather r"),
+        ("SELECT (SELECT count(1 ORDER BY t.x)) FROM t", "gather r"),
+        // Aggregates and windows with a grammar of their own.
+        ("SELECT JSON_ARRAYAGG(x) FROM t", "gather r"),
+        ("SELECT JSON_OBJECTAGG(k: x) FROM t", "gather r"),
+        ("SELECT x, JSON_ARRAYAGG(k) OVER (ORDER BY k) FROM t", "gather r"),
+        ("SELECT * FROM (SELECT k, JSON_ARRAYAGG(x) OVER () AS a FROM t) s WHERE k = 1", "gather r"),
         ("UPDATE t SET x = x + 1", "each w"),
         ("UPDATE t SET k = 5", "refuse 0A000"),
         ("UPDATE t SET x = (SELECT count(*) FROM t2)", "refuse 0A000"),
