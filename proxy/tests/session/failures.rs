@@ -103,7 +103,7 @@ fn a_lost_server_is_told_with_what_it_means() {
     assert_eq!(raw.query("ROLLBACK"), ["CROLLBACK", "ZI"]);
     assert_eq!(raw.value("SELECT 1"), "1");
     // An idle connection of the pool that died is noticed before it is used.
-    cluster.on_shard(1, "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE usename = 'app'");
+    cluster.on_shard(1, "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE usename = 'app' AND state = 'idle'");
     std::thread::sleep(Duration::from_millis(100));
     for _ in 0..4 {
         assert_eq!(raw.query(&format!("SELECT count(*) FROM t WHERE k = {key}"))[1], "D0");
