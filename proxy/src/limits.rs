@@ -70,6 +70,8 @@ pub const REFRESH_WAIT: Duration = Duration::from_secs(15);
 pub const CONSOLE_CLIENTS: u64 = 8;
 /// A cancel request is given up after this long; the server connection it was for is then closed, not pooled.
 pub const CANCEL_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the control plane may take to end a victim of a deadlock.
+pub const DEADLOCK_SIGNAL: Duration = Duration::from_secs(5);
 /// Cancel requests that one worker passes on to the other proxies at the same time; the next one is dropped.
 pub const PEER_REQUESTS: usize = 64;
 /// Longest such request and its answer.

@@ -35,6 +35,13 @@ pub enum Mail {
         key: Key,
         from_peer: bool,
     },
+    /// The client's transaction is given up: `server` (address and process id) gets a signal while the sender that is
+    /// answered lives.
+    Deadlock {
+        client: u32,
+        server: (std::net::SocketAddr, i32),
+        held: oneshot::Sender<oneshot::Sender<()>>,
+    },
     Clients(oneshot::Sender<Vec<ClientStatus>>),
     Pools(oneshot::Sender<Vec<PoolStatus>>),
     /// New users and limits were published.
@@ -159,6 +166,7 @@ impl Worker {
                 Err(error) => tracing::warn!(%error, "cannot serve a client"),
             },
             Mail::Cancel { key, from_peer } => cancel::take(self, key, from_peer),
+            Mail::Deadlock { client, server, held } => cancel::deadlock(self, client, server, held),
             Mail::Clients(answer) => {
                 let list = self.clients.borrow().values().map(|info| ClientStatus::from(&**info)).collect();
                 let _ = answer.send(list);

@@ -9,6 +9,8 @@ mod cluster;
 mod control;
 #[path = "multi/copies.rs"]
 mod copies;
+#[path = "multi/deadlocks.rs"]
+mod deadlocks;
 #[path = "multi/faults.rs"]
 mod faults;
 #[path = "multi/proxy.rs"]

@@ -80,5 +80,16 @@ LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     INSERT INTO shard_catalog.applied (gid, owner) VALUES (p_gid, session_user)
 $$;
 
+-- On the default shard: which backends work for one client, noted by the proxies while somebody has waited long for a
+-- lock. Unlogged, because it is true for seconds only.
+CREATE UNLOGGED TABLE IF NOT EXISTS shard_catalog.open_transaction (
+    proxy text NOT NULL,
+    client bigint NOT NULL,
+    shard int NOT NULL,
+    pid int NOT NULL,
+    noted_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (proxy, client, shard, pid)
+);
+
 DELETE FROM shard_catalog.installed;
-INSERT INTO shard_catalog.installed VALUES (2);
+INSERT INTO shard_catalog.installed VALUES (3);

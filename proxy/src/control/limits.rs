@@ -48,6 +48,14 @@ pub const RECOVERY_STEP: Duration = Duration::from_secs(5);
 pub const RECOVERY_BATCH: i64 = 1000;
 pub const RECOVERY_FORGET: u64 = 30;
 
+/// A wait for a lock is looked at when it is this old: PostgreSQL's own `deadlock_timeout`, which goes first.
+pub const DEADLOCK_AGE: Duration = Duration::from_secs(1);
+/// How often; two looks in a row must agree.
+pub const DEADLOCK_POLL: Duration = Duration::from_millis(500);
+pub const DEADLOCK_STEP: Duration = Duration::from_secs(2);
+/// Waits of one shard that are looked at.
+pub const DEADLOCK_WAITS: usize = 1000;
+
 /// The HTTP door: connections at once, and how long a request's head may take.
 pub const HTTP_CONNECTIONS: usize = 64;
 pub const HTTP_HEADER_TIMEOUT: Duration = Duration::from_secs(10);

@@ -2,13 +2,14 @@
 //!
 //! Rooms, in reading order: `servers` (addresses and control connections), `health` (one prober a server), `roles`
 //! (PURE: who is the primary), `memory` (what survives a restart), `raw` -> `build` (PURE: the catalog for routing),
-//! `schema` (DDL noticed, catalogs read again), `world` (all of it becomes one `State`).
+//! `schema` (DDL noticed, catalogs read again), `world` (all of it becomes one `State`); `waits` (PURE) and `deadlock`.
 //!
 //! Invariants: nothing on the data path waits for this thread, except a session that asked for `refresh` after its own
 //! DDL; a primary is published only after its timeline is on disk; the map's epoch never goes back.
 
 mod build;
 mod builtin;
+pub mod deadlock;
 mod health;
 pub mod limits;
 mod memory;
@@ -17,6 +18,7 @@ pub mod reload;
 mod roles;
 mod schema;
 mod servers;
+mod waits;
 mod world;
 
 use std::path::Path;
@@ -211,7 +213,10 @@ async fn run(config: Arc<Config>, handle: Handle, start: Tasks, mut stopped: wat
                 None => break,
             },
             Some((listener, context)) = doors.recv() => match TcpListener::from_std(listener) {
-                Ok(listener) => drop(tasks.spawn(http::serve(listener, context))),
+                Ok(listener) => {
+                    tasks.spawn(deadlock::watch(context.clone()));
+                    tasks.spawn(http::serve(listener, context));
+                }
                 Err(error) => tracing::error!(%error, "no HTTP door"),
             },
             Some(Err(error)) = tasks.join_next() => {

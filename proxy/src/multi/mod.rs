@@ -13,6 +13,8 @@
 //! - All or nothing: what ran on several shards commits by `commit` only; any error aborts it on all (H20, H21).
 //! - Shards are visited in one order (by id) wherever locks may be taken, so that two of us cannot wait for each
 //!   other.
+//! - A wait that no single server can see the end of is found by `control::deadlock`; an error in a block takes the locks
+//!   of all participants away at once, as on one server.
 //! - `now()` is each shard's own: the rows of one split statement may differ by the time between their BEGINs. A
 //!   stated deviation.
 
@@ -48,7 +50,9 @@ impl From<ProxyError> for Failure {
 /// Does what was asked and says its replies, all but the error. After an error the transaction is over on all
 /// servers (implicit), or failed on all of them (explicit block).
 pub async fn run(p: &mut Participants<'_>, work: &MultiWork) -> Result<(), Failure> {
-    p.count_multi_shard();
+    if !matches!(work, MultiWork::FailOthers) {
+        p.count_multi_shard();
+    }
     let result = match work {
         MultiWork::Commit { tag, .. } => {
             let result = commit::commit(p).await;
@@ -62,6 +66,10 @@ pub async fn run(p: &mut Participants<'_>, work: &MultiWork) -> Result<(), Failu
             if *tag {
                 exchange::say_tag(p, "ROLLBACK").await;
             }
+            return Ok(());
+        }
+        MultiWork::FailOthers => {
+            commit::fail_all(p).await;
             return Ok(());
         }
         MultiWork::Everywhere { sql, answer, .. } => statement::everywhere(p, sql, answer).await,

@@ -3,7 +3,10 @@
 //! H38: a server connection whose cancel request is on its way is not given to anybody else until the server has
 //! closed the cancel connection, which it does after it has sent the signal. See `Pool::put`.
 
+use std::net::SocketAddr;
 use std::rc::Rc;
+
+use tokio::sync::oneshot;
 
 use crate::limits;
 use crate::peers::{self, Key, same_secret};
@@ -61,6 +64,33 @@ fn forward(worker: &Rc<Worker>, key: &Key) -> bool {
         });
     }
     true
+}
+
+/// A transaction is given up for a deadlock over several shards. The server is nobody else's until the sender that goes
+/// out through `held` is gone.
+pub fn deadlock(
+    worker: &Rc<Worker>,
+    client: u32,
+    server: (SocketAddr, i32),
+    held: oneshot::Sender<oneshot::Sender<()>>,
+) {
+    let clients = worker.clients.borrow();
+    let Some(info) = clients.get(&client) else { return };
+    let serving = info.serving.borrow();
+    let Some(key) = serving.iter().find(|key| (key.address, key.pid) == server).cloned() else { return };
+    let (release, released) = oneshot::channel::<()>();
+    if held.send(release).is_err() {
+        return;
+    }
+    info.deadlocked.set(true);
+    key.pending.set(key.pending.get() + 1);
+    tokio::task::spawn_local(async move {
+        // Its end, and not a value, says that the signal was sent or never will be.
+        if tokio::time::timeout(limits::DEADLOCK_SIGNAL, released).await.is_err() {
+            key.poisoned.set(true);
+        }
+        key.pending.set(key.pending.get() - 1);
+    });
 }
 
 fn ask_peers(worker: &Rc<Worker>, key: Key) {

@@ -46,6 +46,8 @@ pub struct ClientInfo {
     pub serving: RefCell<Vec<Rc<ServerKey>>>,
     /// Set from outside, with a wake: give up servers that lost their role.
     pub give_up_retired: Cell<bool>,
+    /// Its transaction is being ended for a deadlock: what its servers call cancelled is told as that.
+    pub deadlocked: Cell<bool>,
     /// A cancel request arrived: ends a wait for a server. Who does not wait for one does not hear it.
     pub cancelled: Notify,
     waker: RefCell<Option<Waker>>,
@@ -67,6 +69,7 @@ impl ClientInfo {
             leak_warned: Cell::new(false),
             serving: RefCell::default(),
             give_up_retired: Cell::new(false),
+            deadlocked: Cell::new(false),
             cancelled: Notify::new(),
             waker: RefCell::new(None),
         }

@@ -254,6 +254,9 @@ impl Session {
     }
 
     pub(super) fn add_server(&mut self, server: Box<Server>) -> usize {
+        if !self.servers.iter().any(|s| s.enlisted) {
+            self.info.deadlocked.set(false);
+        }
         self.info.serving.borrow_mut().push(server.key.clone());
         self.servers.push(server);
         self.servers.len() - 1

@@ -37,6 +37,8 @@ pub enum MultiWork {
     Statement(MultiStatement),
     /// Several statements of one simple query, for different shards.
     Several { sql: Rc<[u8]>, routed: Routed },
+    /// One participant of a block has failed, and the client knows: the others give up what they hold. Says nothing.
+    FailOthers,
 }
 
 /// One statement for several shards, by either protocol.
@@ -67,7 +69,7 @@ impl MultiWork {
     pub fn is_extended(&self) -> bool {
         match self {
             Self::Statement(statement) => matches!(statement.protocol, Protocol::Extended { .. }),
-            Self::Several { .. } => false,
+            Self::Several { .. } | Self::FailOthers => false,
             Self::Commit { ready, .. } | Self::Rollback { ready, .. } | Self::Everywhere { ready, .. } => !ready,
         }
     }
@@ -78,6 +80,10 @@ pub(super) async fn run(session: &mut Session, work: MultiWork) {
     // So that maintenance sees that it waits for servers.
     session.info.set_activity(Activity::Active, session.worker.now.get());
     let result = crate::multi::run(&mut Participants::new(session), &work).await;
+    if matches!(work, MultiWork::FailOthers) {
+        session.set_activity();
+        return;
+    }
     session.multi_done(&work, result);
 }
 
@@ -102,7 +108,8 @@ impl Session {
             }
             Err(Failure::Server(message)) => {
                 self.worker.stats.server_errors.add(1);
-                self.client_output().extend_from_slice(&message);
+                let deadlocked = self.is_deadlock(&message).then(super::replies::deadlock);
+                self.client_output().extend_from_slice(deadlocked.as_deref().unwrap_or(&message));
                 self.skip = work.is_extended();
             }
         }

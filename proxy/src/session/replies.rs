@@ -3,8 +3,10 @@
 //! Messages are found, not read: all that matters is their tag, and for a few of them (ReadyForQuery, errors,
 //! parameter reports, descriptions) their body. Rows stay in the read buffer and leave from there.
 
+use super::multi_hook::MultiWork;
 use super::prepared::shape;
 use super::{Expect, Next, Session};
+use crate::control::deadlock::deadlock_detected;
 use crate::error::ProxyError;
 use crate::limits;
 use crate::pool::Role;
@@ -132,6 +134,10 @@ impl Session {
             self.checked = false;
             self.release_checker();
         }
+        if finished && self.servers.len() > 1 && self.others_hold_on(at) {
+            self.compose(&bytes[start..pos]);
+            return Some(Next::Multi(Box::new(MultiWork::FailOthers)));
+        }
         if finished && self.schema_changed && self.transaction.is_none() {
             self.schema_changed = false;
             self.compose(&bytes[start..pos]);
@@ -201,6 +207,7 @@ impl Session {
                 _ => Verdict::Pass,
             },
             b'E' => match (self.error(at, message), self.prologue_error.take()) {
+                (Verdict::Pass, None) if self.is_deadlock(message) => Verdict::Instead(deadlock()),
                 // Kept for the error that follows from it.
                 (Verdict::Swallow, kept) => {
                     self.prologue_error = kept;
@@ -367,6 +374,11 @@ impl Session {
         if poison { Verdict::Swallow } else { Verdict::Pass }
     }
 
+    /// What the server was told to cancel because of a deadlock over several shards.
+    pub(super) fn is_deadlock(&self, error: &[u8]) -> bool {
+        self.info.deadlocked.get() && read::error_field(error, b'C') == Some(b"57014")
+    }
+
     /// Forgets the first `count` expected replies, which will not come.
     pub(super) fn drop_expected(&mut self, count: usize) {
         for _ in 0..count {
@@ -462,6 +474,12 @@ impl Session {
         self.set_activity();
     }
 
+    /// An error on one server of a transaction block: the others still hold the locks that one server would have
+    /// released with it.
+    fn others_hold_on(&self, at: usize) -> bool {
+        self.servers.get(at).is_some_and(|s| s.status == b'E') && self.servers.iter().any(|s| s.enlisted && s.status == b'T')
+    }
+
     fn broken(&mut self, why: &'static str) -> Option<Next> {
         for server in &mut self.servers {
             server.dirty = true;
@@ -491,4 +509,10 @@ fn note_rollback(pending: &mut super::Pending, message: &[u8]) {
         pending.failed = true;
         pending.rolled_back = pending.plans.len() == 1;
     }
+}
+
+pub(super) fn deadlock() -> Box<[u8]> {
+    let mut bytes = Vec::new();
+    deadlock_detected().write(&mut bytes);
+    bytes.into()
 }
