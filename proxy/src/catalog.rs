@@ -5,6 +5,8 @@
 use rustc_hash::FxHashMap;
 use shard_config::KeyType;
 
+use crate::oids::OidMap;
+
 /// What the proxy knows of one database's schema. Immutable; a new one replaces it when the schema changes.
 #[derive(Debug, Default, Clone)]
 pub struct Catalog {
@@ -18,6 +20,8 @@ pub struct Catalog {
     /// Name and type of the sharding key, as configured: says whether a table about to be created will be sharded.
     /// `None`: only tables declared in the configuration are.
     pub key_column: Option<(String, KeyType)>,
+    /// By shard id: what a shard numbers otherwise than the default shard (H23). Shards that do not are left out.
+    pub oids: FxHashMap<u16, OidMap>,
     /// What the configuration says of tables, existing or not; overrides the key column's rule.
     pub declared: FxHashMap<(String, String), Declared>,
 }

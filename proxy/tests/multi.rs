@@ -13,6 +13,8 @@ mod copies;
 mod deadlocks;
 #[path = "multi/faults.rs"]
 mod faults;
+#[path = "multi/oids.rs"]
+mod oids;
 #[path = "multi/proxy.rs"]
 mod proxy;
 #[path = "multi/recovery.rs"]

@@ -10,6 +10,7 @@ use shard_config::{
 use super::builtin;
 use super::raw::{RawCatalog, RawColumn, RawFunction, RawRelation};
 use crate::catalog::{Catalog, Column, Declared, Function, FunctionRoute, Table, TableKind, Volatility};
+use crate::oids::OidMap;
 
 type Name = (String, String);
 
@@ -44,13 +45,22 @@ pub(super) fn build(
             }
         }
     }
+    let oids = others.iter().map(|(shard, other)| (shard.0, oid_map(user, other)));
     Catalog {
         version: 0,
         tables,
         functions,
+        oids: oids.filter(|(_, map)| !map.is_empty()).collect(),
         key_column: Some((config.key.column.clone(), config.key.key_type)),
         declared: config.tables.iter().map(|rule| declared(config, rule)).collect(),
     }
+}
+
+fn oid_map(ours: &RawCatalog, theirs: &RawCatalog) -> OidMap {
+    let relations = |catalog: &RawCatalog| -> BTreeMap<Name, u32> {
+        catalog.relations.iter().map(|(name, raw)| (name.clone(), raw.oid)).collect()
+    };
+    OidMap::new((&ours.types, &theirs.types), (&relations(ours), &relations(theirs)))
 }
 
 fn bare(name: &Name, raw: &RawRelation) -> Table {

@@ -54,6 +54,7 @@ fn column(name: &str, type_name: &str) -> RawColumn {
 
 fn relation(kind: char, columns: &[(&str, &str)]) -> RawRelation {
     RawRelation {
+        oid: 0,
         kind,
         rules: false,
         definition: None,
@@ -85,6 +86,7 @@ fn raw(relations: &[(&str, RawRelation)], functions: &[(&str, char, &str)]) -> R
                 extension: None,
             })
             .collect(),
+        types: BTreeMap::new(),
     }
 }
 

@@ -1,4 +1,4 @@
-//! One shard's catalog, as read: six queries, no judgement. `build` judges.
+//! One shard's catalog, as read: seven queries, no judgement. `build` judges.
 
 use std::collections::BTreeMap;
 
@@ -12,10 +12,14 @@ pub(super) struct RawCatalog {
     /// By (schema, name).
     pub(super) relations: BTreeMap<(String, String), RawRelation>,
     pub(super) functions: Vec<RawFunction>,
+    /// `pg_type.oid` by (schema, name), of what users have created.
+    pub(super) types: BTreeMap<(String, String), u32>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct RawRelation {
+    /// `pg_class.oid`.
+    pub(super) oid: u32,
     /// `pg_class.relkind`: r p v m f S
     pub(super) kind: char,
     /// Has rewrite rules beyond a view's own.
@@ -137,6 +141,12 @@ WHERE a.attnum > 0 AND NOT a.attisdropped AND c.relkind IN ('r', 'p', 'v', 'm', 
     AND c.relpersistence <> 't' AND (n.nspname IN ('pg_catalog', 'information_schema')) = $1
 ORDER BY a.attrelid, a.attnum";
 
+/// Arrays and row types too.
+const TYPES: &str = "
+SELECT n.nspname::text, t.typname::text, t.oid::int8
+FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace
+WHERE t.oid >= 16384 AND n.nspname NOT LIKE 'pg\\_%'";
+
 const FUNCTIONS: &str = "
 SELECT n.nspname::text, p.proname::text, p.provolatile::text, p.pronargs::int4, p.provariadic <> 0, l.lanname::text,
     e.extname::text, p.pronargdefaults::int4, p.prokind = 'a'
@@ -162,13 +172,14 @@ pub(super) async fn read(client: &mut Client, part: Part) -> anyhow::Result<RawC
         Part::System => Ok(Vec::new()),
         Part::User => transaction.query(sql, &[]).await,
     };
-    let (relations, columns, functions, triggers, expressions, policy_queries) = (
+    let (relations, columns, functions, triggers, expressions, policy_queries, types) = (
         transaction.query(RELATIONS, &[&system]).await?,
         transaction.query(COLUMNS, &[&system]).await?,
         transaction.query(FUNCTIONS, &[&system]).await?,
         user(TRIGGERS).await?,
         user(EXPRESSIONS).await?,
         user(POLICY_QUERIES).await?,
+        user(TYPES).await?,
     );
     transaction.commit().await?;
     ensure!(
@@ -179,7 +190,9 @@ pub(super) async fn read(client: &mut Client, part: Part) -> anyhow::Result<RawC
 
     let mut by_oid: BTreeMap<i64, ((String, String), RawRelation)> = BTreeMap::new();
     for row in relations {
+        let oid: i64 = row.try_get(0)?;
         let relation = RawRelation {
+            oid: oid as u32,
             kind: first_char(row.try_get(3)?),
             rules: row.try_get(4)?,
             definition: row.try_get(5)?,
@@ -190,7 +203,7 @@ pub(super) async fn read(client: &mut Client, part: Part) -> anyhow::Result<RawC
             policies: Vec::new(),
             policy_queries: Vec::new(),
         };
-        by_oid.insert(row.try_get(0)?, ((row.try_get(1)?, row.try_get(2)?), relation));
+        by_oid.insert(oid, ((row.try_get(1)?, row.try_get(2)?), relation));
     }
     for row in columns {
         if let Some((_, relation)) = by_oid.get_mut(&row.try_get(0)?) {
@@ -223,7 +236,10 @@ pub(super) async fn read(client: &mut Client, part: Part) -> anyhow::Result<RawC
             relation.policy_queries.push(row.try_get(1)?);
         }
     }
-    let mut catalog = RawCatalog { relations: by_oid.into_values().collect(), functions: Vec::new() };
+    let mut catalog = RawCatalog { relations: by_oid.into_values().collect(), ..RawCatalog::default() };
+    for row in types {
+        catalog.types.insert((row.try_get(0)?, row.try_get(1)?), row.try_get::<_, i64>(2)? as u32);
+    }
     for row in functions {
         let count: i32 = row.try_get(3)?;
         let variadic: bool = row.try_get(4)?;

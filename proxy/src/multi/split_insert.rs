@@ -7,12 +7,10 @@ use super::Failure;
 use super::exchange::{self, Reply, gather};
 use super::statement::{compose, say_rows};
 use crate::error::ProxyError;
+use crate::oids::FIRST_USER_OID;
 use crate::route::SplitRows;
 use crate::session::multi_hook::{MultiStatement, Participants, Protocol};
 use crate::wire::{build, read};
-
-/// OIDs below are the same on every shard (FirstNormalObjectId in src/include/access/transam.h).
-const FIRST_USER_OID: u32 = 16_384;
 
 pub(super) async fn run(
     p: &mut Participants<'_>,
@@ -133,9 +131,10 @@ fn are_built_in(oids: &[u8]) -> bool {
 
 /// The parameter types that this server infers from the whole statement.
 async fn describe(p: &mut Participants<'_>, at: usize, sql: &[u8], oids: &[u8]) -> Result<Vec<u8>, Failure> {
+    let oids = p.parameter_types(at, oids);
     let server = p.server(at);
     server.unnamed = 0;
-    build::parse(&mut server.out, b"", sql, oids);
+    build::parse(&mut server.out, b"", sql, &oids);
     build::named(&mut server.out, b'D', b'S', b"");
     server.out.extend_from_slice(build::SYNC);
     p.flush(at).await.map_err(|_| exchange::lost(p, at))?;

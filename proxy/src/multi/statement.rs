@@ -75,12 +75,13 @@ pub(super) fn compose(
     text: &[u8],
     oids: Option<&[u8]>,
 ) {
-    let server = p.server(at);
-    server.unnamed = 0;
+    p.server(at).unnamed = 0;
     match &statement.protocol {
-        Protocol::Simple => build::query(&mut server.out, text),
+        Protocol::Simple => build::query(&mut p.server(at).out, text),
         Protocol::Extended { entry, bind, describe, .. } => {
-            build::parse(&mut server.out, b"", text, oids.unwrap_or(&entry.oids));
+            let oids = p.parameter_types(at, oids.unwrap_or(&entry.oids));
+            let server = p.server(at);
+            build::parse(&mut server.out, b"", text, &oids);
             let tail = read::bind(bind).map_or(&[0; 6][..], |b| b.tail);
             commit::bind_execute(&mut server.out, tail, *describe);
             server.out.extend_from_slice(build::SYNC);

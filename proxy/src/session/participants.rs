@@ -219,6 +219,19 @@ impl<'a> Participants<'a> {
         self.session.client_output().extend_from_slice(message);
     }
 
+    /// With the default shard's numbers for types and tables (H23).
+    fn described(&self, at: usize, message: Message) -> Message {
+        match message.first() {
+            Some(b'T' | b't') => self.session.described(at, &message).unwrap_or(message),
+            _ => message,
+        }
+    }
+
+    /// A client's parameter types as this server numbers them.
+    pub fn parameter_types(&self, at: usize, oids: &[u8]) -> Vec<u8> {
+        self.session.declared(at, oids).unwrap_or_else(|| oids.to_vec())
+    }
+
     /// A message that has arrived whole; does not wait.
     pub fn try_receive(&mut self, at: usize) -> Result<Option<Message>, ProxyError> {
         let server = &mut self.session.servers[at];
@@ -228,7 +241,8 @@ impl<'a> Participants<'a> {
                 && size <= server.partial.len()
             {
                 let rest = server.partial.split_off(size);
-                return Ok(Some(std::mem::replace(&mut server.partial, rest)));
+                let message = std::mem::replace(&mut server.partial, rest);
+                return Ok(Some(self.described(at, message)));
             }
             match server.poll_read(&mut Context::from_waker(Waker::noop()), &mut chunk) {
                 Poll::Pending => return Ok(None),
@@ -388,7 +402,7 @@ impl<'a> Participants<'a> {
                         server.status = message.get(5).copied().unwrap_or(b'?');
                         server.unsynced = false;
                     }
-                    return Ok(message);
+                    return Ok(self.described(at, message));
                 }
                 Ok(_) if server.partial.len() <= crate::limits::SERVER_MESSAGE => {}
                 _ => {

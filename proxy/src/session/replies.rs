@@ -18,8 +18,8 @@ use crate::wire::read;
 enum Verdict {
     Pass,
     Swallow,
-    /// Pass, unless the statement is asked of another server after all.
-    Keep,
+    /// Pass, perhaps another in its place, unless the statement is asked of another server after all.
+    Keep(Option<Box<[u8]>>),
     /// The session cannot go on.
     Broken(&'static str),
     /// Ask the primary instead.
@@ -75,9 +75,13 @@ impl Session {
             }
             let message = &bytes[pos..pos + size.min(available)];
             let keep = !self.retry.is_empty() && !self.answered && matches!(tag, b'T' | b'2' | b'n' | b'1');
-            let verdict = match self.reply(at, tag, message, &mut finished) {
-                Verdict::Pass if keep => Verdict::Keep,
-                verdict => verdict,
+            let described = if matches!(tag, b'T' | b't') { self.described(at, message) } else { None };
+            let seen = described.as_deref().unwrap_or(message);
+            let verdict = match (self.reply(at, tag, seen, &mut finished), described) {
+                (Verdict::Pass, None) if keep => Verdict::Keep(None),
+                (Verdict::Pass, Some(other)) if keep => Verdict::Keep(Some(other.into())),
+                (Verdict::Pass, Some(other)) => Verdict::Instead(other.into()),
+                (verdict, _) => verdict,
             };
             match verdict {
                 Verdict::Pass => {
@@ -90,8 +94,9 @@ impl Session {
                         self.say_ours();
                     }
                 }
-                Verdict::Keep => {
-                    self.compose(&bytes[start..pos + message.len()]);
+                Verdict::Keep(other) => {
+                    self.compose(&bytes[start..pos]);
+                    self.compose(other.as_deref().unwrap_or(message));
                     pos += message.len();
                     start = pos;
                     self.servers[at].pass = size - message.len();
@@ -372,6 +377,16 @@ impl Session {
             transaction.failed = true;
         }
         if poison { Verdict::Swallow } else { Verdict::Pass }
+    }
+
+    /// With the default shard's numbers for types and tables (H23); `None`: as it is.
+    pub(super) fn described(&self, at: usize, message: &[u8]) -> Option<Vec<u8>> {
+        let state = self.worker.state();
+        let oids = &state.catalog.oids;
+        if oids.is_empty() {
+            return None;
+        }
+        oids.get(&self.servers[at].pool.shard_id)?.described(message)
     }
 
     /// What the server was told to cancel because of a deadlock over several shards.

@@ -158,9 +158,16 @@ impl Session {
         } else {
             server.unnamed = entry.id;
         }
+        let oids = self.declared(at, &entry.oids);
         let server = &mut self.servers[at];
-        build::parse(&mut server.out, &entry.name, &entry.sql, &entry.oids);
+        build::parse(&mut server.out, &entry.name, &entry.sql, oids.as_deref().unwrap_or(&entry.oids));
         server.unsynced = true;
+    }
+
+    /// A client's parameter types as this server numbers them (H23); `None`: as they are.
+    pub(super) fn declared(&self, at: usize, oids: &[u8]) -> Option<Vec<u8>> {
+        let state = self.worker.state();
+        state.catalog.oids.get(&self.servers[at].pool.shard_id)?.declared(oids)
     }
 
     /// Makes sure that the server has the statement.

@@ -149,6 +149,31 @@ impl Raw {
         }
     }
 
+    /// Table and type OIDs of each RowDescription that answers one Query.
+    pub async fn columns(&mut self, sql: &str) -> Vec<(u32, u32)> {
+        let mut out = bytes::BytesMut::new();
+        postgres_protocol::message::frontend::query(sql, &mut out).unwrap();
+        self.stream.write_all(&out).await.unwrap();
+        let mut columns = Vec::new();
+        loop {
+            let (tag, body) = self.message().await;
+            match tag {
+                b'Z' => return columns,
+                b'E' => panic!("{}", String::from_utf8_lossy(&body)),
+                b'T' => {
+                    let mut rest = &body[2..];
+                    while let Some(end) = rest.iter().position(|byte| *byte == 0) {
+                        let fields = &rest[end + 1..];
+                        let number = |at: usize| u32::from_be_bytes(fields[at..at + 4].try_into().unwrap());
+                        columns.push((number(0), number(6)));
+                        rest = &fields[18..];
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
     /// One Query: its tags (`C...`) and errors (`E...`), then the status (`Z...`).
     pub async fn query(&mut self, sql: &str) -> Vec<String> {
         let mut out = bytes::BytesMut::new();

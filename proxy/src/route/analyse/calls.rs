@@ -63,7 +63,7 @@ impl Builder<'_> {
     }
 
     /// Not in the catalog: a cast written as a call, or a function that does not exist.
-    fn unlisted(&self, name: &str, call: &nodes::FuncCall) -> Result<()> {
+    fn unlisted(&mut self, name: &str, call: &nodes::FuncCall) -> Result<()> {
         let bare = name.strip_prefix("pg_catalog.").unwrap_or(name);
         let cast = matches!(
             bare,
@@ -97,6 +97,7 @@ impl Builder<'_> {
                 | "money"
         );
         if cast && call.args().len() == 1 {
+            self.seen.oids |= bare.starts_with("reg");
             return Ok(());
         }
         Err(Refusal::new(
@@ -118,6 +119,7 @@ impl Builder<'_> {
                 "Use SET, or SELECT set_config('name', 'value', false) by itself with constants.",
             ));
         }
+        self.seen.oids |= of_catalog(name);
         if of_default_shard(name) {
             self.seen.default = Some(format!("function {name}"));
             self.seen.default_function = true;
@@ -291,6 +293,29 @@ fn of_default_shard(name: &str) -> bool {
             | "brin_summarize_new_values"
             | "gin_clean_pending_list"
     ) || PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+}
+
+/// Built-ins that take or give an OID of the catalog.
+fn of_catalog(name: &str) -> bool {
+    const PREFIXES: [&str; 4] = ["to_reg", "pg_get_", "has_", "pg_identify_object"];
+    matches!(
+        name,
+        "format_type"
+            | "pg_typeof"
+            | "obj_description"
+            | "col_description"
+            | "shobj_description"
+            | "pg_describe_object"
+            | "pg_filenode_relation"
+            | "pg_relation_filenode"
+            | "pg_relation_filepath"
+            | "pg_relation_is_updatable"
+            | "pg_column_is_updatable"
+            | "pg_index_column_has_property"
+            | "pg_index_has_property"
+            | "row_security_active"
+    ) || name.ends_with("_is_visible")
+        || PREFIXES.iter().any(|prefix| name.starts_with(prefix))
 }
 
 /// What the session itself has drawn from a sequence before.

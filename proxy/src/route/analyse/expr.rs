@@ -314,6 +314,10 @@ impl Builder<'_> {
                 self.note_physical(reference);
             }
             Node::SubLink(link) => self.sublink(link, place, false)?,
+            Node::TypeCast(cast) => {
+                self.seen.oids |= cast.type_name().is_some_and(is_oid_alias);
+                self.children(node, place)?;
+            }
             Node::FuncCall(call) => self.function(call, place)?,
             Node::SelectStmt(select) => {
                 let block = self.select(select)?;
@@ -457,4 +461,9 @@ pub(super) fn builtin_type(name: &nodes::TypeName) -> Option<BuiltinType> {
         _ => return None,
     };
     Some(BuiltinType { oid, array: !name.array_bounds().is_empty() })
+}
+
+/// regclass, regtype and the like: names for OIDs.
+fn is_oid_alias(name: &nodes::TypeName) -> bool {
+    name.names().iter().next_back().and_then(nodes::String::sval).is_some_and(|last| last.starts_with("reg"))
 }

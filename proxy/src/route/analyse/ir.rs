@@ -205,6 +205,8 @@ pub(super) struct Seen {
     pub(super) outer_aggregate: bool,
     /// A system table.
     pub(super) system: bool,
+    /// Speaks of the catalog's own numbers: without a sharded table the default shard's, which clients see (H23).
+    pub(super) oids: bool,
     /// WHERE CURRENT OF: the cursor is on one server.
     pub(super) cursor: bool,
     /// Uses the time at which the transaction began.

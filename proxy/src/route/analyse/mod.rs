@@ -255,6 +255,10 @@ impl Builder<'_> {
             self.evidence.push("row locks on reference tables: default shard".to_owned());
             return Ok(Route::Default);
         }
+        if self.seen.oids && !self.seen.temporary {
+            self.evidence.push("numbers of the catalog: default shard".to_owned());
+            return Ok(Route::Default);
+        }
         self.evidence.push(if self.seen.temporary {
             "temporary table: the session's own server".to_owned()
         } else {
