@@ -15,6 +15,8 @@ mod deadlocks;
 mod faults;
 #[path = "multi/oids.rs"]
 mod oids;
+#[path = "multi/prepared.rs"]
+mod prepared;
 #[path = "multi/proxy.rs"]
 mod proxy;
 #[path = "multi/recovery.rs"]

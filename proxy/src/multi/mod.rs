@@ -6,7 +6,7 @@
 //! Rooms, in reading order: `exchange` (ask a server, collect its answer), `commit` (the end of a transaction with
 //! several participants: plain or in two phases), `statement` (DDL and reference writes on all shards, several
 //! statements in one message), `scatter` (each shard answers for its own rows), `gather` (rows are brought to one
-//! server, which answers), `split_insert`, `copy` with `copy_split` (PURE) and `copy_lines` (PURE), `copy_everywhere`.
+//! server, which answers), `split_insert`, `copy` with `copy_split` (PURE) and `copy_lines` (PURE), `copy_everywhere`; `prepared` (SQL PREPARE and EXECUTE).
 //!
 //! Invariants:
 //!
@@ -26,6 +26,7 @@ mod copy_split;
 mod exchange;
 mod gather;
 pub mod limits;
+mod prepared;
 mod scatter;
 mod several;
 mod split_insert;
@@ -50,7 +51,7 @@ impl From<ProxyError> for Failure {
 /// Does what was asked and says its replies, all but the error. After an error the transaction is over on all
 /// servers (implicit), or failed on all of them (explicit block).
 pub async fn run(p: &mut Participants<'_>, work: &MultiWork) -> Result<(), Failure> {
-    if !matches!(work, MultiWork::FailOthers) {
+    if !matches!(work, MultiWork::FailOthers | MultiWork::Prepared { .. }) {
         p.count_multi_shard();
     }
     let result = match work {
@@ -74,6 +75,7 @@ pub async fn run(p: &mut Participants<'_>, work: &MultiWork) -> Result<(), Failu
         }
         MultiWork::Everywhere { sql, answer, .. } => statement::everywhere(p, sql, answer).await,
         MultiWork::Statement(statement) => statement::run(p, statement).await,
+        MultiWork::Prepared { plan, text } => prepared::run(p, &plan.effect, text).await,
         MultiWork::Several { sql, routed } => several::run(p, sql, routed).await,
     };
     match result {

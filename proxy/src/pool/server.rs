@@ -67,7 +67,7 @@ pub struct Server {
     /// Must not be pooled again.
     pub dirty: bool,
     /// Which settings it has is not known: it may end its transaction, but nobody else gets it.
-    pub unknown_settings: bool,
+    pub unknown_state: bool,
     pub created: Instant,
     pub used: Instant,
     /// Closed when idle after this.
@@ -105,7 +105,7 @@ impl Server {
             enlisted: false,
             unnamed: 0,
             dirty: false,
-            unknown_settings: false,
+            unknown_state: false,
             created: now,
             used: now,
             expires,
@@ -189,7 +189,7 @@ impl Server {
     /// Nothing is outstanding in either direction and the server is outside any transaction.
     pub fn is_clean(&self) -> bool {
         !self.dirty
-            && !self.unknown_settings
+            && !self.unknown_state
             && self.status == b'I'
             && !self.unsynced
             && self.out.is_empty()

@@ -230,6 +230,13 @@ pub enum Effect {
     ExplainRoute(String),
     Discard(String),
     Deallocate(Option<String>),
+    /// `PREPARE name [(types)] AS query`: becomes one of the session's prepared statements.
+    SqlPrepare(String),
+    /// `EXECUTE name [(arguments)]`; `default_shard`: its arguments must be computed there.
+    SqlExecute {
+        name: String,
+        default_shard: bool,
+    },
     /// Creates state that lives in one server connection: temp table, LISTEN, session advisory lock, WITH HOLD.
     Pin(&'static str),
     /// DECLARE of a cursor that ends with its transaction.

@@ -160,7 +160,7 @@ impl Session {
 
     fn distrust_servers(&mut self) {
         for server in self.servers.iter_mut().filter(|s| s.enlisted) {
-            server.unknown_settings = true;
+            server.unknown_state = true;
         }
     }
 
@@ -209,7 +209,7 @@ impl Session {
             && pinned.is_some_and(|key| !Rc::ptr_eq(&key, &server.key))
         {
             // It may end its transaction, but it is given to nobody else.
-            server.unknown_settings = true;
+            server.unknown_state = true;
         }
         if self.pinned.is_none() {
             self.worker.stats.pins.add(1);

@@ -33,6 +33,7 @@ impl Session {
     /// An error of ours within an extended batch: said in its turn; the rest up to Sync is ignored.
     pub(super) fn refuse_extended(&mut self, error: ProxyError) {
         self.worker.stats.refusals.add(1);
+        self.hidden_bind = false;
         // Statements whose Parse was not sent count as accepted: the error behind them is all the client can see.
         for held in std::mem::take(&mut self.extended().held) {
             match held {
@@ -62,6 +63,12 @@ impl Session {
         }
     }
 
+    fn bound(&mut self) {
+        if !std::mem::take(&mut self.hidden_bind) {
+            self.answer(build::BIND_COMPLETE);
+        }
+    }
+
     pub(super) fn on_parse(&mut self, message: &[u8]) -> Flow {
         let Some(parse) = read::parse(message) else { return Self::malformed("Parse") };
         if let Some(flow) = self.await_names() {
@@ -74,29 +81,20 @@ impl Session {
         if self.is_refused_in_failed(&entry.routed.plan.effect) {
             return self.refused(ProxyError::failed_transaction());
         }
+        if matches!(entry.routed.plan.effect, Effect::SqlPrepare(_) | Effect::SqlExecute { .. }) {
+            return self.refused(ProxyError::not_supported(
+                "SQL PREPARE and EXECUTE within the extended protocol",
+                "Use the protocol's own prepared statements, as drivers do, or send them by the simple protocol.",
+            ));
+        }
         let extended = self.extended.get_or_insert_default();
         let mut name = None;
         if parse.name.is_empty() {
             extended.unnamed = Some(entry.clone());
         } else {
-            if extended.statements.get(parse.name).is_some_and(|old| old.validated.get()) {
-                let name = String::from_utf8_lossy(parse.name).into_owned();
-                return self.refused(ProxyError::new(
-                    "42P05",
-                    format!("prepared statement \"{name}\" already exists"),
-                ));
+            if let Err(error) = extended.add(parse.name, &entry) {
+                return self.refused(error);
             }
-            if extended.statements.len() >= limits::CLIENT_STATEMENTS {
-                let error = ProxyError::new("54000", "too many prepared statements");
-                return self.refused(error.hint("Close or DEALLOCATE what is not needed any more."));
-            }
-            let long = |entry: &Rc<Entry>| if entry.is_shared() { 0 } else { entry.sql.len() };
-            if long(&entry) + extended.long_texts() > limits::CLIENT_BYTES {
-                let error = ProxyError::new("54000", "too many bytes of long prepared statements");
-                return self.refused(error.hint("Close or DEALLOCATE what is not needed any more."));
-            }
-            let extended = self.extended.get_or_insert_default();
-            extended.statements.insert(parse.name.into(), entry.clone());
             name = Some(Box::from(parse.name));
         }
         let held = self.held_bytes() + entry.sql.len();
@@ -151,7 +149,7 @@ impl Session {
         if is_ours(&entry) || self.is_local_now(&plan.effect) {
             let binary = bind.tail.ends_with(&[0, 1, 0, 1]);
             self.set_portal(bind.portal, Portal::Local { entry: bound, binary });
-            self.answer(build::BIND_COMPLETE);
+            self.bound();
             return Flow::Done;
         }
         let place = match self.destination(&entry.routed, &entry.sql, &params) {
@@ -163,7 +161,7 @@ impl Session {
                 }
                 let portal = Portal::Multi { entry, bind: message.into(), describe: false };
                 self.set_portal(bind.portal, portal);
-                self.answer(build::BIND_COMPLETE);
+                self.bound();
                 return Flow::Done;
             }
         };
@@ -207,7 +205,8 @@ impl Session {
         server.out.extend_from_slice(bind.tail);
         build::end(&mut server.out, start);
         server.unsynced = true;
-        self.queue.push_back(Expect::Bind);
+        let hidden = std::mem::take(&mut self.hidden_bind);
+        self.queue.push_back(if hidden { Expect::HiddenBind } else { Expect::Bind });
         let key = self.servers[at].key.clone();
         self.set_portal(bind.portal, Portal::Server { key, entry: bound });
         Flow::Done

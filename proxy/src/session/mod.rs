@@ -15,6 +15,7 @@
 //! - `checkout`: waiting for a connection, and what happens when one is lost.
 //! - `transaction`, `settings`, `prepared`: PURE state.
 //! - `admin`: sessions of the console.
+//! - `sql_prepared`: what SQL PREPARE and EXECUTE make of the protocol's prepared statements.
 //! - `multi_hook`, `participants`: the door to `crate::multi`, for what spans several shards.
 //!
 //! Invariants:
@@ -45,6 +46,7 @@ pub mod prepared;
 mod replies;
 pub mod settings;
 mod simple;
+mod sql_prepared;
 pub mod startup;
 mod statements;
 mod transaction;
@@ -58,6 +60,7 @@ use smallvec::SmallVec;
 use tokio::net::TcpStream;
 
 use crate::error::ProxyError;
+use crate::limits;
 use crate::pool::server::ServerKey;
 use crate::pool::{Pool, Server};
 use crate::replica::WriteMark;
@@ -127,6 +130,8 @@ pub struct Session {
     sync_owed: bool,
     has_temp: bool,
     closing: bool,
+    /// The next Bind is ours, made of an EXECUTE: the client hears nothing of it.
+    hidden_bind: bool,
     /// DDL ran in the open transaction on all shards: its COMMIT is followed by a look at the catalog (H39).
     schema_changed: bool,
     /// What that DDL has changed, until the transaction ends.
@@ -197,6 +202,7 @@ enum Expect {
     OursParse(Option<Box<[u8]>>),
     Parse(Rc<Entry>, Option<Box<[u8]>>),
     Bind,
+    HiddenBind,
     Close,
     DescribePortal(Rc<Entry>),
     /// What was seen of the answer so far; `hidden`: asked by us.
@@ -235,11 +241,33 @@ struct Extended {
     statements: FxHashMap<Box<[u8]>, Rc<Entry>>,
     unnamed: Option<Rc<Entry>>,
     portals: Portals,
+    /// Of statements that SQL EXECUTE has run: how their parameters' types are named, and which entry that is true of.
+    parameter_types: FxHashMap<Box<[u8]>, (u64, Rc<[String]>)>,
     /// Replies that need a server which is not chosen yet.
     held: Vec<Held>,
 }
 
 impl Extended {
+    /// A statement under a name of its own.
+    fn add(&mut self, name: &[u8], entry: &Rc<Entry>) -> Result<(), ProxyError> {
+        if self.statements.get(name).is_some_and(|old| old.validated.get()) {
+            let name = String::from_utf8_lossy(name);
+            return Err(ProxyError::new("42P05", format!("prepared statement \"{name}\" already exists")));
+        }
+        let too_many = |what: &str| {
+            ProxyError::new("54000", what).hint("Close or DEALLOCATE what is not needed any more.")
+        };
+        if self.statements.len() >= limits::CLIENT_STATEMENTS {
+            return Err(too_many("too many prepared statements"));
+        }
+        let long = if entry.is_shared() { 0 } else { entry.sql.len() };
+        if long + self.long_texts() > limits::CLIENT_BYTES {
+            return Err(too_many("too many bytes of long prepared statements"));
+        }
+        self.statements.insert(name.into(), entry.clone());
+        Ok(())
+    }
+
     /// Bytes of named statements that no registry shares.
     fn long_texts(&self) -> usize {
         self.statements.values().filter(|entry| !entry.is_shared()).map(|entry| entry.sql.len()).sum()

@@ -37,6 +37,8 @@ pub enum MultiWork {
     Statement(MultiStatement),
     /// Several statements of one simple query, for different shards.
     Several { sql: Rc<[u8]>, routed: Routed },
+    /// SQL PREPARE or EXECUTE.
+    Prepared { plan: Arc<Plan>, text: String },
     /// One participant of a block has failed, and the client knows: the others give up what they hold. Says nothing.
     FailOthers,
 }
@@ -69,7 +71,7 @@ impl MultiWork {
     pub fn is_extended(&self) -> bool {
         match self {
             Self::Statement(statement) => matches!(statement.protocol, Protocol::Extended { .. }),
-            Self::Several { .. } | Self::FailOthers => false,
+            Self::Several { .. } | Self::Prepared { .. } | Self::FailOthers => false,
             Self::Commit { ready, .. } | Self::Rollback { ready, .. } | Self::Everywhere { ready, .. } => !ready,
         }
     }
@@ -113,7 +115,8 @@ impl Session {
                 self.skip = work.is_extended();
             }
         }
-        if !work.is_extended() {
+        // EXECUTE: the message that was put in its place ends with a Sync.
+        if !work.is_extended() && !self.hidden_bind {
             let status = self.status();
             build::ready(self.client_output(), status);
         }

@@ -25,7 +25,7 @@ pub type Message = Vec<u8>;
 
 /// The servers of a session's transaction, lent to `crate::multi`. Nothing is outstanding on any of them.
 pub struct Participants<'a> {
-    session: &'a mut Session,
+    pub(super) session: &'a mut Session,
 }
 
 impl<'a> Participants<'a> {

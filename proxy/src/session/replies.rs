@@ -195,6 +195,7 @@ impl Session {
             },
             b'2' => match self.queue.pop_front() {
                 Some(Expect::Bind) => Verdict::Pass,
+                Some(Expect::HiddenBind) => Verdict::Swallow,
                 _ => Verdict::Broken("unexpected BindComplete"),
             },
             b'3' => match self.queue.pop_front() {
@@ -358,7 +359,7 @@ impl Session {
             _ => {}
         }
         self.worker.stats.server_errors.add(1);
-        if sqlstate == b"0A000" && matches!(self.queue.front(), Some(Expect::Bind)) {
+        if sqlstate == b"0A000" && matches!(self.queue.front(), Some(Expect::Bind | Expect::HiddenBind)) {
             // "cached plan must not change result type": DDL that we have not heard of yet. Whoever prepared by
             // name gets this error as from PostgreSQL; who parses anew must not get it again.
             self.worker.registry.borrow_mut().clear();

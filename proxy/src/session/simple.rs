@@ -63,6 +63,10 @@ impl Session {
             return Flow::Done;
         }
         let text = &sql[statement.text.clone()];
+        if matches!(plan.effect, Effect::SqlPrepare(_) | Effect::SqlExecute { .. }) {
+            let text = String::from_utf8_lossy(text).into_owned();
+            return Flow::DoneThen(Next::Multi(Box::new(MultiWork::Prepared { plan: plan.clone(), text })));
+        }
         if plan.effect != Effect::None {
             match self.local(statement, text, By::Simple) {
                 Ok(Some(mut bytes)) => {
@@ -157,7 +161,12 @@ impl Session {
             let params = NoParams { client_encoding_is_utf8: self.routing().client_encoding_is_utf8 };
             let only_proxy = matches!(
                 statement.plan.effect,
-                Effect::ShowProxy(_) | Effect::ExplainRoute(_) | Effect::Discard(_) | Effect::Deallocate(_)
+                Effect::ShowProxy(_)
+                    | Effect::ExplainRoute(_)
+                    | Effect::Discard(_)
+                    | Effect::Deallocate(_)
+                    | Effect::SqlPrepare(_)
+                    | Effect::SqlExecute { .. }
             ) || statement.plan.effect.setting().is_some_and(|name| name.starts_with("shard."));
             if only_proxy && number + 1 == statements.len() && place.is_none() && number == 0 {
                 return self.one(message, sql, statement);

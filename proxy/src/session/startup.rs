@@ -462,6 +462,7 @@ impl Session {
             sync_owed: false,
             has_temp: false,
             closing: false,
+            hidden_bind: false,
             schema_changed: false,
             participant_lost: false,
             failure: None,

@@ -102,3 +102,58 @@ pub(super) fn leading_words(text: &str, standard_strings: bool, count: usize) ->
     }
     Some((words, rest))
 }
+
+/// `PREPARE name [(types)] AS query`, which the grammar has accepted: where the types' names stand, and where the query
+/// begins.
+pub fn prepare_parts(text: &str, standard_strings: bool) -> Option<(Option<Range<usize>>, usize)> {
+    let all = tokens(text.as_bytes(), standard_strings)?;
+    let (types, mut at) = in_parentheses(&all, 2)?;
+    // AS
+    at += 1;
+    Some((types, all.get(at)?.range.start))
+}
+
+/// Where the arguments of `EXECUTE name [(arguments)]` stand.
+pub fn execute_arguments(text: &str, standard_strings: bool) -> Option<Range<usize>> {
+    let all = tokens(text.as_bytes(), standard_strings)?;
+    Some(in_parentheses(&all, 2)?.0.unwrap_or(text.len()..text.len()))
+}
+
+/// What stands between the parenthesis at token `from` and its partner, and the token behind it; nothing if there is no
+/// parenthesis.
+fn in_parentheses(all: &[Token], from: usize) -> Option<(Option<Range<usize>>, usize)> {
+    let Some(open) = all.get(from).filter(|token| token.kind == TokenKind::Open) else { return Some((None, from)) };
+    let mut depth = 0usize;
+    for (i, token) in all.iter().enumerate().skip(from) {
+        match token.kind {
+            TokenKind::Open => depth += 1,
+            TokenKind::Close => {
+                depth = depth.checked_sub(1)?;
+                if depth == 0 {
+                    return Some((Some(open.range.end..token.range.start), i + 1));
+                }
+            }
+            _ => {}
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_parts_of_prepare_and_execute() {
+        let prepare = |text: &'static str| prepare_parts(text, true).map(|(types, at)| (types.map(|range| &text[range]), &text[at..]));
+        assert_eq!(prepare("PREPARE a AS SELECT 1"), Some((None, "SELECT 1")));
+        assert_eq!(
+            prepare("prepare \"a (b\" (int, numeric(10, 2)) /* as */ AS -- (\n INSERT INTO t VALUES ($1, 'x) as')"),
+            Some((Some("int, numeric(10, 2)"), "INSERT INTO t VALUES ($1, 'x) as')"))
+        );
+        assert_eq!(prepare("PREPARE a (int"), None);
+        let execute = |text: &'static str| execute_arguments(text, true).map(|range| &text[range]);
+        assert_eq!(execute("EXECUTE a"), Some(""));
+        assert_eq!(execute("execute a (f(1, ')'), $$)$$)"), Some("f(1, ')'), $$)$$"));
+    }
+}

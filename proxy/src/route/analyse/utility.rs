@@ -84,10 +84,10 @@ impl Builder<'_> {
             }
             Node::ClusterStmt(cluster) => Ok(if cluster.relation().is_some() { ddl() } else { autocommit() }),
             Node::CheckPointStmt(_) => Ok(autocommit()),
-            Node::PrepareStmt(_) | Node::ExecuteStmt(_) => Err(Refusal::unsupported(
-                "SQL PREPARE and EXECUTE are not supported yet",
-                "Use the protocol's prepared statements (every driver does), or plain statements.",
-            )),
+            Node::PrepareStmt(prepare) => {
+                Ok(session(Effect::SqlPrepare(prepare.name().unwrap_or_default().to_owned())))
+            }
+            Node::ExecuteStmt(execute) => self.execute(execute),
             Node::DoStmt(_) => Err(Refusal::unsupported(
                 "a DO block may touch any table, so it cannot be routed",
                 "SET shard.target = 'n' runs it on one shard; or put it in a function that is declared.",
@@ -170,6 +170,26 @@ impl Builder<'_> {
         self.function(function, super::expr::Place { block, scope: Some(0) })?;
         self.levels.pop();
         self.finish(block, None)
+    }
+
+    /// Its arguments are computed by a server, once; what the statement itself needs is found when they are known.
+    fn execute(&mut self, execute: &nodes::ExecuteStmt) -> Result<Plan> {
+        let block = self.new_block();
+        self.levels.push(Vec::new());
+        self.expressions(execute.params(), super::expr::Place { block, scope: Some(0) })?;
+        self.levels.pop();
+        let name = execute.name().unwrap_or_default().to_owned();
+        let plan = self.finish(block, None)?;
+        match (&plan.route, &plan.effect) {
+            (Route::Any | Route::Default, Effect::None) => {
+                let default_shard = matches!(plan.route, Route::Default);
+                Ok(session(Effect::SqlExecute { name, default_shard }))
+            }
+            _ => Err(Refusal::unsupported(
+                "EXECUTE with arguments that depend on tables or on the session's server",
+                "Pass their values.",
+            )),
+        }
     }
 
     /// LOCK and TRUNCATE: plain tables on the default shard, all others everywhere.

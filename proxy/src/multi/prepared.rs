@@ -1,0 +1,321 @@
+//! SQL PREPARE and EXECUTE, by means of the protocol's prepared statements.
+//!
+//! Servers are pooled, so a statement that one of them prepared would be gone with the next transaction. PREPARE makes
+//! an entry of the session, like Parse; EXECUTE becomes a Bind of it. Arguments are any expressions, which PostgreSQL
+//! turns into the parameters' types as in an assignment: one server is asked for their values.
+
+use std::ops::Range;
+use std::rc::Rc;
+
+use super::Failure;
+use super::exchange::{self, Reply, ask, change_fields, gather};
+use crate::error::ProxyError;
+use crate::route::analyse::{execute_arguments, prepare_parts};
+use crate::route::plan::Effect;
+use crate::session::multi_hook::Participants;
+use crate::session::prepared::{Entry, shape};
+use crate::wire::{build, read};
+
+/// What the arguments are called on a server, for the time of one message.
+const ARGUMENTS: &str = "shard_proxy_arguments";
+
+pub(super) async fn run(p: &mut Participants<'_>, effect: &Effect, text: &str) -> Result<(), Failure> {
+    let standard_strings = p.standard_strings();
+    let unsure = || ProxyError::internal("the parts of this statement were not found");
+    match effect {
+        Effect::SqlPrepare(name) => {
+            let (types, at) = prepare_parts(text, standard_strings).ok_or_else(unsure)?;
+            prepare(p, name, text, types, at).await
+        }
+        Effect::SqlExecute { name, default_shard } => {
+            let arguments = execute_arguments(text, standard_strings).ok_or_else(unsure)?;
+            let shard = if *default_shard { p.default_shard() } else { p.preferred_shard() };
+            let before = text.get(..arguments.start).unwrap_or_default().chars().count();
+            let arguments = text.get(arguments).unwrap_or_default();
+            execute(p, name, arguments, shard).await.map_err(|failure| shifted(failure, before))
+        }
+        _ => Err(unsure().into()),
+    }
+}
+
+async fn prepare(
+    p: &mut Participants<'_>,
+    name: &str,
+    text: &str,
+    types: Option<Range<usize>>,
+    query: usize,
+) -> Result<(), Failure> {
+    let shard = p.preferred_shard();
+    let alone = !p.in_block();
+    let at = p.enlist(shard, false).await?;
+    let result = check(p, at, text, types, query).await;
+    if alone {
+        p.release_readers();
+    }
+    let entry = result?;
+    p.add_prepared(name, &entry)?;
+    exchange::say_tag(p, "PREPARE").await;
+    Ok(())
+}
+
+/// The entry, which a server has accepted.
+async fn check(
+    p: &mut Participants<'_>,
+    at: usize,
+    text: &str,
+    types: Option<Range<usize>>,
+    query: usize,
+) -> Result<Rc<Entry>, Failure> {
+    let oids = match types {
+        Some(types) => declared(p, at, text, types).await?,
+        None => Vec::new(),
+    };
+    // Errors speak of positions in the client's own text.
+    let before = text.get(..query).unwrap_or_default().chars().count();
+    let query = text.get(query..).unwrap_or_default();
+    let entry = p.prepared_entry(query.as_bytes(), &oids).map_err(|error| shifted(error.into(), before))?;
+    let reply = describe(p, at, &entry.sql, &entry.oids).await.map_err(|failure| shifted(failure, before))?;
+    note_shape(&entry, &reply);
+    entry.validated.set(true);
+    Ok(entry)
+}
+
+/// The OIDs of types that are given by name: PostgreSQL reads the names.
+async fn declared(
+    p: &mut Participants<'_>,
+    at: usize,
+    text: &str,
+    types: Range<usize>,
+) -> Result<Vec<u8>, Failure> {
+    let mut before = text.get(..types.start).unwrap_or_default().chars().count();
+    let names = split_list(text.get(types).unwrap_or_default(), p.standard_strings());
+    let mut casts = "SELECT ".to_owned();
+    // Where each name begins, in characters: in the text that is sent, and in the client's.
+    let mut begins = Vec::new();
+    for (n, name) in names.iter().enumerate() {
+        casts += &format!("{}CAST(${} AS ", if n > 0 { ", " } else { "" }, n + 1);
+        begins.push((casts.chars().count(), before));
+        casts += name;
+        casts.push(')');
+        before += name.chars().count() + 1;
+    }
+    let reply = describe(p, at, casts.as_bytes(), &[]).await.map_err(|failure| {
+        moved(failure, |position| {
+            let (sent, own) = begins.iter().rev().find(|(sent, _)| *sent < position)?;
+            Some(position - sent + own)
+        })
+    })?;
+    let mut oids = parameter_oids(&reply);
+    for (oid, _) in oids.chunks_exact_mut(4).zip(&names).filter(|(_, name)| is_unknown(name)) {
+        oid.fill(0);
+    }
+    Ok(oids)
+}
+
+/// A type that is not given; a cast to it would make it text.
+fn is_unknown(name: &str) -> bool {
+    name.trim().rsplit('.').next().is_some_and(|last| last.trim().eq_ignore_ascii_case("unknown"))
+}
+
+/// The parts of a list that was written with commas.
+fn split_list(text: &str, standard_strings: bool) -> Vec<&str> {
+    use crate::route::tokens::{TokenKind, tokens};
+    let mut parts = Vec::new();
+    let (mut depth, mut start) = (0_usize, 0);
+    for token in tokens(text.as_bytes(), standard_strings).unwrap_or_default() {
+        match token.kind {
+            TokenKind::Open => depth += 1,
+            TokenKind::Close => depth = depth.saturating_sub(1),
+            TokenKind::Comma if depth == 0 => {
+                parts.push(text.get(start..token.range.start).unwrap_or_default());
+                start = token.range.end;
+            }
+            _ => {}
+        }
+    }
+    parts.push(text.get(start..).unwrap_or_default());
+    parts
+}
+
+async fn execute(p: &mut Participants<'_>, name: &str, arguments: &str, shard: usize) -> Result<(), Failure> {
+    let entry = p.prepared(name)?;
+    let mut values = Vec::new();
+    let known = entry.shape.borrow().is_some();
+    if !arguments.trim().is_empty() || entry.routed.plan.parameters > 0 || !known {
+        let alone = !p.in_block();
+        let at = p.enlist(shard, false).await?;
+        let result = evaluate(p, at, name, &entry, arguments).await;
+        if alone {
+            p.release_readers();
+        }
+        values = result?;
+    }
+    let mut bind = Vec::new();
+    let start = build::begin(&mut bind, b'B');
+    build::cstr(&mut bind, b"");
+    build::cstr(&mut bind, name.as_bytes());
+    bind.extend_from_slice(&[0, 0]);
+    bind.extend_from_slice(&(values.len() as u16).to_be_bytes());
+    for value in values {
+        match value {
+            Some(bytes) => {
+                bind.extend_from_slice(&(bytes.len() as u32).to_be_bytes());
+                bind.extend_from_slice(&bytes);
+            }
+            None => bind.extend_from_slice(&(-1_i32).to_be_bytes()),
+        }
+    }
+    bind.extend_from_slice(&[0, 0]);
+    build::end(&mut bind, start);
+    let rows = entry.shape.borrow().as_ref().is_some_and(|shape| !shape.is_empty());
+    p.bind_in_place(bind, rows);
+    Ok(())
+}
+
+type Values = Vec<Option<Vec<u8>>>;
+
+/// The arguments' values, as text of the parameters' types.
+async fn evaluate(
+    p: &mut Participants<'_>,
+    at: usize,
+    name: &str,
+    entry: &Rc<Entry>,
+    arguments: &str,
+) -> Result<Values, Failure> {
+    let types = match p.parameter_type_names(name, entry) {
+        Some(names) => names,
+        None => {
+            let names = type_names(p, at, entry).await?;
+            p.remember_parameter_types(name, entry, &names);
+            names
+        }
+    };
+    let given = if arguments.trim().is_empty() { 0 } else { split_list(arguments, p.standard_strings()).len() };
+    if given != types.len() {
+        // As PostgreSQL says it (EvaluateParams in src/backend/commands/prepare.c).
+        return Err(ProxyError::new("42601", format!("wrong number of parameters for prepared statement \"{name}\""))
+            .detail(format!("Expected {} parameters but got {given}.", types.len()))
+            .into());
+    }
+    if given == 0 {
+        return Ok(Vec::new());
+    }
+    let outputs: Vec<String> = (1..=given).map(|n| format!("${n}::pg_catalog.text")).collect();
+    // One that an error has left behind in this transaction has another name.
+    let own = format!("{ARGUMENTS}_{:08x}", rand::random::<u32>());
+    let head =
+        format!("PREPARE {own} ({}) AS SELECT {}; EXECUTE {own} (", types.join(", "), outputs.join(", "));
+    let reply = ask(p, at, &format!("{head}{arguments}\n); DEALLOCATE {own}")).await?;
+    if let Some(error) = reply.error {
+        if p.server(at).status == b'I' {
+            ask(p, at, &format!("DEALLOCATE {own}")).await?.ok()?;
+        } else {
+            // It cannot be taken back now, and must not meet the next client.
+            p.server(at).unknown_state = true;
+        }
+        // Positions are counted within the arguments; the client has not sent what stands before them here.
+        let before = head.chars().count();
+        let renamed = change_fields(&error, |_, text| Some(text.replace(&own, name)));
+        return Err(moved(Failure::Server(renamed), |position| position.checked_sub(before)));
+    }
+    let row = reply.rows.first().ok_or_else(|| ProxyError::internal("arguments without a row"))?;
+    let mut reader = read::body(row);
+    let count = reader.u16().unwrap_or(0);
+    let mut values = Vec::new();
+    for _ in 0..count {
+        let length = reader.i32().unwrap_or(-1);
+        values.push(match usize::try_from(length) {
+            Ok(length) => Some(reader.bytes(length).unwrap_or_default().to_vec()),
+            Err(_) => None,
+        });
+    }
+    Ok(values)
+}
+
+/// The types of the statement's parameters, with their schemas, fit for PREPARE.
+async fn type_names(p: &mut Participants<'_>, at: usize, entry: &Rc<Entry>) -> Result<Rc<[String]>, Failure> {
+    let described = describe(p, at, &entry.sql, &entry.oids).await?;
+    note_shape(entry, &described);
+    let oids = p.parameter_types(at, &parameter_oids(&described));
+    if oids.is_empty() {
+        return Ok(Rc::from([]));
+    }
+    let list: Vec<String> =
+        oids.chunks_exact(4).map(|o| u32::from_be_bytes([o[0], o[1], o[2], o[3]]).to_string()).collect();
+    let sql = format!(
+        "SELECT pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(t.typname) \
+         FROM pg_catalog.unnest('{{{}}}'::pg_catalog.oid[]) WITH ORDINALITY u (o, i) \
+         JOIN pg_catalog.pg_type t ON t.oid OPERATOR(pg_catalog.=) u.o \
+         JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) t.typnamespace ORDER BY u.i",
+        list.join(",")
+    );
+    let reply = ask(p, at, &sql).await?.ok()?;
+    let names: Vec<String> = reply.rows.iter().filter_map(|row| first_text(row)).collect();
+    if names.len() != list.len() {
+        return Err(ProxyError::internal("a parameter's type was not found").into());
+    }
+    Ok(names.into())
+}
+
+fn first_text(row: &[u8]) -> Option<String> {
+    let mut reader = read::body(row);
+    reader.u16()?;
+    let length = usize::try_from(reader.i32()?).ok()?;
+    Some(String::from_utf8_lossy(reader.bytes(length)?).into_owned())
+}
+
+fn parameter_oids(reply: &Reply) -> Vec<u8> {
+    let Some(message) = &reply.parameters else { return Vec::new() };
+    let mut reader = read::body(message);
+    let count = reader.u16().unwrap_or(0);
+    reader.bytes(usize::from(count) * 4).unwrap_or_default().to_vec()
+}
+
+/// What its result looks like: an EXECUTE of a statement without one has no RowDescription.
+fn note_shape(entry: &Rc<Entry>, reply: &Reply) {
+    if let Some(description) = &reply.description {
+        entry.shape.borrow_mut().get_or_insert_with(|| shape(description));
+    }
+}
+
+/// Parse and Describe on a server, of a statement that is not kept there.
+async fn describe(p: &mut Participants<'_>, at: usize, sql: &[u8], oids: &[u8]) -> Result<Reply, Failure> {
+    let oids = p.parameter_types(at, oids);
+    let server = p.server(at);
+    server.unnamed = 0;
+    build::parse(&mut server.out, b"", sql, &oids);
+    build::named(&mut server.out, b'D', b'S', b"");
+    server.out.extend_from_slice(build::SYNC);
+    p.flush(at).await.map_err(|_| exchange::lost(p, at))?;
+    gather(p, at).await?.ok()
+}
+
+/// With positions counted from the beginning of the client's text.
+fn shifted(failure: Failure, by: usize) -> Failure {
+    moved(failure, |position| position.checked_add(by))
+}
+
+/// With another position, or none.
+fn moved(failure: Failure, place: impl Fn(usize) -> Option<usize>) -> Failure {
+    match failure {
+        Failure::Ours(error) => {
+            let position = error.position.and_then(|at| place(at as usize)).and_then(|at| u32::try_from(at).ok());
+            Failure::Ours(ProxyError { position, ..error })
+        }
+        Failure::Server(message) => Failure::Server(change_fields(&message, |tag, text| match tag {
+            b'P' => place(text.parse().ok()?).map(|at| at.to_string()),
+            _ => Some(text.to_owned()),
+        })),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::split_list;
+
+    #[test]
+    fn lists_are_split_at_their_own_commas() {
+        assert_eq!(split_list("int, numeric(10, 2),\"a,b\"", true), ["int", " numeric(10, 2)", "\"a,b\""]);
+        assert_eq!(split_list("f(1, 2), ',', $$,$$", true).len(), 3);
+    }
+}
