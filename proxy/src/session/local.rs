@@ -33,6 +33,7 @@ impl Session {
         by: By,
     ) -> Result<Option<Vec<u8>>, ProxyError> {
         let enlisted = self.servers.iter().any(|s| s.enlisted);
+        let before = self.settings.clone();
         let sql = || String::from_utf8_lossy(text).into_owned();
         let mut out = Vec::new();
         match &statement.plan.effect {
@@ -89,7 +90,7 @@ impl Session {
             effect @ Effect::SetConfig { .. } => return self.local_config(effect, by),
             Effect::Set { name, value, .. } if name.starts_with("shard.") => {
                 self.set_proxy(name, value.as_deref().map(|v| Value::Sql(v.to_owned())).as_ref())?;
-                build::command_complete(&mut out, if value.is_some() { "SET" } else { "RESET" });
+                build::command_complete(&mut out, if value.is_some() { "SET" } else { reset_tag(text) });
             }
             Effect::Set { name, value: None, local: false }
                 if !enlisted
@@ -97,7 +98,8 @@ impl Session {
             {
                 self.hold_setting(name, None, false, &sql())?;
                 self.change_setting(name, None)?;
-                build::command_complete(&mut out, "RESET");
+                build::command_complete(&mut out, reset_tag(text));
+                self.report_restored(&before, &mut out);
             }
             Effect::Set { name, value, local } if !enlisted && self.transaction.is_some() => {
                 let value = value.clone().map(Value::Sql);
@@ -108,7 +110,7 @@ impl Session {
                 } else {
                     self.change_setting(name, value.clone())?;
                 }
-                build::command_complete(&mut out, if value.is_some() { "SET" } else { "RESET" });
+                build::command_complete(&mut out, if value.is_some() { "SET" } else { reset_tag(text) });
             }
             Effect::ResetAll if !enlisted => {
                 if self.transaction.is_some() {
@@ -118,6 +120,7 @@ impl Session {
                 }
                 self.reset_all()?;
                 build::command_complete(&mut out, "RESET");
+                self.report_restored(&before, &mut out);
             }
             Effect::SetTransaction { read_only } if !enlisted && self.transaction.is_some() => {
                 self.hold(&sql())?;
@@ -138,7 +141,13 @@ impl Session {
                 }
                 build::command_complete(&mut out, &tag);
             }
-            Effect::Discard(what) => return self.discard(what).map(|done| done.then(|| discarded(what))),
+            Effect::Discard(what) => {
+                if !self.discard(what)? {
+                    return Ok(None);
+                }
+                build::command_complete(&mut out, &format!("DISCARD {}", what.to_ascii_uppercase()));
+                self.report_restored(&before, &mut out);
+            }
             Effect::Deallocate(name) => {
                 self.deallocate(name.as_deref())?;
                 build::command_complete(
@@ -364,10 +373,9 @@ fn too_much_held() -> ProxyError {
     ProxyError::new("54000", "too many statements before the first one that needs a shard")
 }
 
-fn discarded(what: &str) -> Vec<u8> {
-    let mut out = Vec::new();
-    build::command_complete(&mut out, &format!("DISCARD {}", what.to_ascii_uppercase()));
-    out
+/// RESET, or SET ... TO DEFAULT.
+pub(super) fn reset_tag(text: &[u8]) -> &'static str {
+    if text.get(..3).is_some_and(|word| word.eq_ignore_ascii_case(b"set")) { "SET" } else { "RESET" }
 }
 
 fn describe(out: &mut Vec<u8>, columns: &[(&'static str, u32)], binary: bool) {

@@ -2,7 +2,7 @@
 //!
 //! Rooms, in reading order:
 //!
-//! - `startup`: login, settings of the startup packet, keys.
+//! - `startup`: login, settings of the startup packet, keys; `reported`: what the client is told of settings.
 //! - `io`: the only place that polls sockets on the data path. Client bytes go to `messages`, server bytes to `replies`.
 //! - `messages` -> `simple` | `extended` | `local`: what a client message means; composes bytes for a server.
 //! - `statements`: what the client's statements are called on servers, and which server has them.
@@ -44,6 +44,7 @@ mod participants;
 mod portals;
 pub mod prepared;
 mod replies;
+mod reported;
 pub mod settings;
 mod simple;
 mod sql_prepared;

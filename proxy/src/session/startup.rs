@@ -8,6 +8,7 @@ use tokio::net::TcpStream;
 
 use super::Session;
 use super::client::ClientInfo;
+use super::reported::reported;
 use super::settings::{Settings, Value, parse_options};
 use crate::auth::server_side;
 use crate::error::ProxyError;
@@ -353,48 +354,6 @@ fn settings_of(
         }
     }
     Ok((settings, local))
-}
-
-/// The ParameterStatus messages for these settings. Asked of a server the first time, which also proves that the
-/// settings are valid; after that a login needs no server.
-async fn reported(
-    worker: &Rc<Worker>,
-    space: &Rc<UserSpace>,
-    settings: &Rc<Settings>,
-    address: SocketAddr,
-) -> Result<Rc<[u8]>, ProxyError> {
-    if let Some(known) = space.reported.borrow().get(&settings.id) {
-        return Ok(known.clone());
-    }
-    let shard = {
-        let state = worker.state();
-        let default = super::dispatch::position(&state, state.config.proxy.default_shard).unwrap_or(0);
-        let is_up = |at: &usize| state.shards.get(*at).is_some_and(|s| s.primary.is_some());
-        std::iter::once(default).chain(0..state.shards.len()).find(is_up).unwrap_or(default)
-    };
-    let mut server = super::checkout::take_primary(worker, space, shard).await?;
-    let sql = super::settings::replay(&server.settings, settings);
-    if !sql.is_empty() {
-        if let Err(why) = crate::pool::pool::round_trip(&mut server, sql.as_bytes()).await {
-            server.dirty = true;
-            tracing::info!(client = %address, why, "settings of a startup packet were refused");
-            return Err(ProxyError::new("22023", why));
-        }
-        server.settings = settings.clone();
-    }
-    let mut out = Vec::new();
-    for (name, value) in &server.parameters {
-        build::parameter_status(&mut out, name, value);
-    }
-    let out: Rc<[u8]> = out.into();
-    let mut reported = space.reported.borrow_mut();
-    if reported.len() >= limits::SETTINGS_CACHE {
-        reported.clear();
-    }
-    reported.insert(settings.id, out.clone());
-    let pool = server.pool.clone();
-    pool.put(server, worker.now.get());
-    Ok(out)
 }
 
 impl LoggedIn {

@@ -86,3 +86,43 @@ fn h25_a_search_path_by_set_config_is_replayed_as_it_was_said() {
     assert_eq!(raw.query(&format!("INSERT INTO same VALUES ({key}, 'x')")), ["CINSERT 0 1", "ZI"]);
     assert_eq!(cluster.on_shard(1, &format!("SELECT count(*) FROM a.same WHERE k = {key}")), "1");
 }
+
+/// Drivers keep what ParameterStatus tells them (pgjdbc: TimeZone, DateStyle) and read values by it.
+#[test]
+fn a_reset_that_no_server_runs_is_reported_too() {
+    let mut raw = Raw::login_with(196_608, &[("TimeZone", "Asia/Tokyo")]).unwrap();
+    let reported = |raw: &mut Raw, sql: &str| {
+        let mut message = b"Q".to_vec();
+        message.extend_from_slice(&(sql.len() as u32 + 5).to_be_bytes());
+        message.extend_from_slice(sql.as_bytes());
+        message.push(0);
+        raw.send(&message);
+        let (mut told, mut done) = (Vec::new(), String::new());
+        loop {
+            match raw.message().unwrap() {
+                (b'S', body) => {
+                    let text = String::from_utf8_lossy(&body).trim_end_matches('\0').replace('\0', "=");
+                    told.push(text);
+                }
+                (b'C', body) => done = String::from_utf8_lossy(&body).trim_end_matches('\0').to_owned(),
+                (b'Z', _) => return (told, done),
+                (tag, _) => assert_ne!(tag, b'E', "{sql}"),
+            }
+        }
+    };
+    let told = |raw: &mut Raw, sql: &str| reported(raw, sql).0;
+    let tokyo = ["TimeZone=Asia/Tokyo"];
+    // The server says what it had before, when it is given the session's settings.
+    let set = told(&mut raw, "SET TimeZone = 'Europe/Rome'");
+    assert_eq!(set.last().map(String::as_str), Some("TimeZone=Europe/Rome"));
+    assert_eq!(reported(&mut raw, "RESET TimeZone"), (vec![tokyo[0].to_owned()], "RESET".to_owned()));
+    told(&mut raw, "SET TimeZone = 'Europe/Rome'");
+    let (back, tag) = reported(&mut raw, "SET TimeZone TO DEFAULT");
+    assert_eq!((back.as_slice(), tag.as_str()), (&[tokyo[0].to_owned()][..], "SET"));
+    told(&mut raw, "SET TimeZone = 'Europe/Rome'");
+    assert_eq!(told(&mut raw, "RESET ALL"), tokyo);
+    told(&mut raw, "SET TimeZone = 'Europe/Rome'");
+    assert_eq!(told(&mut raw, "DISCARD ALL"), tokyo);
+    assert_eq!(told(&mut raw, "RESET ALL"), [""; 0], "nothing has changed");
+    assert_eq!(raw.value("SHOW TimeZone"), "Asia/Tokyo");
+}
