@@ -82,7 +82,7 @@ enum Previous {
 /// Scans one statement from `from`. Offsets in `literals` are relative to the statement's start.
 pub fn scan(sql: &[u8], from: usize, standard_strings: bool, literals: &mut Literals) -> Scanned {
     literals.clear();
-    let mut s = Scanner { sql, at: from, standard_strings, sure: true };
+    let mut s = Scanner { sql, at: from, standard_strings, sure: true, open_comment: false };
     let mut start = None;
     let mut end = from;
     let mut depth = 0u32;
@@ -97,6 +97,11 @@ pub fn scan(sql: &[u8], from: usize, standard_strings: bool, literals: &mut Lite
             continue;
         }
         if class == Class::Operator && s.comment() {
+            if s.open_comment {
+                // An error, which the grammar words: it belongs to the statement.
+                start.get_or_insert(begin);
+                end = s.at;
+            }
             continue;
         }
         if class == Class::Semicolon && depth == 0 {

@@ -246,7 +246,7 @@ impl Router {
 }
 
 fn is_syntax_error(plan: &Plan) -> bool {
-    matches!(&plan.route, Route::Refuse(refusal) if refusal.sqlstate == "42601")
+    matches!(&plan.route, Route::Refuse(refusal) if matches!(refusal.sqlstate, "42601" | "42P20"))
 }
 
 fn refused(routed: RoutedStatement) -> Result<RoutedStatement, Refusal> {

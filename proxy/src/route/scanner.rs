@@ -53,6 +53,8 @@ pub(super) struct Scanner<'a> {
     pub(super) standard_strings: bool,
     /// Cleared when something is not understood for certain.
     pub(super) sure: bool,
+    /// A comment that nothing ends.
+    pub(super) open_comment: bool,
 }
 
 impl Scanner<'_> {
@@ -89,6 +91,7 @@ impl Scanner<'_> {
                         }
                         _ if self.at >= self.sql.len() => {
                             self.sure = false;
+                            self.open_comment = true;
                             return true;
                         }
                         _ => self.at += 1,

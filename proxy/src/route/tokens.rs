@@ -22,7 +22,7 @@ pub enum TokenKind {
 
 /// All tokens of a text; `None` when the lexer is not sure of them.
 pub fn tokens(sql: &[u8], standard_strings: bool) -> Option<Vec<Token>> {
-    let mut s = Scanner { sql, at: 0, standard_strings, sure: true };
+    let mut s = Scanner { sql, at: 0, standard_strings, sure: true, open_comment: false };
     let mut all = Vec::new();
     while let Some(&byte) = sql.get(s.at) {
         let begin = s.at;

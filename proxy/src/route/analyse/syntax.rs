@@ -83,9 +83,19 @@ pub(super) fn error(text: &str, message: &str) -> Refusal {
     } else {
         offending(text, message).and_then(characters)
     };
-    let sqlstate = if message.contains("nul bytes") { "22021" } else { "42601" };
-    Refusal::new(sqlstate, message, "The proxy parses statements before it sends them to a shard.")
+    Refusal::new(state(message), message, "The proxy parses statements before it sends them to a shard.")
         .at(position)
+}
+
+/// What gram.y raises with another SQLSTATE than that of a syntax error.
+fn state(message: &str) -> &'static str {
+    if message.contains("nul bytes") {
+        "22021"
+    } else if ["frame start", "frame end"].iter().any(|start| message.starts_with(start)) {
+        "42P20"
+    } else {
+        "42601"
+    }
 }
 
 /// The token at which the grammar gives up is the first whose prefix fails with the same words.

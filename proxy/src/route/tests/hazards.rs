@@ -301,6 +301,12 @@ fn h37_refusals_say_why_and_what_to_do() {
         ("42601", "syntax error at or near \"FORM\"", Some(10))
     );
     assert_eq!(refusal("SELECT * FROM", true).position, Some(14));
+    for open in ["SELECT 1 /* one /* two */", "/* nothing else"] {
+        let comment = refusal(open, true);
+        assert_eq!((comment.sqlstate, comment.message.contains("unterminated /* comment")), ("42601", true), "{open}");
+    }
+    let frame = refusal("SELECT sum(x) OVER (ROWS BETWEEN CURRENT ROW AND 1 PRECEDING) FROM t", true);
+    assert_eq!(frame.sqlstate, "42P20");
 }
 
 #[test]

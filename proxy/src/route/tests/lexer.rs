@@ -42,6 +42,9 @@ fn statements_end_at_semicolons_outside_everything() {
     check("a (b; c); d", &[("a (b; c)", &[]), ("d", &[])]);
     check("a E'\\';' ; b", &[("a E'\\';'", &["E'\\';' Escape"]), ("b", &[])]);
     check("  /* x */ a -- y", &[("a", &[])]);
+    // An error that the grammar has to word.
+    check("a; b /* x", &[("a", &[]), ("b /* x", &[])]);
+    check("a; /* x", &[("a", &[]), ("/* x", &[])]);
 }
 
 #[test]
