@@ -23,7 +23,7 @@ const TOP: [&str; 10] = [
 ];
 
 /// What each crate may depend on inside the workspace (tests may use more).
-const MAY_USE: [(&str, &[&str]); 8] = [
+const MAY_USE: [(&str, &[&str]); 9] = [
     ("shard-config", &[]),
     ("shard-config/ctl", &["shard-config", "sql-assets"]),
     ("sql", &["shard-config"]),
@@ -32,6 +32,7 @@ const MAY_USE: [(&str, &[&str]); 8] = [
     ("bench", &[]),
     ("tests/stack", &[]),
     ("tests/e2e", &[]),
+    ("tests/oracle", &[]),
 ];
 const OURS: [&str; 9] = [
     "shard-config",

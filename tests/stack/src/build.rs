@@ -1,6 +1,6 @@
 //! Building the workspace's programs and running them with the stack's environment.
 
-use crate::args::{self, Options};
+use crate::args::{self, Options, Profile};
 use crate::paths::{release, workspace};
 use crate::services::environment;
 use crate::{status, up};
@@ -10,6 +10,9 @@ use std::process::Command;
 
 /// What a running stack needs; the same profile as the tests, so that dependencies are built once.
 const PACKAGES: [&str; 5] = ["shard-proxy", "payment-core", "shardctl", "sql-assets", "bench"];
+
+/// `cargo verify` has the 200 above.
+const OWN_STACK_PORTS_AWAY: u16 = 400;
 
 pub(crate) fn cargo() -> Result<Command> {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
@@ -50,20 +53,21 @@ pub(crate) fn tool(verb: &str, arguments: &[String]) -> Result<bool> {
         "load" => ("bench", "bench", &["load"]),
         "compare" => ("bench", "bench", &["compare"]),
         "chaos" => ("e2e-tests", "chaos", &[]),
-        "oracle" => bail!(
-            "`cargo oracle`, the differential suite against one PostgreSQL, does not exist yet; \
-             the stack already runs the PostgreSQL it will compare with (SINGLE_URL in `cargo stack env`)"
-        ),
+        "oracle" => ("oracle-tests", "oracle", &[]),
         other => bail!("unknown tool {other}"),
     };
     if !options.no_build {
         // The fault runs leave the ledger's arithmetic to `bench check`.
-        build(if package == "e2e-tests" { &["e2e-tests", "bench"] } else { &["bench"] })?;
+        build(if package == "e2e-tests" { &["e2e-tests", "bench"] } else { std::slice::from_ref(&package) })?;
     }
     let mut command = Command::new(release(program)?);
     command.args(leading).args(&arguments);
     // Help needs no stack; nor do comparisons that start their own servers.
     let help = arguments.iter().any(|argument| argument == "--help" || argument == "-h");
+    command.env("STACK_BIN", std::env::current_exe()?).env("STACK_WORKSPACE", workspace()?);
+    if verb == "oracle" && !help && !runs(&options)? {
+        return with_own_stack(&options, command);
+    }
     match up::open(&options) {
         Ok(stack) => {
             let down = status::rows(&stack)?.iter().all(|row| row.state != "running");
@@ -75,6 +79,24 @@ pub(crate) fn tool(verb: &str, arguments: &[String]) -> Result<bool> {
         Err(error) if verb != "compare" && !help => return Err(error),
         Err(_) => {}
     }
-    command.env("STACK_BIN", std::env::current_exe()?).env("STACK_WORKSPACE", workspace()?);
     Err(command.exec()).with_context(|| format!("cannot run {program}"))
+}
+
+fn runs(options: &Options) -> Result<bool> {
+    let Ok(stack) = up::open(options) else { return Ok(false) };
+    let rows = status::rows(&stack)?;
+    Ok(["proxy1", "oracle"].iter().all(|name| rows.iter().any(|row| row.name == *name && row.state == "running")))
+}
+
+/// For the time of one command, away from the ports of a stack in use. What failed is left to be looked at.
+fn with_own_stack(options: &Options, mut command: Command) -> Result<bool> {
+    let port_base = options.port_base.checked_add(OWN_STACK_PORTS_AWAY).context("STACK_PORT_BASE is too high")?;
+    let options = Options { port_base, profile: Some(Profile::FastUnsafe), ..options.clone() };
+    eprintln!("no stack is running: starting one on ports from {port_base} for this command");
+    up::down(&Options { wipe: true, ..options.clone() })?;
+    let stack = up::bring_up(&options, true)?;
+    let status = command.envs(environment(&stack.state())?).status().context("cannot run the suite")?;
+    drop(stack);
+    up::down(&Options { wipe: status.success(), ..options })?;
+    Ok(status.success())
 }

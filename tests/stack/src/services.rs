@@ -16,6 +16,18 @@ use std::time::Duration;
 
 const READY_LIMIT: Duration = Duration::from_secs(30);
 
+/// Reference tables of the differential suite; sharded ones are known by their key column.
+const ORACLE_REFERENCE_TABLES: [&str; 8] = [
+    "oracle.countries",
+    "oracle.products",
+    "tpch.region",
+    "tpch.nation",
+    "tpch.part",
+    "tpch.supplier",
+    "tpch.partsupp",
+    "tpcc.item",
+];
+
 /// One plain GET; `None` when nobody answers in time.
 pub(crate) fn get(port: u16, path: &str, token: Option<&str>) -> Option<(u16, String)> {
     let address = SocketAddr::from(([127, 0, 0, 1], port));
@@ -186,6 +198,10 @@ argument = 1
         peers = peers.join(", "),
         state_dir = state.dir.join(&name).join("state").display(),
     );
+    // Of `cargo oracle`.
+    for table in ORACLE_REFERENCE_TABLES {
+        write!(text, "\n[[table]]\nname = \"{table}\"\nkind = \"reference\"\n")?;
+    }
     for shard in 1..=state.shards {
         let primary = state.port(&state.primary_of(shard))?;
         let standby = state.port(&state.standby_of(shard))?;

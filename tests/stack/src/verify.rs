@@ -71,7 +71,7 @@ pub(crate) fn verify(options: &Options) -> Result<bool> {
     let ready = verify.step("tools", || tools::ensure(For::Everything, true).map(|_| one()))
         && verify.step("build", || {
             binaries()?;
-            build(&["e2e-tests"])?;
+            build(&["e2e-tests", "oracle-tests"])?;
             Ok(one())
         });
     if ready {
@@ -113,6 +113,15 @@ fn with_stack(verify: &mut Verify, options: &Options) -> Result<()> {
         let outcome =
             passed_failed(&text.0).with_context(|| format!("no result line:\n{}", tail(&text.0, 20)))?;
         Ok(outcome)
+    });
+    verify.step("oracle", || {
+        let text = captured(Command::new(release("oracle")?).envs(vars.clone()).args([
+            "--catalog",
+            "--generate",
+            "500",
+            "--json",
+        ]))?;
+        judge_oracle(&text.0)
     });
     verify.step("load with check", || {
         let text = captured(Command::new(release("bench")?).envs(vars.clone()).args([
@@ -231,6 +240,21 @@ fn judge_load(text: &str) -> Result<Outcome> {
     Ok(outcome)
 }
 
+/// A refusal is no failure, but most statements must be answered.
+fn judge_oracle(text: &str) -> Result<Outcome> {
+    let value = json(text)?;
+    let number = |key: &str| value[key].as_u64().with_context(|| format!("no {key}: {value:#}"));
+    let (statements, equal, different) = (number("statements")?, number("equal")?, number("different")?);
+    let mut outcome = Outcome { passed: equal, failures: Vec::new() };
+    if different > 0 {
+        outcome.failures.push(format!("{different} statements differ, first {:#}", value["first_difference"]));
+    }
+    if equal * 10 < statements * 9 {
+        outcome.failures.push(format!("only {equal} of {statements} statements are answered"));
+    }
+    Ok(outcome)
+}
+
 fn judge_chaos(text: &str) -> Result<Outcome> {
     let value = json(text)?;
     let violations = value["violations"].as_array().context("no violations in the answer")?;
@@ -269,6 +293,16 @@ mod tests {
         ] {
             assert_eq!(judge_load(&bad).unwrap().failures.len(), 1, "{bad}");
         }
+    }
+
+    #[test]
+    fn a_difference_from_one_postgresql_is_not_a_pass() {
+        let good = r#"{"statements": 100, "equal": 95, "refused": 5, "different": 0, "first_difference": null}"#;
+        assert_eq!(judge_oracle(good).unwrap(), Outcome { passed: 95, failures: vec![] });
+        let failures = |from: &str, to: &str| judge_oracle(&good.replace(from, to)).unwrap().failures.len();
+        assert_eq!(failures("\"different\": 0", "\"different\": 1"), 1);
+        assert_eq!(failures("95", "10"), 1);
+        assert!(judge_oracle(r#"{"equal": 5}"#).is_err());
     }
 
     #[test]

@@ -1,0 +1,544 @@
+-- Sessions: transactions, savepoints, cursors, prepared statements, COPY, DDL, settings, several statements in one message.
+--! script
+BEGIN;
+INSERT INTO filled (tenant_id, id, a) VALUES ({k1}, 50, 50), ({k2}, 50, 50);
+SELECT count(*) FROM filled WHERE id = 50;
+SELECT id FROM filled WHERE tenant_id = {k1} ORDER BY id;
+UPDATE filled SET b = 'in' WHERE id = 50;
+SELECT b, count(*) FROM filled GROUP BY b ORDER BY b NULLS LAST;
+COMMIT;
+SELECT count(*) FROM filled WHERE id = 50;
+--! end filled
+--! script
+BEGIN;
+DELETE FROM filled;
+SELECT count(*) FROM filled;
+ROLLBACK;
+SELECT count(*) FROM filled;
+--! end filled
+--! script
+START TRANSACTION ISOLATION LEVEL REPEATABLE READ;
+SHOW transaction_isolation;
+SELECT count(*) FROM filled WHERE tenant_id = {k1};
+SAVEPOINT a;
+UPDATE filled SET b = 'a' WHERE tenant_id = {k1};
+SAVEPOINT b;
+UPDATE filled SET b = 'b' WHERE tenant_id = {k2};
+ROLLBACK TO b;
+SELECT tenant_id, b FROM filled WHERE id = 1;
+RELEASE b;
+ROLLBACK TO SAVEPOINT a;
+INSERT INTO filled (tenant_id, id, a) VALUES ({k3}, 90, 90);
+RELEASE SAVEPOINT a;
+COMMIT;
+SELECT tenant_id, id, b FROM filled WHERE id IN (1, 90);
+--! end filled
+--! script
+BEGIN;
+INSERT INTO filled (tenant_id, id) VALUES ({k1}, 1);
+SELECT 1;
+SELECT count(*) FROM filled;
+COMMIT;
+SELECT count(*) FROM filled;
+--! end filled
+--! script
+BEGIN;
+SAVEPOINT s;
+INSERT INTO filled (tenant_id, id) VALUES ({k1}, 60);
+INSERT INTO filled (tenant_id, id) VALUES ({k2}, 1);
+ROLLBACK TO s;
+INSERT INTO filled (tenant_id, id, a) VALUES ({k3}, 61, 1);
+INSERT INTO filled (tenant_id, id, a) VALUES ({k4}, 61, 1);
+SAVEPOINT t;
+SELECT nosuch FROM filled;
+ROLLBACK TO t;
+END;
+SELECT tenant_id, id FROM filled WHERE id > 50 ORDER BY 1, 2;
+--! end filled
+--! script
+BEGIN READ ONLY;
+SELECT count(*) FROM filled;
+INSERT INTO filled (tenant_id, id) VALUES ({k1}, 60);
+ROLLBACK;
+BEGIN;
+SET TRANSACTION READ ONLY;
+UPDATE filled SET b = 'x';
+ROLLBACK;
+SET default_transaction_read_only = on;
+DELETE FROM filled WHERE tenant_id = {k1};
+RESET default_transaction_read_only;
+--! end filled
+--! script
+COMMIT;
+ROLLBACK;
+BEGIN;
+BEGIN;
+COMMIT;
+SAVEPOINT x;
+ROLLBACK TO nosuch;
+RELEASE x;
+--! end filled
+--! script
+BEGIN;
+ROLLBACK TO nosuch;
+ROLLBACK;
+COMMIT AND CHAIN;
+BEGIN;
+COMMIT AND CHAIN;
+SELECT 1;
+ROLLBACK AND CHAIN;
+ROLLBACK;
+ABORT;
+--! end
+--! script
+BEGIN;
+DECLARE c CURSOR FOR SELECT id, name FROM customers WHERE tenant_id = {k1} ORDER BY id;
+FETCH 2 FROM c;
+FETCH NEXT FROM c;
+FETCH ALL FROM c;
+FETCH c;
+CLOSE c;
+COMMIT;
+--! end
+--! script
+BEGIN;
+DECLARE c SCROLL CURSOR FOR SELECT id FROM customers WHERE tenant_id = {k1} ORDER BY id;
+FETCH FIRST FROM c;
+FETCH LAST FROM c;
+FETCH PRIOR FROM c;
+FETCH ABSOLUTE 2 FROM c;
+FETCH RELATIVE -1 FROM c;
+FETCH BACKWARD 5 FROM c;
+MOVE FORWARD 3 FROM c;
+FETCH 1 FROM c;
+CLOSE c;
+FETCH 1 FROM c;
+ROLLBACK;
+--! end
+--! script
+BEGIN;
+DECLARE c CURSOR FOR SELECT tenant_id, id FROM customers ORDER BY tenant_id, id;
+FETCH 3 FROM c;
+FETCH ALL FROM c;
+COMMIT;
+--! end
+--! script
+DECLARE c CURSOR FOR SELECT 1;
+FETCH 1 FROM nosuch;
+CLOSE nosuch;
+DECLARE h CURSOR WITH HOLD FOR SELECT id FROM customers WHERE tenant_id = {k2} ORDER BY id;
+FETCH 2 FROM h;
+FETCH 2 FROM h;
+CLOSE ALL;
+--! end
+--! script
+BEGIN;
+DECLARE c CURSOR FOR SELECT id FROM filled WHERE tenant_id = {k1} ORDER BY id FOR UPDATE;
+FETCH 1 FROM c;
+UPDATE filled SET b = 'current' WHERE CURRENT OF c;
+COMMIT;
+SELECT id, b FROM filled WHERE tenant_id = {k1} ORDER BY id;
+--! end filled
+--! script
+PREPARE p AS SELECT name FROM customers WHERE tenant_id = {k1} AND id = 1;
+EXECUTE p;
+DEALLOCATE p;
+EXECUTE p;
+--! end
+--! script
+PREPARE p (uuid, int) AS SELECT name FROM customers WHERE tenant_id = $1 AND id = $2;
+EXECUTE p ({k1}, 1);
+EXECUTE p ({k2}, 1);
+DEALLOCATE ALL;
+--! end
+--! script
+PREPARE p AS SELECT count(*) FROM customers;
+EXECUTE p;
+EXECUTE p;
+DEALLOCATE p;
+--! end
+--! script
+PREPARE p (uuid, int) AS INSERT INTO filled (tenant_id, id, a) VALUES ($1, $2, $2);
+EXECUTE p ({k1}, 61);
+EXECUTE p ({k2}, 61);
+EXECUTE p ({k2}, 61);
+SELECT tenant_id, a FROM filled WHERE id = 61;
+--! end filled
+--! script
+PREPARE p AS SELECT nosuch FROM customers;
+--! end
+--! script
+EXECUTE nosuch;
+--! end
+--! script
+DEALLOCATE nosuch;
+--! end
+--! script
+PREPARE q AS SELECT 1;
+PREPARE q AS SELECT 2;
+EXECUTE q;
+DISCARD ALL;
+EXECUTE q;
+--! end
+--! script
+COPY filled (tenant_id, id, a, b) FROM STDIN;
+{u1}	60	600	one
+{u2}	60	600	two
+{u3}	60	\N	\N
+{u16}	60	600	tab\there
+\.
+SELECT tenant_id, id, a, b FROM filled WHERE id = 60;
+COPY filled (tenant_id, id, a, b) FROM STDIN WITH (FORMAT csv, HEADER, NULL 'nil');
+tenant_id,id,a,b
+{u1},61,nil,"quoted, ""text"""
+{u2},61,6,plain
+\.
+COPY filled (id, tenant_id) FROM STDIN (DELIMITER '|');
+62|{u1}
+62|{u9}
+\.
+SELECT count(*) FROM filled WHERE id > 50;
+COPY filled (tenant_id, id) FROM STDIN;
+{u1}	1
+{u2}	63
+\.
+COPY filled (tenant_id, id) FROM STDIN;
+{u2}	64
+{u1}	notanumber
+\.
+COPY filled (tenant_id, id) FROM STDIN;
+{u2}	65	extra
+\.
+COPY filled (tenant_id, id) FROM STDIN;
+{u2}
+\.
+COPY filled (tenant_id, id) FROM STDIN;
+nokey	66
+\.
+COPY filled (tenant_id, id) FROM STDIN;
+\.
+COPY filled (tenant_id, nosuch) FROM STDIN;
+\.
+COPY nosuch FROM STDIN;
+\.
+SELECT count(*) FROM filled WHERE id > 50;
+--! end filled
+--! script
+BEGIN;
+COPY filled (tenant_id, id) FROM STDIN;
+{u1}	70
+{u2}	70
+\.
+SELECT count(*) FROM filled WHERE id = 70;
+ROLLBACK;
+COPY countries FROM STDIN;
+AA	Aland	\N	0.1
+BB	Bland	\N	0.1
+\.
+SELECT count(*) FROM countries;
+COPY settings FROM STDIN;
+epsilon	five	5
+\.
+SELECT count(*) FROM settings;
+--! end filled, countries, settings
+--! list out: COPY customers TO STDOUT | COPY customers (tenant_id, id, name) TO STDOUT WITH (FORMAT csv) | COPY (SELECT id, name FROM customers WHERE tenant_id = {k1} ORDER BY id) TO STDOUT | COPY (SELECT tenant_id, id FROM customers ORDER BY tenant_id, id) TO STDOUT (FORMAT csv) | COPY countries TO STDOUT | COPY settings TO STDOUT WITH (FORMAT csv) | COPY (SELECT count(*) FROM customers) TO STDOUT | COPY (SELECT 1, NULL, 'a,b') TO STDOUT (FORMAT csv, NULL 'x') | COPY nosuch TO STDOUT | COPY (SELECT nosuch FROM customers) TO STDOUT | COPY big_orders TO STDOUT | COPY (DELETE FROM filled WHERE tenant_id = {k16} RETURNING id) TO STDOUT | COPY customers TO '/tmp/x' | COPY events TO STDOUT
+--! simple
+{out};
+--! script simple
+SELECT 1\; SELECT 2;
+SELECT id FROM customers WHERE tenant_id = {k1} AND id = 1\; SELECT id FROM customers WHERE tenant_id = {k2} AND id = 1;
+INSERT INTO filled (tenant_id, id, a) VALUES ({k1}, 50, 50)\; INSERT INTO filled (tenant_id, id, a) VALUES ({k2}, 50, 50)\; SELECT count(*) FROM filled WHERE id = 50;
+INSERT INTO filled (tenant_id, id, a) VALUES ({k1}, 51, 51)\; SELECT 1 / 0\; SELECT 2;
+SELECT count(*) FROM filled WHERE id = 51;
+BEGIN\; INSERT INTO filled (tenant_id, id, a) VALUES ({k3}, 52, 52)\; COMMIT\; SELECT count(*) FROM filled WHERE id = 52;
+BEGIN\; DELETE FROM filled\; ROLLBACK\; SELECT count(*) FROM filled;
+SELECT 1\; SELEC 2\; SELECT 3;
+SELECT 1\; SELECT nosuch\; SELECT 3;
+\;\; SELECT 1\; \;;
+SELECT count(*) FROM customers\; SELECT count(*) FROM orders;
+UPDATE filled SET b = 'm' WHERE tenant_id = {k1}\; UPDATE filled SET b = 'm' WHERE tenant_id = {k2};
+SET extra_float_digits = 0\; SELECT 0.1::float8 + 0.2\; RESET extra_float_digits;
+SELECT count(*) FROM filled\; BEGIN\; SELECT 1;
+SELECT 2\; COMMIT\; SELECT 3;
+--! end filled
+--! script
+SET search_path = oracle;
+SELECT count(*) FROM customers WHERE tenant_id = {k1};
+SET search_path = public;
+SELECT count(*) FROM customers WHERE tenant_id = {k1};
+SELECT count(*) FROM oracle.customers WHERE tenant_id = {k1};
+RESET search_path;
+SHOW search_path;
+SET LOCAL search_path = public;
+BEGIN;
+SET LOCAL search_path = pg_catalog;
+SELECT count(*) FROM customers;
+ROLLBACK;
+SELECT count(*) FROM customers;
+BEGIN;
+SET search_path = public, pg_catalog;
+SHOW search_path;
+ROLLBACK;
+SHOW search_path;
+SELECT set_config('search_path', 'public', false);
+SELECT count(*) FROM customers;
+SELECT current_setting('search_path');
+--! end
+--! script
+SET timezone = 'Europe/Berlin';
+SELECT created FROM customers ORDER BY created, tenant_id, id LIMIT 3;
+SELECT created FROM customers WHERE tenant_id = {k1} ORDER BY id;
+SET datestyle = 'German';
+SELECT created, born FROM customers WHERE tenant_id = {k2} ORDER BY id;
+SELECT min(born) FROM customers;
+SET intervalstyle = 'iso_8601';
+SELECT iv FROM typed ORDER BY tenant_id, id LIMIT 3;
+SET bytea_output = 'escape';
+SELECT photo FROM customers ORDER BY tenant_id, id;
+SET extra_float_digits = -10;
+SELECT score / 3 FROM customers ORDER BY tenant_id, id;
+RESET ALL;
+--! end
+--! script
+SHOW timezone;
+SET nosuch = 1;
+SET a.b = 'custom';
+SHOW a.b;
+SELECT current_setting('a.b');
+SET statement_timeout = '10s';
+SHOW statement_timeout;
+SET timezone TO DEFAULT;
+SHOW timezone;
+SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL SERIALIZABLE;
+SHOW default_transaction_isolation;
+SET standard_conforming_strings = off;
+SELECT 'a\\b' AS x;
+SET standard_conforming_strings = on;
+SELECT 'a\\b' AS x;
+SET client_min_messages = error;
+SET work_mem = 'nonsense';
+SET TIME ZONE 3;
+SHOW timezone;
+--! end
+--! script
+CREATE TABLE made (tenant_id uuid NOT NULL, id int, v text, PRIMARY KEY (tenant_id, id));
+CREATE TABLE made (tenant_id uuid);
+CREATE TABLE IF NOT EXISTS made (tenant_id uuid);
+INSERT INTO made VALUES ({k1}, 1, 'a'), ({k2}, 1, 'b'), ({k3}, 2, NULL);
+SELECT * FROM made ORDER BY tenant_id;
+ALTER TABLE made ADD COLUMN n int DEFAULT 5;
+SELECT tenant_id, n FROM made;
+ALTER TABLE made RENAME COLUMN v TO w;
+SELECT w FROM made WHERE tenant_id = {k1};
+SELECT v FROM made;
+ALTER TABLE made ALTER COLUMN n TYPE bigint;
+SELECT n FROM made WHERE tenant_id = {k2};
+CREATE INDEX made_n ON made (n);
+CREATE UNIQUE INDEX made_u ON made (tenant_id, w);
+ALTER TABLE made ADD CONSTRAINT made_check CHECK (n > 0);
+INSERT INTO made VALUES ({k1}, 9, 'z', -1);
+ALTER TABLE made DROP CONSTRAINT made_check;
+ALTER TABLE made ALTER COLUMN n SET NOT NULL;
+INSERT INTO made VALUES ({k1}, 9, 'z', NULL);
+COMMENT ON TABLE made IS 'made by the suite';
+SELECT obj_description('made'::regclass);
+CREATE VIEW made_view AS SELECT tenant_id, w FROM made WHERE n > 1;
+SELECT * FROM made_view;
+DROP TABLE made;
+DROP VIEW made_view;
+ALTER TABLE made RENAME TO remade;
+SELECT count(*) FROM remade;
+TRUNCATE remade;
+SELECT count(*) FROM remade;
+DROP TABLE remade;
+DROP TABLE remade;
+DROP TABLE IF EXISTS remade;
+SELECT * FROM remade;
+ALTER TABLE nosuch ADD COLUMN x int;
+CREATE INDEX ON nosuch (a);
+CREATE TABLE bad (a int, a int);
+CREATE TABLE bad (a nosuch);
+--! cleanup DROP VIEW IF EXISTS made_view
+--! cleanup DROP TABLE IF EXISTS made, remade
+--! end
+--! script
+BEGIN;
+CREATE TABLE made (tenant_id uuid NOT NULL, id int);
+ROLLBACK;
+SELECT * FROM made;
+CREATE TABLE plain_made (id serial PRIMARY KEY, v text);
+INSERT INTO plain_made (v) VALUES ('a'), ('b') RETURNING id;
+BEGIN;
+INSERT INTO plain_made (v) VALUES ('c');
+SELECT currval('plain_made_id_seq') > 0, lastval() > 0;
+COMMIT;
+SELECT v FROM plain_made ORDER BY id;
+DROP TABLE plain_made;
+--! cleanup DROP TABLE IF EXISTS plain_made, made
+--! end
+--! script
+SELECT currval('nosuch_seq');
+--! end
+--! script
+CREATE SEQUENCE made_seq;
+SELECT nextval('made_seq') > 0;
+SELECT setval('made_seq', 100);
+SELECT nextval('made_seq') > 100;
+ALTER SEQUENCE made_seq RESTART;
+DROP SEQUENCE made_seq;
+SELECT nextval('made_seq');
+--! cleanup DROP SEQUENCE IF EXISTS made_seq
+--! end
+--! script
+CREATE TYPE made_type AS ENUM ('a', 'b');
+ALTER TYPE made_type ADD VALUE 'c';
+SELECT 'c'::made_type::text;
+SELECT 'd'::made_type::text;
+DROP TYPE made_type;
+--! cleanup DROP TYPE IF EXISTS made_type
+--! end
+--! script
+CREATE FUNCTION made_function(a int) RETURNS int LANGUAGE sql IMMUTABLE AS 'SELECT a + 1';
+SELECT made_function(1);
+SELECT made_function(id) FROM customers WHERE tenant_id = {k1} ORDER BY id;
+SELECT sum(made_function(id)) FROM customers;
+DROP FUNCTION made_function;
+SELECT made_function(1);
+--! cleanup DROP FUNCTION IF EXISTS made_function(int)
+--! end
+--! script
+CREATE SCHEMA made_schema;
+CREATE TABLE made_schema.t (tenant_id uuid, n int);
+INSERT INTO made_schema.t VALUES ({k1}, 1), ({k2}, 2);
+SELECT count(*) FROM made_schema.t;
+DROP SCHEMA made_schema;
+DROP SCHEMA made_schema CASCADE;
+--! cleanup DROP SCHEMA IF EXISTS made_schema CASCADE
+--! end
+--! script
+CREATE TABLE copied AS SELECT tenant_id, id, name FROM customers;
+--! cleanup DROP TABLE IF EXISTS copied
+--! end
+--! script
+CREATE MATERIALIZED VIEW m AS SELECT 1 AS one;
+SELECT * FROM m;
+REFRESH MATERIALIZED VIEW m;
+DROP MATERIALIZED VIEW m;
+--! cleanup DROP MATERIALIZED VIEW IF EXISTS m
+--! end
+--! script
+CREATE TEMP TABLE scratch (id int, v text);
+INSERT INTO scratch VALUES (1, 'a'), (2, 'b');
+SELECT * FROM scratch ORDER BY id;
+UPDATE scratch SET v = 'c' WHERE id = 1;
+SELECT count(*) FROM scratch s JOIN countries c ON c.code IS NOT NULL;
+DROP TABLE scratch;
+SELECT * FROM scratch;
+DISCARD TEMP;
+--! end
+--! script
+CREATE TEMP TABLE scratch AS SELECT g AS id FROM generate_series(1, 3) g;
+SELECT sum(id) FROM scratch;
+--! end
+--! script
+SELECT pg_advisory_lock(77);
+SELECT pg_advisory_unlock(77);
+SELECT pg_advisory_unlock(78);
+SELECT pg_try_advisory_lock(77);
+SELECT pg_advisory_unlock_all();
+BEGIN;
+SELECT pg_advisory_xact_lock(5);
+COMMIT;
+LISTEN ch;
+NOTIFY ch;
+UNLISTEN *;
+DISCARD ALL;
+--! end
+--! script
+BEGIN;
+SELECT id FROM customers WHERE tenant_id = {k1} ORDER BY id FOR UPDATE;
+SELECT id FROM customers WHERE tenant_id = {k1} AND id = 1 FOR SHARE;
+SELECT id FROM customers WHERE tenant_id = {k2} ORDER BY id FOR NO KEY UPDATE SKIP LOCKED;
+SELECT id FROM customers WHERE tenant_id = {k2} ORDER BY id FOR KEY SHARE NOWAIT;
+SELECT o.id FROM orders o JOIN items i ON i.tenant_id = o.tenant_id AND i.order_id = o.id WHERE o.tenant_id = {k1} ORDER BY o.id, i.line FOR UPDATE OF o;
+LOCK TABLE filled IN SHARE MODE;
+COMMIT;
+SELECT id FROM customers WHERE tenant_id = {k1} FOR UPDATE OF nosuch;
+SELECT count(*) FROM customers WHERE tenant_id = {k1} FOR UPDATE;
+SELECT DISTINCT id FROM customers WHERE tenant_id = {k1} FOR UPDATE;
+--! end
+--! script
+DO $$ BEGIN PERFORM 1; END $$;
+DO $$ BEGIN RAISE EXCEPTION 'x' USING ERRCODE = 'ZZ001'; END $$;
+--! end
+--! script
+EXPLAIN (COSTS off) SELECT 1;
+--! end
+--! script
+VACUUM filled;
+--! end
+--! script
+ANALYZE filled;
+--! end
+--! script
+CHECKPOINT;
+--! end
+--! script
+REINDEX TABLE filled;
+--! end
+--! script
+SET CONSTRAINTS ALL DEFERRED;
+--! end
+--! script
+GRANT SELECT ON filled TO app;
+--! end
+--! script
+REVOKE SELECT ON filled FROM app;
+GRANT SELECT ON filled TO app;
+--! end
+--! script
+GRANT SELECT ON filled TO nosuch;
+--! end
+--! script
+CREATE ROLE nosuch2;
+--! end
+--! script
+CREATE DATABASE nosuch2;
+--! end
+--! script
+SET ROLE nosuch;
+--! end
+--! script
+SET SESSION AUTHORIZATION postgres;
+--! end
+--! script
+--! deviates it runs, and holds the lock for nothing
+LOCK TABLE filled;
+--! end
+--! script
+BEGIN;
+VACUUM filled;
+ROLLBACK;
+--! end
+--! script
+SET ROLE app;
+SELECT current_user;
+RESET ROLE;
+--! end
+--! script
+BEGIN;
+UPDATE filled SET b = 'one' WHERE tenant_id = {k1};
+SELECT count(*) FROM filled WHERE b = 'one';
+SELECT f.b, count(*) FROM filled f JOIN customers c ON c.id = f.id GROUP BY f.b ORDER BY 1 NULLS LAST;
+DELETE FROM filled WHERE tenant_id IN ({k1}, {k2}, {k3}, {k4});
+SELECT DISTINCT tenant_id FROM filled ORDER BY 1;
+INSERT INTO filled (tenant_id, id, a) SELECT tenant_id, id + 600, id FROM customers WHERE tenant_id = {k1} AND id < 3;
+SELECT * FROM filled ORDER BY tenant_id, id LIMIT 5;
+INSERT INTO countries VALUES ('TX', 'T', 'T', 0);
+SELECT count(*) FROM countries;
+SELECT r.code, count(f.id) FROM countries r LEFT JOIN filled f ON f.id = 2 GROUP BY r.code ORDER BY 1;
+UPDATE settings SET n = 100 WHERE key = 'alpha';
+SELECT s.n, count(*) FROM settings s, filled f GROUP BY s.n ORDER BY 1 NULLS LAST;
+ROLLBACK;
+SELECT count(*) FROM filled;
+--! end filled
