@@ -42,11 +42,15 @@ pub const SETTINGS_PER_SESSION: usize = 100;
 pub const TRANSACTION_PROLOGUE: usize = 1000;
 /// Cursors of one transaction whose shards are remembered.
 pub const CURSORS: usize = 1000;
+/// Portals and cursors over several shards that one transaction may have open; each may keep a connection.
+pub const RUNNING: usize = 16;
 /// Relations changed in one transaction that are told apart; with more, any sharded or reference table may have changed.
 pub const CHANGED_RELATIONS: usize = 1000;
 /// Messages of an extended-protocol batch held until a shard is known.
 pub const HELD_MESSAGES: usize = 1000;
 
+/// One connection for queries over several shards for so many of `primary_max`.
+pub const SCRATCH_SHARE: usize = 4;
 /// Sessions waiting for one pool; more are refused at once.
 pub const POOL_WAITERS: usize = 20_000;
 /// Connections one pool opens at the same time.

@@ -69,6 +69,9 @@ pub struct UserSpace {
 #[derive(Clone)]
 struct ShardPools {
     primary: Option<Rc<Pool>>,
+    /// Of the default shard: connections on which queries over several shards are answered. They are not taken from
+    /// `primary`, of which such a query needs one as well: many at once would wait for each other's second one.
+    scratch: Option<Rc<Pool>>,
     replicas: Vec<(u16, Rc<Pool>)>,
 }
 
@@ -215,8 +218,7 @@ impl Worker {
     fn fill(&self, space: &UserSpace) {
         let state = self.state.borrow().clone();
         let old = space.pools();
-        let pool = |shard: usize, id: ShardId, role: Role, endpoint: &Endpoint, share: usize| {
-            let limits = pool_limits(&state, role, share);
+        let pool = |shard: usize, id: ShardId, role: Role, endpoint: &Endpoint, limits: PoolLimits| {
             let same = |pool: &&Rc<Pool>| {
                 pool.shard == shard
                     && pool.role == role
@@ -244,11 +246,21 @@ impl Worker {
             .iter()
             .enumerate()
             .map(|(position, shard)| ShardPools {
-                primary: shard.primary.as_ref().map(|e| pool(position, shard.id, Role::Primary, e, 1)),
+                primary: shard.primary.as_ref().map(|e| {
+                    pool(position, shard.id, Role::Primary, e, pool_limits(&state, Role::Primary, 1))
+                }),
+                scratch: shard
+                    .primary
+                    .as_ref()
+                    .filter(|_| shard.id == state.config.proxy.default_shard)
+                    .map(|e| pool(position, shard.id, Role::Primary, e, scratch_limits(&state))),
                 replicas: shard
                     .replicas
                     .iter()
-                    .map(|e| (e.slot, pool(position, shard.id, Role::Replica, e, shard.replicas.len())))
+                    .map(|e| {
+                        let limits = pool_limits(&state, Role::Replica, shard.replicas.len());
+                        (e.slot, pool(position, shard.id, Role::Replica, e, limits))
+                    })
                     .collect(),
             })
             .collect();
@@ -366,6 +378,10 @@ impl UserSpace {
         self.shards.borrow().get(shard)?.primary.clone()
     }
 
+    pub fn scratch(&self, shard: usize) -> Option<Rc<Pool>> {
+        self.shards.borrow().get(shard)?.scratch.clone()
+    }
+
     /// The replica pool of this server slot.
     pub fn replica(&self, shard: usize, slot: u16) -> Option<Rc<Pool>> {
         let shards = self.shards.borrow();
@@ -380,10 +396,16 @@ impl UserSpace {
         let shards = self.shards.borrow();
         shards
             .iter()
-            .flat_map(|s| s.primary.iter().chain(s.replicas.iter().map(|(_, pool)| pool)))
+            .flat_map(|s| s.primary.iter().chain(&s.scratch).chain(s.replicas.iter().map(|(_, pool)| pool)))
             .cloned()
             .collect()
     }
+}
+
+/// A quarter of what the primary's pool may have, beside it.
+fn scratch_limits(state: &State) -> PoolLimits {
+    let primary = pool_limits(state, Role::Primary, 1);
+    PoolLimits { max: primary.max.div_ceil(limits::SCRATCH_SHARE), min: 0, scratch: true, ..primary }
 }
 
 /// The configured limits are those of the whole proxy; each worker gets its share, each replica its own.
@@ -397,6 +419,7 @@ fn pool_limits(state: &State, role: Role, servers: usize) -> PoolLimits {
     PoolLimits {
         max: (max as usize).div_ceil(share).max(1),
         min: (min as usize / share).min(max as usize),
+        scratch: false,
         connect_timeout: Duration::from_millis(pool.connect_timeout_ms),
         idle_timeout: Duration::from_secs(pool.idle_timeout_s),
         max_lifetime: Duration::from_secs(pool.max_lifetime_s),

@@ -23,5 +23,7 @@ mod proxy;
 mod recovery;
 #[path = "multi/scatter.rs"]
 mod scatter;
+#[path = "multi/scatter_portals.rs"]
+mod scatter_portals;
 #[path = "multi/transactions.rs"]
 mod transactions;

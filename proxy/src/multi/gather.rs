@@ -1,29 +1,37 @@
-//! A query over several shards that PostgreSQL answers on one server (`How::Gather`).
+//! A query over several shards that PostgreSQL answers on one server (`How::Gather`), a connection of its own to the
+//! default shard.
 //!
-//! The rows of every sharded table that it reads are streamed, in binary, from the shards into temporary tables of a
-//! connection of its own to the default shard, and the client's text runs there with those tables in the place of the
-//! real ones. The temporary tables end with the transaction that made them, whatever happens.
+//! If the query can be cut (`SplitPlan`), the shards' own answers or partial aggregates are streamed there, in binary,
+//! into a temporary table, and the rest of the query runs over it. If not, the rows of every sharded table that it reads
+//! are, and the client's text runs with those tables in the place of the real ones. Either way PostgreSQL has described
+//! the client's own text first: errors, parameters, names and types are those of one server. The temporary tables end
+//! with the transaction that made them, whatever happens.
 //!
-//! Outside of a transaction each shard is read in one snapshot, all tables together (REPEATABLE READ). There is no
+//! Outside of a transaction each shard is read in one snapshot: with one statement, or all tables together (REPEATABLE
+//! READ). There is no
 //! snapshot over several shards; a transaction at READ COMMITTED sees each table as of its own moment.
 
-use super::exchange::{self, Reply, gather};
-use super::limits::{GATHER, GATHER_ANALYZE_ROWS, GATHER_CHUNK};
-use super::scatter::{client_gone, drain};
-use super::{Failure, commit};
+use super::exchange::{self, Reply};
+use super::last;
+use super::limits::GATHER_ANALYZE_ROWS;
+use super::pour::{Pour, binary_results, bind};
+use super::{Failure, scatter};
 use crate::error::ProxyError;
-use crate::route::{GatherPlan, GatherTable, Spread, temporary_name};
-use crate::session::multi_hook::{Message, MultiStatement, Participants, Protocol};
+use crate::oids::FIRST_USER_OID;
+use crate::route::plan::{Around, Effect};
+use crate::route::{GatherPlan, GatherTable, Last, SplitPlan, Spread, is_exact_key, temporary_name};
+use crate::session::multi_hook::{MultiStatement, Name, Participants, Protocol};
 use crate::wire::{build, read};
 
-/// `PGCOPY\n\377\r\n\0`, no flags, no extension (src/backend/commands/copyto.c).
-const COPY_HEAD: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
-const COPY_TAIL: &[u8] = &[0xff, 0xff];
 const SNAPSHOT: &[u8] = b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
-/// OIDs below are the same on every shard (FirstNormalObjectId in src/include/access/transam.h).
-const FIRST_USER_OID: u32 = 16_384;
+/// Of columns that could not be carried over: a collation under which equal texts differ, a row type.
+const ODD_COLUMNS: &str = "SELECT pg_catalog.count(*) FROM pg_catalog.pg_attribute a \
+    JOIN pg_catalog.pg_type t ON t.oid = a.atttypid LEFT JOIN pg_catalog.pg_collation c ON c.oid = a.attcollation \
+    WHERE a.attrelid = 'pg_temp.shard_gather_0'::pg_catalog.regclass AND a.attnum > 0 \
+    AND (t.typtype IN ('c', 'p') OR NOT c.collisdeterministic)";
+const NOW: &str = "SELECT pg_catalog.to_char(pg_catalog.now() AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US')";
 
-/// Returns the CommandComplete that is due.
+/// Returns the CommandComplete that is due, or PortalSuspended.
 pub(super) async fn run(
     p: &mut Participants<'_>,
     statement: &MultiStatement,
@@ -36,37 +44,24 @@ pub(super) async fn run(
         )
         .into());
     }
+    if statement.routed.plan.around == Around::Cursor && !p.in_block() {
+        let message = "DECLARE CURSOR can only be used in transaction blocks";
+        return Err(ProxyError::new("25P01", message).into());
+    }
+    if let Effect::Declare(name) = &statement.routed.plan.effect
+        && p.has_running(&Name::Cursor(name.clone()))
+    {
+        return Err(ProxyError::new("42P03", format!("cursor \"{name}\" already exists")).into());
+    }
+    if last::goes_on(statement) {
+        p.may_keep()?;
+    }
     let plan = p.gather_plan(statement.text()).map_err(|refusal| ProxyError::from(&refusal))?;
-    let alone = !p.in_block() && p.indices().is_empty();
-    if plan.system && !alone {
-        return Err(ProxyError::not_supported(
-            "a query over several shards and system tables within a transaction",
-            "Run it outside of the transaction, or as two queries.",
-        )
-        .into());
-    }
-    if plan.clock && !alone {
-        return Err(ProxyError::not_supported(
-            "a query over several shards that uses now() within a transaction",
-            "Pass the time as a parameter.",
-        )
-        .into());
-    }
-    if p.schema_changed() {
-        // The connection that answers would wait for the locks of our own transaction, and nobody would see it.
-        return Err(ProxyError::not_supported(
-            "a query over several shards after DDL, LOCK or TRUNCATE in the same transaction",
-            "COMMIT first.",
-        )
-        .into());
-    }
+    let alone = !p.in_block() && p.indices().is_empty() && !last::goes_on(statement);
+    refuse(p, &plan, alone)?;
     let mut sources = Vec::new();
     for shard in shards {
-        let at = p.enlist(*shard, !alone).await?;
-        if alone {
-            p.simple(at, SNAPSHOT).await?;
-        }
-        sources.push(at);
+        sources.push(p.enlist(*shard, !alone).await?);
     }
     // What the transaction has done to other tables is seen by its own connection only.
     let default = match alone {
@@ -74,30 +69,46 @@ pub(super) async fn run(
         false => Some(p.enlist(p.default_shard(), true).await?),
     };
     let scratch = p.scratch().await?;
-    let gathering = Gathering { plan: &plan, statement, sources: &sources, default, scratch };
+    let mut gathering = Gathering { plan, text: String::new(), statement, sources: &sources, default, scratch };
     let result = gathering.answer(p).await;
-    // Also what failed half way is ready again, or it is closed.
-    if exchange_ready(p, scratch) {
-        if exchange::ask(p, scratch, "ROLLBACK").await.is_err() {
-            p.discard(scratch);
-        }
-    } else {
+    match result {
+        // It is kept for the rows that are left.
+        Ok(last::Answer { complete, kept: true }) => return Ok(complete),
+        _ => give_back(p, scratch).await,
+    }
+    if alone {
+        scatter::end_reading(p).await;
+    }
+    result.map(|answer| answer.complete)
+}
+
+/// Also what failed half way is ready again, or it is closed.
+pub(super) async fn give_back(p: &mut Participants<'_>, scratch: usize) {
+    let server = p.server(scratch);
+    if server.dirty || server.unsynced || exchange::ask(p, scratch, "ROLLBACK").await.is_err() {
         p.discard(scratch);
     }
     p.give_back(scratch);
-    if alone {
-        super::scatter::end_reading(p).await;
-    }
-    result
 }
 
-fn exchange_ready(p: &mut Participants<'_>, at: usize) -> bool {
-    let server = p.server(at);
-    !server.dirty && !server.unsynced
+fn refuse(p: &Participants<'_>, plan: &GatherPlan, alone: bool) -> Result<(), Failure> {
+    let (what, hint) = if plan.system && !alone {
+        ("and system tables within a transaction", "Run it outside of the transaction, or as two queries.")
+    } else if plan.clock_elsewhere && !alone {
+        ("that uses the time in a view or as CURRENT_TIME within a transaction", "Pass the time as a parameter.")
+    } else if p.schema_changed() {
+        // The connection that answers would wait for the locks of our own transaction, and nobody would see it.
+        ("after DDL, LOCK or TRUNCATE in the same transaction", "COMMIT first.")
+    } else {
+        return Ok(());
+    };
+    Err(ProxyError::not_supported(format!("a query over several shards {what}"), hint).into())
 }
 
 struct Gathering<'a> {
-    plan: &'a GatherPlan,
+    plan: GatherPlan,
+    /// The client's, with the transaction's time in the place of `now()`.
+    text: String,
     statement: &'a MultiStatement,
     /// Of the shards that are read.
     sources: &'a [usize],
@@ -107,9 +118,45 @@ struct Gathering<'a> {
 }
 
 impl Gathering<'_> {
-    async fn answer(&self, p: &mut Participants<'_>) -> Result<Vec<u8>, Failure> {
-        // Temporary tables are made even for a session whose transactions only read. A table that the session's own
-        // transaction has locked is not waited for.
+    async fn answer(&mut self, p: &mut Participants<'_>) -> Result<last::Answer, Failure> {
+        self.text = String::from_utf8_lossy(self.statement.text()).into_owned();
+        let begin = self.begin(p);
+        exchange::ask(p, self.scratch, &begin).await?.ok()?;
+        self.check_views(p).await?;
+        let described = self.describe(p).await?;
+        let oids = parameter_oids(&described)?;
+        self.set_time(p).await?;
+        let portable = oids.chunks_exact(4).all(|oid| number(oid) < FIRST_USER_OID);
+        if let Some(split) = self.plan.split.take().filter(|_| portable) {
+            if let Some(query) = self.split(p, &split, &described, &oids).await? {
+                let (from, to) = (self.plan.query.start, self.plan.query.end);
+                let around = (self.text.get(..from), self.text.get(to..));
+                let (Some(before), Some(behind)) = around else { return Err(no_text()) };
+                // COPY's header and FETCH take the names from the query.
+                let names = names_of(&described);
+                let text = match self.statement.routed.plan.around {
+                    Around::CopyOut { .. } | Around::Cursor => {
+                        format!("{before} SELECT * FROM ({query}) AS parts ({names}) {behind}")
+                    }
+                    _ => format!("{before} {query} {behind}"),
+                };
+                return last::run(p, self.statement, self.scratch, &text, described.description, &oids).await;
+            }
+            exchange::ask(p, self.scratch, &format!("ROLLBACK;{begin}")).await?.ok()?;
+        }
+        if self.default.is_none() {
+            for at in self.sources {
+                p.simple(*at, SNAPSHOT).await?;
+            }
+        }
+        self.tables(p, portable.then_some(&oids)).await?;
+        let text = if self.default.is_some() { &self.plan.text_of_all } else { &self.plan.text };
+        last::run(p, self.statement, self.scratch, text, described.description, &oids).await
+    }
+
+    /// Temporary tables are made even for a session whose transactions only read. A table that the session's own
+    /// transaction has locked is not waited for.
+    fn begin(&self, p: &Participants<'_>) -> String {
         let mut begin = String::from("BEGIN READ WRITE");
         for text in p.local_settings() {
             begin.push_str(&format!(";{text}"));
@@ -117,37 +164,25 @@ impl Gathering<'_> {
         if self.default.is_some() {
             begin.push_str(";SET LOCAL lock_timeout = '2s'");
         }
-        exchange::ask(p, self.scratch, &begin).await?.ok()?;
-        self.check_views(p).await?;
-        let described = self.describe(p).await?;
-        let oids = parameter_oids(&described)?;
-        let filtered = oids.chunks_exact(4).all(|oid| {
-            u32::from_be_bytes([oid[0], oid[1], oid[2], oid[3]]) < FIRST_USER_OID
-        });
-        let keys = if self.plan.grouped { " INCLUDING INDEXES" } else { "" };
-        let mut prepare = String::new();
-        for (n, table) in self.plan.tables.iter().enumerate() {
-            let name = quoted(table);
-            prepare.push_str(&format!(
-                "CREATE TEMP TABLE {} (LIKE {name}{keys}) ON COMMIT DROP;",
-                temporary_name(n)
-            ));
+        begin
+    }
+
+    /// `now()` is the time of the session's own transaction, the same for all shards.
+    async fn set_time(&mut self, p: &mut Participants<'_>) -> Result<(), Failure> {
+        if !self.plan.clock || self.plan.clock_elsewhere {
+            return Ok(());
         }
-        exchange::ask(p, self.scratch, &prepare).await?.ok()?;
-        let mut bytes = 0;
-        for (n, table) in self.plan.tables.iter().enumerate() {
-            let from = match (table.kind, self.default) {
-                (Spread::Shards, _) => self.sources,
-                (Spread::Default, Some(default)) => &[default][..],
-                (Spread::Default, None) => continue,
-            };
-            let rows = self.copy(p, n, table, from, filtered.then_some(&oids), &mut bytes).await?;
-            if rows >= GATHER_ANALYZE_ROWS {
-                let analyze = format!("ANALYZE pg_temp.{}", temporary_name(n));
-                exchange::ask(p, self.scratch, &analyze).await?.ok()?;
-            }
+        let clock = self.default.unwrap_or(self.scratch);
+        let time = exchange::ask(p, clock, NOW).await?.ok()?.value();
+        let time = time.ok_or_else(|| ProxyError::internal("a server did not say the time"))?;
+        let text = self.plan.at_time(&self.text, &time);
+        match p.gather_plan(text.as_bytes()) {
+            Ok(plan) => (self.plan, self.text) = (plan, text),
+            // The constant cannot stand there (FROM now()): the one server's clock is asked.
+            Err(_) if self.default.is_none() => {}
+            Err(refusal) => return Err(ProxyError::from(&refusal).into()),
         }
-        self.finish(p, described, &oids).await
+        Ok(())
     }
 
     /// A view reads its tables with its owner's rights, the gathering reads them with the session's: with row-level security
@@ -178,265 +213,124 @@ impl Gathering<'_> {
         .into())
     }
 
-    /// The client's own text, looked at by PostgreSQL on the default shard: its errors, parameters and columns.
+    /// The client's own query, looked at by PostgreSQL on the default shard: its errors, parameters and columns.
     async fn describe(&self, p: &mut Participants<'_>) -> Result<Reply, Failure> {
         let server = p.server(self.scratch);
         server.unnamed = 0;
-        let (oids, tail) = self.protocol();
-        build::parse(&mut server.out, b"", self.statement.text(), oids);
+        let (oids, tail) = protocol(self.statement);
+        let within = self.statement.routed.plan.around != Around::Nothing;
+        let query = self.text.get(self.plan.query.clone()).ok_or_else(no_text)?;
+        build::parse(&mut server.out, b"", query.as_bytes(), oids);
         build::named(&mut server.out, b'D', b'S', b"");
-        bind(&mut server.out, tail);
+        if within {
+            bind(&mut server.out, b"", &binary_results(tail));
+        } else {
+            bind(&mut server.out, b"", tail);
+        }
         build::named(&mut server.out, b'D', b'P', b"");
         server.out.extend_from_slice(build::SYNC);
         p.flush(self.scratch).await.map_err(|_| exchange::lost(p, self.scratch))?;
-        gather(p, self.scratch).await?.ok()
+        exchange::gather(p, self.scratch).await?.ok()
     }
 
-    /// Declared parameter types, and everything behind the names in Bind.
-    fn protocol(&self) -> (&[u8], &[u8]) {
-        match &self.statement.protocol {
-            Protocol::Simple => (b"", &[0; 6]),
-            Protocol::Extended { entry, bind, .. } => {
-                (&entry.oids, read::bind(bind).map_or(&[0; 6][..], |b| b.tail))
-            }
-        }
-    }
-
-    /// Brings one table's rows together; returns how many.
-    async fn copy(
+    /// Brings the shards' parts of the answer together; returns the query that makes the answer of them. `None`: with
+    /// these types it would not be exact.
+    async fn split(
         &self,
         p: &mut Participants<'_>,
-        n: usize,
-        table: &GatherTable,
-        from: &[usize],
-        oids: Option<&Vec<u8>>,
-        bytes: &mut usize,
-    ) -> Result<u64, Failure> {
-        let into = format!("COPY pg_temp.{} FROM STDIN (FORMAT binary)", temporary_name(n));
-        exchange::send(p, self.scratch, into.as_bytes()).await?;
-        loop {
-            let message = p.receive(self.scratch).await.map_err(|_| exchange::lost(p, self.scratch))?;
-            match message[0] {
-                b'G' => break,
-                b'E' => {
-                    drain(p, self.scratch).await?;
-                    return Err(Failure::Server(message));
-                }
-                _ => {}
-            }
-        }
-        p.server(self.scratch).unsynced = true;
-        let select = select_of(table, oids.is_some());
-        for at in from {
-            let (_, tail) = self.protocol();
-            let server = p.server(*at);
-            server.unnamed = 0;
-            match oids.filter(|_| table.filter.is_some()) {
-                Some(oids) => {
-                    build::parse(&mut server.out, b"", select.as_bytes(), oids);
-                    bind(&mut server.out, &binary_results(tail));
-                }
-                None => {
-                    build::parse(&mut server.out, b"", select.as_bytes(), b"");
-                    bind(&mut server.out, &[0, 0, 0, 0, 0, 1, 0, 1]);
-                }
-            }
-            let start = build::begin(&mut server.out, b'E');
-            server.out.extend_from_slice(&[0; 5]);
-            build::end(&mut server.out, start);
-            server.out.extend_from_slice(build::SYNC);
-        }
-        let mut result = Ok(());
-        for at in from {
-            if p.flush(*at).await.is_err() {
-                result = Err(Failure::from(exchange::lost(p, *at)));
-            }
-        }
-        let mut chunk = Vec::with_capacity(GATHER_CHUNK + 8192);
-        let start = build::begin(&mut chunk, b'd');
-        chunk.extend_from_slice(COPY_HEAD);
-        build::end(&mut chunk, start);
-        p.push(self.scratch, &chunk);
-        let mut rows = 0;
-        for at in from {
-            result = match result {
-                Ok(()) => self.pump(p, *at, &mut rows, bytes).await,
-                // What was only read is not read to its end for nothing.
-                Err(failure) if self.default.is_none() => {
-                    p.discard(*at);
-                    Err(failure)
-                }
-                Err(failure) => {
-                    drain(p, *at).await.ok();
-                    Err(failure)
-                }
-            };
-        }
-        result?;
-        let out = &mut p.server(self.scratch).out;
-        let start = build::begin(out, b'd');
-        out.extend_from_slice(COPY_TAIL);
-        build::end(out, start);
-        out.extend_from_slice(b"c\0\0\0\x04");
-        p.flush(self.scratch).await.map_err(|_| exchange::lost(p, self.scratch))?;
-        p.server(self.scratch).unsynced = false;
-        gather(p, self.scratch).await?.ok()?;
-        Ok(rows)
-    }
-
-    /// One shard's rows: a DataRow in binary is a tuple of COPY in binary, byte for byte (src/backend/commands/copyfrom.c
-    /// and src/backend/access/common/printtup.c agree on it).
-    async fn pump(
-        &self,
-        p: &mut Participants<'_>,
-        at: usize,
-        rows: &mut u64,
-        bytes: &mut usize,
-    ) -> Result<(), Failure> {
-        let mut failure = None;
-        let mut chunk: Vec<u8> = Vec::with_capacity(GATHER_CHUNK);
-        loop {
-            let message = p.receive(at).await.map_err(|_| exchange::lost(p, at))?;
-            match message[0] {
-                b'Z' => break,
-                b'E' => {
-                    failure.get_or_insert(Failure::Server(message));
-                }
-                b'D' if failure.is_none() => {
-                    *rows += 1;
-                    *bytes += message.len();
-                    if *bytes > GATHER {
-                        if self.default.is_none() {
-                            p.discard(at);
-                            return Err(too_much());
-                        }
-                        failure = Some(too_much());
-                        continue;
-                    }
-                    chunk.extend_from_slice(&message[5..]);
-                    if chunk.len() >= GATHER_CHUNK {
-                        failure = self.send(p, &mut chunk).await.err();
-                    }
-                }
-                b'S' => p.parameter_status(at, &message),
-                _ => {}
-            }
-        }
-        match failure {
-            Some(failure) => Err(failure),
-            None => self.send(p, &mut chunk).await,
-        }
-    }
-
-    async fn send(&self, p: &mut Participants<'_>, chunk: &mut Vec<u8>) -> Result<(), Failure> {
-        if !chunk.is_empty() {
-            let out = &mut p.server(self.scratch).out;
-            let start = build::begin(out, b'd');
-            out.append(chunk);
-            build::end(out, start);
-            p.flush(self.scratch).await.map_err(|_| exchange::lost(p, self.scratch))?;
-        }
-        // An error (a full disk) shows before the end.
-        match p.try_receive(self.scratch).map_err(|_| exchange::lost(p, self.scratch))? {
-            Some(message) if message[0] == b'E' => {
-                p.discard(self.scratch);
-                Err(Failure::Server(message))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// The client's text over the copies.
-    async fn finish(
-        &self,
-        p: &mut Participants<'_>,
-        described: Reply,
+        split: &SplitPlan,
+        described: &Reply,
         oids: &[u8],
-    ) -> Result<Vec<u8>, Failure> {
-        let text = if self.default.is_some() { &self.plan.text_of_all } else { &self.plan.text };
-        let (_, tail) = self.protocol();
+    ) -> Result<Option<String>, Failure> {
+        let (_, tail) = protocol(self.statement);
+        let table = format!("pg_temp.{}", temporary_name(0));
+        let columns = columns_of(described);
+        let (query, names) = match &split.last {
+            Last::Rows(rows) => {
+                if rows.distinct && !columns.iter().all(|(oid, typmod)| is_exact_key(*oid, *typmod)) {
+                    return Ok(None);
+                }
+                let names = format!(" ({})", rows.columns(columns.len()));
+                (rows.last(&table, columns.len()), names)
+            }
+            Last::Groups(groups) => {
+                let server = p.server(self.scratch);
+                build::parse(&mut server.out, b"", groups.probe.as_bytes(), oids);
+                build::named(&mut server.out, b'D', b'S', b"");
+                server.out.extend_from_slice(build::SYNC);
+                p.flush(self.scratch).await.map_err(|_| exchange::lost(p, self.scratch))?;
+                let Ok(probed) = exchange::gather(p, self.scratch).await?.ok() else { return Ok(None) };
+                let Some(query) = groups.last(&table, &columns_of(&probed)) else { return Ok(None) };
+                (query, String::new())
+            }
+        };
+        let create =
+            format!("CREATE TEMP TABLE {}{names} ON COMMIT DROP AS {} WITH NO DATA", temporary_name(0), split.shard);
         let server = p.server(self.scratch);
-        server.unnamed = 0;
-        build::parse(&mut server.out, b"", text.as_bytes(), oids);
-        commit::bind_execute(&mut server.out, tail, false);
+        build::parse(&mut server.out, b"", create.as_bytes(), oids);
+        super::commit::bind_execute(&mut server.out, &binary_results(tail), false);
         server.out.extend_from_slice(build::SYNC);
         p.flush(self.scratch).await.map_err(|_| exchange::lost(p, self.scratch))?;
-        let due = match &self.statement.protocol {
-            Protocol::Simple => true,
-            Protocol::Extended { describe, .. } => *describe,
-        };
-        // Said with the first row, or at the end: an error comes without it, as from one server.
-        let mut description = described.description.filter(|_| due);
-        let mut complete = None;
-        let mut failure = None;
-        loop {
-            let message = p.receive(self.scratch).await.map_err(|_| exchange::lost(p, self.scratch))?;
-            match message[0] {
-                b'Z' => break,
-                b'E' => {
-                    failure.get_or_insert(Failure::Server(self.without_position(&message)));
-                }
-                _ if failure.is_some() => {}
-                b'D' | b'C' => {
-                    if let Some(description) = description.take() {
-                        p.reply(&description).await;
-                    }
-                    if message[0] == b'C' {
-                        complete = Some(message);
-                    } else if !p.reply(&message).await {
-                        p.discard(self.scratch);
-                        return Err(client_gone());
-                    }
-                }
-                b'N' => drop(p.reply(&message).await),
-                b'S' => p.parameter_status(self.scratch, &message),
-                _ => {}
+        if exchange::gather(p, self.scratch).await?.ok().is_err() {
+            return Ok(None);
+        }
+        if exchange::ask(p, self.scratch, ODD_COLUMNS).await?.ok()?.value().as_deref() != Some("0") {
+            return Ok(None);
+        }
+        let mut bytes = 0;
+        let pour = Pour { scratch: self.scratch, table: 0, own: self.default.is_none(), alien: true };
+        pour.run(p, &split.shard, self.sources, (oids, tail), &mut bytes).await?;
+        Ok(Some(query))
+    }
+
+    /// Brings the tables' rows together.
+    async fn tables(&self, p: &mut Participants<'_>, oids: Option<&Vec<u8>>) -> Result<(), Failure> {
+        let keys = if self.plan.grouped { " INCLUDING INDEXES" } else { "" };
+        let mut prepare = String::new();
+        for (n, table) in self.plan.tables.iter().enumerate() {
+            let name = quoted(table);
+            prepare.push_str(&format!(
+                "CREATE TEMP TABLE {} (LIKE {name}{keys}) ON COMMIT DROP;",
+                temporary_name(n)
+            ));
+        }
+        exchange::ask(p, self.scratch, &prepare).await?.ok()?;
+        let (_, tail) = protocol(self.statement);
+        let mut bytes = 0;
+        for (n, table) in self.plan.tables.iter().enumerate() {
+            let from = match (table.kind, self.default) {
+                (Spread::Shards, _) => self.sources,
+                (Spread::Default, Some(default)) => &[default][..],
+                (Spread::Default, None) => continue,
+            };
+            let select = select_of(table, oids.is_some());
+            let values: (&[u8], &[u8]) = match oids.filter(|_| table.filter.is_some()) {
+                Some(oids) => (oids, tail),
+                None => (b"", &[0; 6]),
+            };
+            let pour = Pour { scratch: self.scratch, table: n, own: self.default.is_none(), alien: false };
+            let rows = pour.run(p, &select, from, values, &mut bytes).await?;
+            if rows >= GATHER_ANALYZE_ROWS {
+                let analyze = format!("ANALYZE pg_temp.{}", temporary_name(n));
+                exchange::ask(p, self.scratch, &analyze).await?.ok()?;
             }
         }
-        match (failure, complete) {
-            (Some(failure), _) => Err(failure),
-            (None, Some(complete)) => Ok(complete),
-            (None, None) => Err(ProxyError::internal("a query ended without saying so").into()),
+        Ok(())
+    }
+}
+
+/// Declared parameter types, and everything behind the names in Bind.
+pub(super) fn protocol(statement: &MultiStatement) -> (&[u8], &[u8]) {
+    match &statement.protocol {
+        Protocol::Simple => (b"", &[0; 6]),
+        Protocol::Extended { entry, bind, .. } => {
+            (&entry.oids, read::bind(bind).map_or(&[0; 6][..], |b| b.tail))
         }
     }
-
-    /// It would be one in the text that the server was given.
-    fn without_position(&self, message: &[u8]) -> Message {
-        exchange::change_fields(message, |tag, text| (tag != b'P').then(|| text.to_owned()))
-    }
 }
 
-fn too_much() -> Failure {
-    ProxyError::new("54000", format!("the rows that this query would bring together exceed {GATHER} bytes"))
-        .hint("Add a condition on the sharding key, or one that the shards can apply to their own rows.")
-        .into()
-}
-
-fn bind(out: &mut Vec<u8>, tail: &[u8]) {
-    let start = build::begin(out, b'B');
-    out.extend_from_slice(&[0, 0]);
-    out.extend_from_slice(tail);
-    build::end(out, start);
-}
-
-/// The client's parameters, and all results in binary.
-fn binary_results(tail: &[u8]) -> Vec<u8> {
-    let mut reader = read::Reader::new(tail);
-    let end = (|| {
-        let formats = reader.u16()?;
-        reader.bytes(usize::from(formats) * 2)?;
-        for _ in 0..reader.u16()? {
-            let length = reader.i32()?;
-            reader.bytes(usize::try_from(length).unwrap_or(0))?;
-        }
-        Some(tail.len() - reader.rest().len())
-    })();
-    let mut out = tail.get(..end.unwrap_or(0)).unwrap_or_default().to_vec();
-    if out.is_empty() {
-        out.extend_from_slice(&[0; 4]);
-    }
-    out.extend_from_slice(&[0, 1, 0, 1]);
-    out
+fn no_text() -> Failure {
+    ProxyError::internal("a query's place in its text was lost").into()
 }
 
 fn quoted(table: &GatherTable) -> String {
@@ -467,15 +361,40 @@ fn parameter_oids(described: &Reply) -> Result<Vec<u8>, Failure> {
     Ok(reader.bytes(usize::from(count) * 4).unwrap_or_default().to_vec())
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// Type OIDs and typmods of a RowDescription.
+fn columns_of(described: &Reply) -> Vec<(u32, i32)> {
+    let Some(message) = described.description.as_ref().filter(|message| message[0] == b'T') else {
+        return Vec::new();
+    };
+    let mut reader = read::body(message);
+    let count = reader.u16().unwrap_or(0);
+    let column = |_| {
+        reader.cstr()?;
+        reader.bytes(6)?;
+        let oid = number(reader.bytes(4)?);
+        reader.u16()?;
+        let typmod = reader.i32()?;
+        reader.u16()?;
+        Some((oid, typmod))
+    };
+    (0..count).map_while(column).collect()
+}
 
-    #[test]
-    fn results_are_asked_for_in_binary_whatever_the_client_wanted() {
-        // One format code, one value of two bytes, two result codes.
-        let tail = [0, 1, 0, 1, 0, 1, 0, 0, 0, 2, 7, 8, 0, 2, 0, 0, 0, 1];
-        assert_eq!(binary_results(&tail), [0, 1, 0, 1, 0, 1, 0, 0, 0, 2, 7, 8, 0, 1, 0, 1]);
-        assert_eq!(binary_results(&[0; 6]), [0, 0, 0, 0, 0, 1, 0, 1]);
-    }
+/// A RowDescription's names, as a list of SQL identifiers.
+fn names_of(described: &Reply) -> String {
+    let Some(message) = described.description.as_ref().filter(|message| message[0] == b'T') else {
+        return String::new();
+    };
+    let mut reader = read::body(message);
+    let count = reader.u16().unwrap_or(0);
+    let name = |_| {
+        let name = String::from_utf8_lossy(reader.cstr()?).replace('"', "\"\"");
+        reader.bytes(18)?;
+        Some(format!("\"{name}\""))
+    };
+    (0..count).map_while(name).collect::<Vec<_>>().join(", ")
+}
+
+fn number(bytes: &[u8]) -> u32 {
+    bytes.try_into().map_or(u32::MAX, u32::from_be_bytes)
 }

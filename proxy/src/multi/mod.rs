@@ -5,8 +5,10 @@
 //!
 //! Rooms, in reading order: `exchange` (ask a server, collect its answer), `commit` (the end of a transaction with
 //! several participants: plain or in two phases), `statement` (DDL and reference writes on all shards, several
-//! statements in one message), `scatter` (each shard answers for its own rows), `gather` (rows are brought to one
-//! server, which answers), `split_insert`, `copy` with `copy_split` (PURE) and `copy_lines` (PURE), `copy_everywhere`; `prepared` (SQL PREPARE and EXECUTE).
+//! statements in one message), `scatter` with `copy_out` (each shard answers for its own rows), `gather` with
+//! `pour` and `last` (rows, or the shards' parts of the answer, are brought to one server, which answers), `portals` and
+//! `cursors` (rows are taken a few at a time), `explain`, `split_insert`, `copy` with `copy_split` (PURE) and `copy_lines` (PURE), `copy_everywhere`;
+//! `prepared` (SQL PREPARE and EXECUTE).
 //!
 //! Invariants:
 //!
@@ -23,10 +25,16 @@ mod copy;
 mod copy_everywhere;
 mod copy_lines;
 mod copy_split;
+mod copy_out;
+mod cursors;
 mod exchange;
+mod explain;
 mod gather;
+mod last;
 pub mod limits;
 mod prepared;
+mod portals;
+mod pour;
 mod scatter;
 mod several;
 mod split_insert;
@@ -76,6 +84,7 @@ pub async fn run(p: &mut Participants<'_>, work: &MultiWork) -> Result<(), Failu
         MultiWork::Everywhere { sql, answer, .. } => statement::everywhere(p, sql, answer).await,
         MultiWork::Statement(statement) => statement::run(p, statement).await,
         MultiWork::Prepared { plan, text } => prepared::run(p, &plan.effect, text).await,
+        MultiWork::Resume { portal, max_rows } => portals::resume(p, portal, *max_rows).await,
         MultiWork::Several { sql, routed } => several::run(p, sql, routed).await,
     };
     match result {

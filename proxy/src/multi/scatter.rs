@@ -180,7 +180,7 @@ pub(super) fn client_gone() -> Failure {
 }
 
 /// Rows of another type must not be put behind these: user types may have another OID on each shard (H23).
-fn same_shape<'a>(mut descriptions: impl Iterator<Item = &'a Message>) -> Result<(), Failure> {
+pub(super) fn same_shape<'a>(mut descriptions: impl Iterator<Item = &'a Message>) -> Result<(), Failure> {
     let Some(first) = descriptions.next().map(|message| shape(message)) else { return Ok(()) };
     if descriptions.all(|other| shape(other) == first) {
         return Ok(());

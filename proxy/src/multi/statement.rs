@@ -1,12 +1,12 @@
 //! One statement on all shards.
 
 use super::exchange::{self, Reply, ask};
-use super::{Failure, commit, copy, gather, scatter, split_insert};
+use super::{Failure, commit, copy, copy_out, cursors, explain, gather, last, portals, scatter, split_insert};
 use shard_config::ShardId;
 
 use crate::error::ProxyError;
 use crate::route::Resolved;
-use crate::route::plan::{Access, Broadcast, How};
+use crate::route::plan::{Access, Around, Broadcast, How};
 use crate::session::multi_hook::{MultiStatement, Participants, Protocol};
 use crate::wire::{build, read};
 
@@ -37,6 +37,7 @@ pub(super) async fn execute(
         Resolved::SplitInsert(rows) => split_insert::run(p, statement, rows).await,
         Resolved::CopyIn(copy) => copy::run(p, statement, copy).await,
         Resolved::Scatter { how, shards } => scattered(p, statement, *how, shards.as_deref()).await,
+        Resolved::Cursor => cursors::run(p, statement).await,
         _ => Err(ProxyError::internal("a statement for one shard was sent to several").into()),
     }
 }
@@ -60,10 +61,16 @@ async fn scattered(
     }
     // In one order, wherever locks are taken.
     places.sort_unstable();
-    match how {
-        How::Gather => gather::run(p, statement, &places).await,
-        How::Each if statement.routed.plan.access == Access::Write => scatter::write(p, statement, &places).await,
-        How::Each => scatter::read(p, statement, &places).await,
+    match (how, statement.routed.plan.around) {
+        (_, Around::Explain { analyze: false, text }) => explain::plan(p, statement, &places, how, text).await,
+        (How::Gather, _) => gather::run(p, statement, &places).await,
+        (How::Each, Around::Explain { text, .. }) => explain::each(p, statement, &places, text).await,
+        (How::Each, Around::CopyOut { header }) => copy_out::run(p, statement, &places, header).await,
+        (How::Each, _) if statement.routed.plan.access == Access::Write => {
+            scatter::write(p, statement, &places).await
+        }
+        (How::Each, _) if last::goes_on(statement) => portals::open(p, statement, &places).await,
+        (How::Each, _) => scatter::read(p, statement, &places).await,
     }
 }
 
@@ -108,7 +115,7 @@ pub(super) async fn say_rows(
     }
 }
 
-async fn run_on(p: &mut Participants<'_>, at: usize, statement: &MultiStatement) -> Result<Reply, Failure> {
+pub(super) async fn run_on(p: &mut Participants<'_>, at: usize, statement: &MultiStatement) -> Result<Reply, Failure> {
     compose(p, at, statement, statement.text(), None);
     p.flush(at).await.map_err(|_| exchange::lost(p, at))?;
     exchange::gather(p, at).await?.ok()

@@ -25,6 +25,8 @@ use crate::wire::{build, frame};
 pub struct PoolLimits {
     pub max: usize,
     pub min: usize,
+    /// For the answers to queries over several shards.
+    pub scratch: bool,
     pub connect_timeout: Duration,
     pub idle_timeout: Duration,
     pub max_lifetime: Duration,

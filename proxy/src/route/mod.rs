@@ -38,6 +38,7 @@ use smallvec::SmallVec;
 use crate::catalog::Catalog;
 
 pub use analyse::gather::{GatherPlan, GatherTable, Spread, temporary_name};
+pub use analyse::split::{Groups, Last, Rows, SplitPlan, is_exact_key};
 pub use lex::{Literal, LiteralKind, Literals};
 pub use resolve::{Resolved, SplitRows, resolve};
 pub use search_path::SearchPath;

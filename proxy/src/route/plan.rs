@@ -20,6 +20,19 @@ pub struct Plan {
     pub tables: Tables,
     /// What else in the same transaction the catalog is not true for any more, once this has run (H39).
     pub changes: Option<Changes>,
+    /// What stands around a query that may be for several shards.
+    pub around: Around,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Around {
+    Nothing,
+    /// `text`: in lines of text, to which one can be added.
+    Explain { analyze: bool, text: bool },
+    /// COPY TO STDOUT; `header`: its first line is not a row.
+    CopyOut { header: bool },
+    /// DECLARE of a cursor.
+    Cursor,
 }
 
 #[derive(Debug, Default)]

@@ -29,6 +29,8 @@ pub enum Resolved {
         how: How,
         shards: Option<SmallVec<[ShardId; 4]>>,
     },
+    /// FETCH, MOVE or CLOSE of a cursor over several shards. The session knows of it; a text alone never says so.
+    Cursor,
     Session,
     Refuse(Refusal),
 }

@@ -23,9 +23,10 @@ impl Session {
                 Want::Pool(pool) => match pool.take().await {
                     Ok(server) => Ok(server),
                     // A replica that cannot be had: the primary serves every read, too.
-                    Err(_) => take_primary(&self.worker, &self.space, pool.shard).await,
+                    Err(_) => take_primary(&self.worker, &self.space, pool.shard, false).await,
                 },
-                Want::Primary(shard) => take_primary(&self.worker, &self.space, shard).await,
+                Want::Primary(shard) => take_primary(&self.worker, &self.space, shard, false).await,
+                Want::Scratch(shard) => take_primary(&self.worker, &self.space, shard, true).await,
             }
         };
         let result = tokio::select! {
@@ -60,6 +61,7 @@ impl Session {
         for mark in self.marks.drain(..) {
             self.worker.control.freshness.end_write(mark);
         }
+        self.running.end();
         if let Some(extended) = &mut self.extended {
             extended.portals.clear();
         }
@@ -74,6 +76,13 @@ impl Session {
         let transaction = self.transaction.take();
         self.release_servers();
         self.transaction = transaction;
+    }
+
+    pub(super) fn take_server(&mut self, at: usize) -> Box<Server> {
+        let server = self.servers.remove(at);
+        self.note_serving();
+        self.active = 0;
+        server
     }
 
     pub(super) fn give_back(&mut self, at: usize) {
@@ -287,11 +296,13 @@ impl Session {
     }
 }
 
-/// The primary may be changing: every round asks the newest state which server it is.
+/// The primary may be changing: every round asks the newest state which server it is. `scratch`: from the pool for
+/// queries over several shards.
 pub(super) async fn take_primary(
     worker: &Worker,
     space: &UserSpace,
     shard: usize,
+    scratch: bool,
 ) -> Result<Box<Server>, ProxyError> {
     let started = Instant::now();
     let mut why = "no server has proved to be the primary".to_owned();
@@ -301,7 +312,8 @@ pub(super) async fn take_primary(
             (state.shards.get(shard).map_or(0, |s| s.id.0), worker.draining.get())
         };
         let mut pause = Duration::from_millis(20);
-        if let Some(pool) = space.primary(shard) {
+        let pool = if scratch { space.scratch(shard) } else { space.primary(shard) };
+        if let Some(pool) = pool {
             match pool.take().await {
                 Ok(server) => return Ok(server),
                 Err(AcquireError::Timeout { waited, size }) if size > 0 => {

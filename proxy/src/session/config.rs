@@ -89,6 +89,7 @@ impl Session {
             parameters: 0,
             tables: Tables::default(),
             changes: None,
+            around: crate::route::plan::Around::Nothing,
         };
         let routed = RoutedStatement { text: 0..text.len(), plan: Arc::new(plan), literals: Literals::new() };
         let key = (entry.settings.clone(), entry.version);

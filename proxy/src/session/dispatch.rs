@@ -4,6 +4,7 @@ use std::rc::Rc;
 
 use shard_config::{Bucket, ShardId};
 
+use super::running::Name;
 use super::settings;
 use super::simple::is_control;
 use super::{Expect, Flow, Next, Pending, ReadSetting, Session, Want};
@@ -44,6 +45,11 @@ impl Session {
             && let Some(server) = self.servers.iter().find(|s| s.enlisted)
         {
             return Destination::Shard(Place { shard: server.shard, bucket: None, keyed: false });
+        }
+        if let Effect::Cursor(Some(name)) = &statement.plan.effect
+            && self.running.has(&Name::Cursor(name.clone()))
+        {
+            return Destination::Multi(Resolved::Cursor);
         }
         if let Some(shard) = self.cursor_shard(&statement.plan.effect) {
             return Destination::Shard(Place { shard, bucket: None, keyed: false });

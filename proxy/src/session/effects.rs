@@ -52,6 +52,10 @@ impl Session {
                     self.reset_all().and_then(|()| self.server_has_defaults())
                 }
                 Effect::Savepoint(verb, name) => self.local_savepoint(*verb, name, text),
+                Effect::Cursor(None) => {
+                    self.running.close_cursors();
+                    Ok(())
+                }
                 Effect::Pin(why) => {
                     self.pin(why);
                     Ok(())
@@ -109,6 +113,7 @@ impl Session {
     pub(super) fn transaction_ended(&mut self, committed: bool, chain: bool) {
         let before = self.implicit_before.take();
         self.local_settings = None;
+        self.running.end();
         match self.transaction.take() {
             Some(transaction) => {
                 if !committed {

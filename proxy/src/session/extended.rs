@@ -12,6 +12,7 @@ use super::local::By;
 use super::multi_hook::{MultiStatement, MultiWork, Protocol};
 use super::portals::{BindParams, Portal};
 use super::prepared::Entry;
+use super::running::Name;
 use super::statements::{alone_length, is_alone, needs_no_server};
 use super::{Expect, Extended, Flow, Held, Next, Session};
 use crate::error::ProxyError;
@@ -254,6 +255,10 @@ impl Session {
         self.extended().portals.set(name, portal);
     }
 
+    pub(super) fn suspend_portal(&mut self, name: &[u8]) {
+        self.set_portal(name, Portal::Running);
+    }
+
     fn portal(&mut self, name: &[u8]) -> Option<Portal> {
         self.extended().portals.get(name)
     }
@@ -285,6 +290,12 @@ impl Session {
             Some(Portal::Multi { entry, bind, .. }) => {
                 self.set_portal(name, Portal::Multi { entry, bind, describe: true });
             }
+            Some(Portal::Running) => {
+                return self.refused(ProxyError::not_supported(
+                    "a portal over several shards is described before it is executed first",
+                    "Describe it after Bind.",
+                ));
+            }
             None => return self.refused(no_portal(name)),
         }
         Flow::Done
@@ -298,6 +309,15 @@ impl Session {
             Ok(entry) => entry,
             Err(error) => return self.refused(error),
         };
+        if let Effect::Cursor(Some(cursor)) = &entry.routed.plan.effect
+            && self.running.has(&Name::Cursor(cursor.clone()))
+        {
+            // Its rows are on a server of their own, which a Parse does not reach.
+            return self.refused(ProxyError::not_supported(
+                "a description of FETCH from a cursor over several shards before it is bound",
+                "Describe the portal instead of the statement, or use the simple protocol.",
+            ));
+        }
         if needs_no_server(&entry) {
             let mut bytes = b"t\0\0\0\x06\0\0".to_vec();
             match self.local_description(&entry.routed.plan.effect, false) {
@@ -342,6 +362,21 @@ impl Session {
             Some(Portal::Local { entry, binary }) => self.execute_local(&entry, binary),
             Some(Portal::Multi { entry, bind, describe }) => {
                 self.execute_multi(name, entry, bind, describe, max_rows)
+            }
+            Some(Portal::Running) => {
+                if !self.running.has(&Name::Portal(name.into())) {
+                    return self.refused(no_portal(name));
+                }
+                if !self.extended().held.is_empty()
+                    && let Err(flow) = self.place_held()
+                {
+                    return flow;
+                }
+                if !self.queue.is_empty() {
+                    return self.wait_for_replies();
+                }
+                let work = MultiWork::Resume { portal: name.into(), max_rows };
+                Flow::DoneThen(Next::Multi(Box::new(work)))
             }
             None => self.refused(no_portal(name)),
         }
@@ -412,9 +447,10 @@ impl Session {
                         bind: bind.clone(),
                         describe,
                         max_rows,
+                        portal: name.into(),
                     },
                 };
-                // It runs to its end, whatever number of rows was asked for: a second Execute must not run it again.
+                // A second Execute must not run it again; with rows left, it is a portal of another kind.
                 self.extended().portals.remove(name);
                 Flow::DoneThen(Next::Multi(Box::new(MultiWork::Statement(statement))))
             }
@@ -438,6 +474,9 @@ impl Session {
             }
         } else {
             let portal = extended.portals.remove(name);
+            if matches!(portal, Some(Portal::Running)) {
+                self.running.close(&Name::Portal(name.into()));
+            }
             if let Some(Portal::Server { key, entry }) = portal
                 && let Some(at) = self.server_of(&key)
             {

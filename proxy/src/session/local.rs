@@ -171,9 +171,14 @@ impl Session {
         let missing = || ProxyError::new("3B001", format!("savepoint \"{name}\" does not exist"));
         match verb {
             SavepointVerb::Savepoint if !transaction.savepoint(name, sql, settings) => Err(too_much_held()),
-            SavepointVerb::Release if !transaction.release(name, sql) => Err(missing()),
+            SavepointVerb::Release => {
+                let released = transaction.release(name, sql);
+                self.running.released_to(transaction.depth());
+                if released { Ok(()) } else { Err(missing()) }
+            }
             SavepointVerb::RollbackTo => {
                 (self.settings, self.local_settings) = transaction.rollback_to(name).ok_or_else(missing)?;
+                self.running.rolled_back_to(transaction.depth());
                 Ok(())
             }
             _ => Ok(()),

@@ -45,6 +45,7 @@ mod portals;
 pub mod prepared;
 mod replies;
 mod reported;
+pub mod running;
 pub mod settings;
 mod simple;
 mod sql_prepared;
@@ -141,6 +142,8 @@ pub struct Session {
     prologue_error: Option<Box<[u8]>>,
     /// A participant of the implicit transaction was lost: what the others did must not commit.
     participant_lost: bool,
+    /// Portals and cursors over several shards that have rows left.
+    pub(crate) running: running::All,
     /// Why the message at the start of `input` cannot be run; it is told when the message is looked at again.
     failure: Option<Box<ProxyError>>,
 }
@@ -166,6 +169,8 @@ enum Next {
 enum Want {
     /// The primary of this shard, whichever it is when we get one.
     Primary(usize),
+    /// A connection of the default shard for the answer to a query over several shards.
+    Scratch(usize),
     Pool(Rc<Pool>),
 }
 

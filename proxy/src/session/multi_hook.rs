@@ -24,6 +24,7 @@ use crate::wire::build;
 
 pub use super::dispatch::Destination;
 pub use super::participants::{Message, Participants};
+pub use super::running::{Name, Running};
 
 /// What a session asks of `crate::multi`.
 pub enum MultiWork {
@@ -35,6 +36,8 @@ pub enum MultiWork {
     Everywhere { sql: String, answer: Vec<u8>, plan: Arc<Plan>, ready: bool },
     /// One statement that runs on several shards.
     Statement(MultiStatement),
+    /// More rows of a portal that has given some; `max_rows` as in Execute.
+    Resume { portal: Box<[u8]>, max_rows: i32 },
     /// Several statements of one simple query, for different shards.
     Several { sql: Rc<[u8]>, routed: Routed },
     /// SQL PREPARE or EXECUTE.
@@ -63,7 +66,7 @@ pub enum Protocol {
     Simple,
     /// Replies to Execute (and to a Describe of the portal that was kept back). ParseComplete and BindComplete were
     /// said, ReadyForQuery comes with Sync.
-    Extended { entry: Rc<Entry>, bind: Rc<[u8]>, describe: bool, max_rows: i32 },
+    Extended { entry: Rc<Entry>, bind: Rc<[u8]>, describe: bool, max_rows: i32, portal: Box<[u8]> },
 }
 
 impl MultiWork {
@@ -71,6 +74,7 @@ impl MultiWork {
     pub fn is_extended(&self) -> bool {
         match self {
             Self::Statement(statement) => matches!(statement.protocol, Protocol::Extended { .. }),
+            Self::Resume { .. } => true,
             Self::Several { .. } | Self::Prepared { .. } | Self::FailOthers => false,
             Self::Commit { ready, .. } | Self::Rollback { ready, .. } | Self::Everywhere { ready, .. } => !ready,
         }

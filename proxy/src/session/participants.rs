@@ -1,6 +1,7 @@
 //! A session's servers, lent to `crate::multi`.
 
 use std::future::Future;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
@@ -8,10 +9,12 @@ use shard_config::{Bucket, ShardId};
 
 use super::dispatch::{Destination, position};
 use super::local::By;
+use super::running::{Name, Running};
 use super::transaction::Transaction;
 use super::{Expect, Pending, Session, Want};
 use crate::control;
 use crate::error::ProxyError;
+use crate::pool::server::ServerKey;
 use crate::pool::{Pool, Role, Server};
 use crate::replica::{Freshness, WriteMark};
 use crate::route::plan::{Plan, Refusal};
@@ -309,12 +312,63 @@ impl<'a> Participants<'a> {
         self.session.transaction.as_ref().map_or_else(Vec::new, |t| t.local_settings())
     }
 
+    /// Keeps what has rows left until the transaction ends. Connections of its own leave the participants.
+    pub fn keep(&mut self, name: Name, running: Running) {
+        let depth = self.session.transaction.as_ref().map_or(0, |t| t.depth());
+        self.session.running.keep(name, running, depth);
+    }
+
+    /// May one more be kept? Asked before anything is done for it.
+    pub fn may_keep(&self) -> Result<(), ProxyError> {
+        if self.session.running.has_room() {
+            return Ok(());
+        }
+        Err(ProxyError::new("54000", "too many cursors and portals over several shards in one transaction")
+            .hint("Close some, or read them to their end."))
+    }
+
+    /// As it was when it was kept, with rows taken meanwhile.
+    pub fn keep_again(&mut self, name: Name, running: Running, depth: usize) {
+        self.session.running.keep(name, running, depth);
+    }
+
+    pub fn take_running(&mut self, name: &Name) -> Option<(Running, usize)> {
+        self.session.running.take(name)
+    }
+
+    pub fn has_running(&self, name: &Name) -> bool {
+        self.session.running.has(name)
+    }
+
+    pub fn new_portal(&mut self) -> String {
+        self.session.running.new_portal()
+    }
+
+    /// Executed once more, it gives the rows that are left.
+    pub fn suspend_portal(&mut self, name: &[u8]) {
+        self.session.suspend_portal(name);
+    }
+
+    /// Out of the participants, and back among them.
+    pub fn take_server(&mut self, at: usize) -> Box<Server> {
+        self.session.take_server(at)
+    }
+
+    pub fn add_server(&mut self, server: Box<Server>) -> usize {
+        self.session.add_server(server)
+    }
+
+    /// The participant that this key is of.
+    pub fn index_of(&self, key: &Rc<ServerKey>) -> Option<usize> {
+        self.session.servers.iter().position(|server| server.enlisted && Rc::ptr_eq(&server.key, key))
+    }
+
     /// One more connection to the default shard's primary, with the session's settings and in no transaction. To be
     /// taken after everybody else has joined, and given back by `give_back`.
     pub async fn scratch(&mut self) -> Result<usize, ProxyError> {
         let shard = self.session.default_shard();
         let before = self.session.servers.len();
-        self.session.checkout(Want::Primary(shard)).await;
+        self.session.checkout(Want::Scratch(shard)).await;
         self.session.info.set_activity(Activity::Active, self.session.worker.now.get());
         if let Some(error) = self.session.failure.take() {
             return Err(*error);
@@ -396,8 +450,8 @@ impl<'a> Participants<'a> {
         loop {
             match frame::server_frame(&server.partial) {
                 Ok(Some(size)) if size <= server.partial.len() => {
-                    let rest = server.partial.split_off(size);
-                    let message = std::mem::replace(&mut server.partial, rest);
+                    let message = server.partial[..size].to_vec();
+                    server.partial.drain(..size);
                     if message[0] == b'Z' {
                         server.status = message.get(5).copied().unwrap_or(b'?');
                         server.unsynced = false;

@@ -47,6 +47,8 @@ pub(super) enum Portal {
     Local { entry: Rc<Entry>, binary: bool },
     /// Runs on several shards when executed; the Bind message is kept.
     Multi { entry: Rc<Entry>, bind: Rc<[u8]>, describe: bool },
+    /// Has given some of its rows (see `running`).
+    Running,
 }
 
 #[derive(Default)]

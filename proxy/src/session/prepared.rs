@@ -189,6 +189,7 @@ mod tests {
                 parameters: 0,
                 tables: Default::default(),
                 changes: None,
+                around: crate::route::plan::Around::Nothing,
             }),
             literals: Default::default(),
         };

@@ -27,7 +27,7 @@ pub(super) async fn reported(
         let is_up = |at: &usize| state.shards.get(*at).is_some_and(|s| s.primary.is_some());
         std::iter::once(default).chain(0..state.shards.len()).find(is_up).unwrap_or(default)
     };
-    let mut server = super::checkout::take_primary(worker, space, shard).await?;
+    let mut server = super::checkout::take_primary(worker, space, shard, false).await?;
     let sql = super::settings::replay(&server.settings, settings);
     if !sql.is_empty() {
         if let Err(why) = crate::pool::pool::round_trip(&mut server, sql.as_bytes()).await {

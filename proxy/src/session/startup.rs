@@ -424,6 +424,7 @@ impl Session {
             hidden_bind: false,
             schema_changed: false,
             participant_lost: false,
+            running: Default::default(),
             failure: None,
         }
     }

@@ -113,6 +113,11 @@ impl Transaction {
         }
     }
 
+    /// How many savepoints there are.
+    pub fn depth(&self) -> usize {
+        self.savepoints.len()
+    }
+
     /// ROLLBACK TO: back to the state right after SAVEPOINT. Returns the settings of then; `None` if there is none.
     pub fn rollback_to(&mut self, name: &str) -> Option<Snapshot> {
         let at = self.savepoints.iter().rposition(|savepoint| savepoint.name == name)?;

@@ -182,6 +182,13 @@ impl Raw {
         self.answers(1).await
     }
 
+    /// Sends one Query and reads nothing.
+    pub async fn ask(&mut self, sql: &str) {
+        let mut out = bytes::BytesMut::new();
+        postgres_protocol::message::frontend::query(sql, &mut out).unwrap();
+        self.stream.write_all(&out).await.unwrap();
+    }
+
     pub async fn sync(&mut self) -> Vec<String> {
         self.stream.write_all(b"S\0\0\0\x04").await.unwrap();
         self.answers(1).await

@@ -6,11 +6,14 @@ use tokio_postgres::{Client, SimpleQueryMessage};
 
 use crate::cluster::Cluster;
 use crate::copies::Raw;
-use crate::proxy::{World, code, key};
+use crate::cluster::take_port;
+use crate::proxy::{CONFIGURATION, Proxy, World, code, key};
+use crate::scatter_portals::*;
 
 const SCHEMA: &str = "
     CREATE TABLE o (k int8 NOT NULL, id int NOT NULL, amount numeric(12, 2), at timestamptz, tags text[], doc jsonb,
         PRIMARY KEY (k, id));
+    CREATE TABLE v (k int8 NOT NULL, s int2, b int8, n numeric, f float8, w varchar(10), y bool, d date);
     CREATE TABLE plain (id int PRIMARY KEY, name text);
     CREATE VIEW big AS SELECT k, id, amount FROM o WHERE amount > 5;
     CREATE VIEW totals AS SELECT k, count(*) AS n FROM t GROUP BY k";
@@ -24,6 +27,11 @@ async fn fill(client: &Client) {
             let note = if (k + id) % 5 == 0 { "NULL".to_owned() } else { format!("'n{}'", (k * id) % 4) };
             script += &format!("INSERT INTO t VALUES ({k}, {id}, {note});");
             if (k + id) % 3 != 0 {
+                let number = ["1.0", "1.00", "2.5", "7"][(k + id) as usize % 4];
+                script += &format!(
+                    "INSERT INTO v VALUES ({k}, {}, {}, {number}, {k}.25, 'w{}', {}, '2026-01-0{id}');",
+                    k - 7, k * 1000 + id, k % 3, ["true", "false", "NULL"][k as usize % 3]
+                );
                 let amount = if id == 4 { "NULL".to_owned() } else { format!("{}.{id}5", k * 3 - id) };
                 script += &format!(
                     "INSERT INTO o VALUES ({k}, {id}, {amount}, '2026-0{}-01 12:00+00', '{{x,y{id}}}', '{{\"a\": {id}}}');",
@@ -115,7 +123,8 @@ async fn four_shards_answer_as_one_database() {
     )
     .await
     .unwrap();
-    let four = world.proxy.client().await;
+    let mut one_more = single.primaries[0].client("app").await;
+    let (four, mut four_more) = (world.proxy.client().await, world.proxy.client().await);
     for client in [&one, &four] {
         for statement in SCHEMA.split(';') {
             client.batch_execute(statement).await.unwrap();
@@ -125,6 +134,12 @@ async fn four_shards_answer_as_one_database() {
     assert!(world.counts().await.iter().all(|n| *n > 0), "every shard has rows");
 
     reads_are_equal(&one, &four).await;
+    portals_give_as_many_rows_as_asked_for(&mut one_more, &mut four_more).await;
+    cursors_are_equal(&one, &four).await;
+    copies_out_are_equal(&one, &four).await;
+    explain_shows_a_plan(&four).await;
+    row_locks_are_taken_on_every_shard(&world, &four).await;
+    the_clock_is_the_transactions(&four).await;
     parameters_are_passed_on(&one, &four).await;
     a_block_sees_its_own_writes(&one, &four).await;
     writes_are_equal(&one, &four).await;
@@ -225,7 +240,7 @@ async fn writes_are_equal(one: &Client, four: &Client) {
 async fn what_a_copy_cannot_know_is_refused(four: &Client) {
     for (before, query) in [
         ("LOCK TABLE t", "SELECT count(*) FROM t"),
-        ("SELECT 1", "SELECT count(*) FROM o WHERE at < now()"),
+        ("SELECT 1", "SELECT count(*) FROM o WHERE at::time < CURRENT_TIME::time"),
     ] {
         four.batch_execute("BEGIN").await.unwrap();
         four.batch_execute(before).await.unwrap();
@@ -237,6 +252,31 @@ async fn what_a_copy_cannot_know_is_refused(four: &Client) {
     assert_eq!(simple(four, "SELECT count(*) FROM big").await, ["0A000"]);
     four.batch_execute("ALTER TABLE o DISABLE ROW LEVEL SECURITY").await.unwrap();
     assert_eq!(simple(four, "SELECT count(*) > 0 FROM big").await[1], "[Some(\"t\")]");
+}
+
+/// Many at once with few connections wait for each other's end, in order.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_gathers_share_few_connections() {
+    let world = World::start("scatter-many").await;
+    let (port, http) = (take_port(), take_port());
+    let configuration = world.cluster.configuration(port, http, CONFIGURATION);
+    let configuration = configuration.replace("primary_min = 1", "primary_min = 1\nprimary_max = 2");
+    let proxy = Proxy::run(&world.cluster, (port, http), &configuration);
+    let mut clients = Vec::new();
+    for _ in 0..8 {
+        clients.push(proxy.client().await);
+    }
+    let work = clients.iter().map(|client| async move {
+        for _ in 0..3 {
+            client.batch_execute("BEGIN").await.unwrap();
+            client.query("SELECT a.k FROM t a JOIN t b ON a.id = b.id", &[]).await.unwrap();
+            client.query("SELECT count(*) FROM t", &[]).await.unwrap();
+            client.batch_execute("COMMIT").await.unwrap();
+            client.query("SELECT id, count(*) FROM t GROUP BY id", &[]).await.unwrap();
+        }
+    });
+    futures_util::future::join_all(work).await;
+    a_slow_client_costs_no_memory(&world).await;
 }
 
 /// No temporary table, no open transaction, no prepared one.
@@ -257,6 +297,8 @@ async fn h17_an_error_half_way_leaves_nothing(world: &World) {
     }
     assert_eq!(raw.query("UPDATE t SET id = 1 / (id - 3)").await, ["E22012", "ZI"]);
     assert_eq!(world.each("SELECT sum(id) FROM t").await, [1, 2, 3, 4]);
+    assert_eq!(raw.query("COPY (SELECT 1 / (id - 3) FROM t) TO STDOUT").await, ["E22012", "ZI"]);
+    assert_eq!(raw.query("COPY (SELECT nosuch FROM t ORDER BY k) TO STDOUT").await, ["E42703", "ZI"]);
     assert_eq!(raw.query("BEGIN").await, ["CBEGIN", "ZT"]);
     assert_eq!(raw.query("SELECT 1 / (id - 3) FROM t ORDER BY id").await, ["E22012", "ZE"]);
     assert_eq!(raw.query("SELECT count(*) FROM t").await, ["E25P02", "ZE"]);

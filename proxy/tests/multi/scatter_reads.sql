@@ -116,3 +116,82 @@ SELECT (SELECT count(1 ORDER BY t.id)) FROM t
 SELECT (SELECT mode() WITHIN GROUP (ORDER BY t.id)) FROM t
 SELECT k FROM t WHERE note IS NOT NULL AND id > 1 -- the end
  ORDER BY k, id
+SELECT count(*), count(note), count(*) FILTER (WHERE note = 'n1') FROM t
+SELECT sum(s), sum(b), sum(n), sum(y::int), avg(s), avg(b), avg(n) FROM v
+SELECT sum(s), sum(b), sum(n), avg(s), avg(b), avg(n), min(s), max(w), count(*) FROM v WHERE k < 0
+SELECT avg(b) * 3, sum(b) / 7, avg(s)::numeric(10, 3), pg_typeof(sum(s)), pg_typeof(avg(b)), pg_typeof(count(*)) FROM v
+SELECT min(s), max(b), min(w), max(d), bool_and(y), bool_or(y), every(y), bit_and(s), bit_or(b), bit_xor(s) FROM v
+SELECT max(n), min(n) FROM v WHERE n > 2
+SELECT y, count(*), sum(n), max(d) FROM v GROUP BY y ORDER BY y NULLS FIRST
+SELECT w, sum(b) AS total FROM v GROUP BY w HAVING sum(b) > 5 AND count(*) > 0 ORDER BY total DESC, w LIMIT 3
+SELECT w, sum(b) AS total FROM v GROUP BY w ORDER BY total DESC, w OFFSET 1 LIMIT 2
+SELECT upper(w) AS u, count(*) FROM v GROUP BY upper(w) ORDER BY u
+SELECT upper(w) AS u, count(*) FROM v GROUP BY u ORDER BY 2 DESC, 1
+SELECT upper(v.w) || '!', count(*) + 1, sum(s) * 2 - min(s) FROM v GROUP BY upper(w) ORDER BY 1
+SELECT date_trunc('month', at), sum(amount), avg(amount) FROM o WHERE at > '2026-01-15' GROUP BY 1 ORDER BY 1
+SELECT date_trunc('month', at) AS m, count(*) FROM o GROUP BY m HAVING count(*) > 1 ORDER BY m
+SELECT d - 1, count(*) FROM v GROUP BY d - 1 ORDER BY d - 1
+SELECT id % 2 = 0 AS even, CASE WHEN count(*) > 10 THEN 'many' ELSE 'few' END FROM t GROUP BY id % 2 = 0 ORDER BY even
+SELECT amount, count(*) FROM o GROUP BY amount ORDER BY amount NULLS FIRST LIMIT 5
+SELECT count(DISTINCT note), count(*), sum(DISTINCT id), max(id) FROM t
+SELECT id, count(DISTINCT note), count(*), sum(id) FROM t GROUP BY id ORDER BY id
+SELECT count(DISTINCT id % 3) FROM t WHERE k > 100
+SELECT n, count(*) FROM v WHERE n > 2 GROUP BY n ORDER BY n
+SELECT count(DISTINCT n) FROM v
+SELECT max(f), count(f) FROM v
+SELECT sum(f) FROM v WHERE k = 1
+SELECT r.code, count(*), sum(t.id) FROM t JOIN rates r ON r.code = t.note GROUP BY r.code ORDER BY r.code
+SELECT count(*), max(o.amount) FROM t JOIN o USING (k, id) WHERE t.note IS NOT NULL
+SELECT t.id, sum(o.amount) FROM t LEFT JOIN o ON t.k = o.k AND t.id = o.id GROUP BY t.id ORDER BY id
+SELECT count(*) FROM t WHERE EXISTS (SELECT 1 FROM o WHERE o.k = t.k AND o.amount > 10)
+SELECT count(*) FROM (SELECT k, count(*) AS n FROM t GROUP BY k) s WHERE n > 2
+WITH c AS (SELECT k, id FROM t WHERE id > 1) SELECT id, count(*) FROM c GROUP BY id ORDER BY id
+SELECT count(*) FROM big WHERE amount < 20
+SELECT sum(n) FROM totals
+SELECT DISTINCT id FROM t ORDER BY id DESC
+SELECT DISTINCT id, note FROM t ORDER BY note NULLS FIRST, id LIMIT 4
+SELECT DISTINCT n FROM v WHERE n > 2 ORDER BY n
+SELECT DISTINCT id % 2 AS p FROM t ORDER BY p
+SELECT DISTINCT y, count(*) > 1 FROM v GROUP BY y, w ORDER BY 1, 2
+SELECT DISTINCT count(*) FROM t GROUP BY id ORDER BY count(*)
+SELECT t.*, id * 2 AS twice FROM t ORDER BY k DESC, id DESC LIMIT 3
+SELECT * FROM t ORDER BY 3 NULLS FIRST, k, id LIMIT 6
+SELECT id AS k, k AS id FROM t ORDER BY k, id LIMIT 5
+SELECT k, id FROM t ORDER BY id + k DESC, k LIMIT 3 OFFSET 2
+SELECT id, 1 FROM t ORDER BY id OFFSET 2 FETCH FIRST 2 ROWS WITH TIES
+SELECT note FROM t ORDER BY note COLLATE "C" DESC NULLS LAST, k, id LIMIT 3
+SELECT doc, tags, amount, at FROM o ORDER BY amount, k, id LIMIT 3
+SELECT t.note, o.amount FROM t JOIN o USING (k, id) ORDER BY o.amount DESC NULLS LAST, k, id LIMIT 4
+SELECT lower(note) FROM t ORDER BY lower, k, id LIMIT 3
+SELECT tags[2] FROM o ORDER BY tags, k, id LIMIT 3
+SELECT CASE WHEN id > 2 THEN -1 ELSE -k END, CASE WHEN id > 2 THEN 9 ELSE k END FROM t ORDER BY k, id LIMIT 4
+SELECT note::varchar::text FROM t ORDER BY note DESC NULLS LAST, k, id LIMIT 3
+SELECT (id + 1)::int8 FROM t ORDER BY int8 DESC, k LIMIT 3
+SELECT -id AS id, k FROM t ORDER BY id, k LIMIT 4
+SELECT CASE WHEN id > 2 THEN 'a' ELSE 'b' END FROM t ORDER BY 1, k, id LIMIT 3
+SELECT 'x', NULL, k FROM t ORDER BY k, id LIMIT 2
+SELECT k FROM t ORDER BY k, id LIMIT 2 + 1
+SELECT k FROM t ORDER BY k LIMIT -1
+SELECT k FROM t ORDER BY k OFFSET -1
+SELECT k FROM t ORDER BY k, id LIMIT 9223372036854775807 OFFSET 28
+SELECT k FROM t ORDER BY k, id LIMIT NULL
+SELECT k FROM t ORDER BY k, id LIMIT ALL OFFSET 27
+SELECT 1 / (id - 2) FROM t ORDER BY k, id LIMIT 1
+SELECT sum(1 / (id - 2)) FROM t
+SELECT row(k, id) FROM t ORDER BY k, id LIMIT 2
+SELECT count(*) > 0 FROM o WHERE at < now()
+SELECT count(*) FROM o WHERE at < CURRENT_DATE AND at < now() - interval '1 second' AND LOCALTIMESTAMP > at
+SELECT count(*), now() > '2020-01-01' FROM t
+SELECT k FROM t WHERE now() > '2020-01-01' ORDER BY k, id LIMIT 2
+SELECT count(*) FROM t WHERE current_user = 'app'
+SELECT count(*) IS DISTINCT FROM 3, min(id) BETWEEN 0 AND 5, max(id) IN (1, 4) FROM t
+SELECT coalesce(max(note), '-'), greatest(min(id), 0), nullif(count(*), 0) FROM t
+SELECT to_char(sum(amount), 'FM999999.00') FROM o
+SELECT count(*) AS "select" FROM t AS "from" WHERE "from".id > 1
+SELECT id IS DISTINCT FROM 1 AS other, count(*) FROM t GROUP BY 1 ORDER BY 1
+SELECT count(*) FROM t GROUP BY ()
+SELECT count(*) FROM t HAVING count(*) > 1000
+SELECT 1 FROM t HAVING true
+SELECT k, id FROM t WHERE id = 1 FOR SHARE
+SELECT k, id FROM t WHERE k IN (1, 2, 3, 4) FOR UPDATE
+SELECT k, note FROM t WHERE id < 3 FOR NO KEY UPDATE SKIP LOCKED

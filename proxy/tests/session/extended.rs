@@ -71,7 +71,7 @@ fn h20_a_refused_statement_aborts_its_pipeline() {
         .parse("", "INSERT INTO t VALUES ($1, 1, 'x')")
         .bind("", &[&text])
         .execute()
-        .parse("", "SELECT 1 FROM t FOR UPDATE")
+        .parse("", "SELECT 1 FROM t ORDER BY 1 FOR UPDATE")
         .bind("", &[])
         .execute()
         .sync()

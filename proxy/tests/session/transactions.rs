@@ -26,7 +26,7 @@ fn begin_waits_for_the_first_statement() {
 #[test]
 fn a_failed_transaction_refuses_until_rollback() {
     let key = cluster().key_on(0, 21_000);
-    for first in [format!("INSERT INTO t VALUES ({key}, 1, 'x')"), "SELECT 1 FROM t FOR UPDATE".to_owned()] {
+    for first in [format!("INSERT INTO t VALUES ({key}, 1, 'x')"), "SELECT 1 FROM t ORDER BY 1 FOR UPDATE".to_owned()] {
         let mut raw = Raw::login();
         raw.query("BEGIN");
         raw.query("SAVEPOINT s");
@@ -49,7 +49,7 @@ fn a_refusal_fails_the_servers_transaction() {
     let mut raw = Raw::login();
     raw.query("BEGIN");
     raw.query(&format!("INSERT INTO t VALUES ({key}, 1, 'x')"));
-    assert_eq!(raw.query("SELECT 1 FROM t FOR UPDATE"), ["E0A000", "ZE"]);
+    assert_eq!(raw.query("SELECT 1 FROM t ORDER BY 1 FOR UPDATE"), ["E0A000", "ZE"]);
     assert_eq!(raw.query("COMMIT"), ["CROLLBACK", "ZI"]);
     assert_eq!(cluster().on_shard(0, &format!("SELECT count(*) FROM t WHERE k = {key}")), "0");
 }

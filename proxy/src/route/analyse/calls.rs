@@ -4,7 +4,7 @@ use pg_raw_parse::nodes;
 use shard_config::KeyType;
 
 use super::expr::Place;
-use super::ir::{Builder, KeyedCall, Result, family};
+use super::ir::{Builder, Clock, KeyedCall, Result, family};
 use super::names::worst;
 use crate::catalog::{FunctionRoute, Volatility};
 use crate::route::plan::{KeyPlace, KeyRef, Refusal};
@@ -28,12 +28,17 @@ impl Builder<'_> {
         if call.over().is_none() && functions.iter().any(|f| f.aggregate) {
             self.aggregate(call, place.block);
         }
-        self.seen.clock |= matches!(name.rsplit('.').next(), Some("now" | "transaction_timestamp"));
+        let bare = name.rsplit('.').next().unwrap_or_default();
+        let clock = builtin && matches!(bare, "now" | "transaction_timestamp");
+        if clock {
+            self.note_clock(call.location, Clock::Call);
+        }
         self.seen.user_code |= !builtin && volatility != Volatility::Immutable;
         match volatility {
             Volatility::Immutable => {}
             Volatility::Stable => {
                 self.seen.unstable = Some(format!("function {name}"));
+                self.seen.server_bound |= !builtin || !(clock || of_session(bare));
                 // A user's STABLE function may call a VOLATILE one (H9): not for a replica.
                 self.seen.volatile |= !builtin;
             }
@@ -59,6 +64,38 @@ impl Builder<'_> {
                 self.keyed(&name, call, argument, array, key_type, place)
             }
             FunctionRoute::Opaque => Err(opaque(&name)),
+        }
+    }
+
+    fn note_clock(&mut self, location: i32, clock: Clock) {
+        self.seen.clock = true;
+        match usize::try_from(location) {
+            Ok(at) if self.views == 0 => {
+                // The step of a recursive query is looked at several times.
+                if !self.seen.clock_places.iter().any(|(known, _)| *known == at) {
+                    self.seen.clock_places.push((at, clock));
+                }
+            }
+            _ => self.seen.clock_elsewhere = true,
+        }
+    }
+
+    pub(super) fn clock_word(&mut self, function: &nodes::SQLValueFunction) {
+        use pg_raw_parse::raw::SQLValueFunctionOp as Op;
+        match function.op {
+            Op::SVFOP_CURRENT_TIMESTAMP => self.note_clock(function.location, Clock::Word("timestamptz")),
+            Op::SVFOP_CURRENT_DATE => self.note_clock(function.location, Clock::Word("date")),
+            Op::SVFOP_LOCALTIMESTAMP => self.note_clock(function.location, Clock::Word("timestamp")),
+            Op::SVFOP_CURRENT_ROLE
+            | Op::SVFOP_CURRENT_USER
+            | Op::SVFOP_USER
+            | Op::SVFOP_SESSION_USER
+            | Op::SVFOP_CURRENT_CATALOG
+            | Op::SVFOP_CURRENT_SCHEMA => {}
+            _ => {
+                self.seen.clock = true;
+                self.seen.clock_elsewhere = true;
+            }
         }
     }
 
@@ -209,6 +246,62 @@ fn unbound_call(name: &str, argument: usize) -> Refusal {
             argument + 1
         ),
         "Pass the key (or the array of keys) by position, as a parameter or a constant.",
+    )
+}
+
+/// STABLE built-ins that depend on their arguments and on settings, which are the session's on every server.
+fn of_session(name: &str) -> bool {
+    matches!(
+        name,
+        "date_trunc"
+            | "date_part"
+            | "extract"
+            | "age"
+            | "timezone"
+            | "timestamptz"
+            | "timestamp"
+            | "date"
+            | "time"
+            | "timetz"
+            | "to_char"
+            | "to_date"
+            | "to_timestamp"
+            | "to_number"
+            | "make_timestamptz"
+            | "date_bin"
+            | "concat"
+            | "concat_ws"
+            | "format"
+            | "array_to_string"
+            | "string_to_array"
+            | "quote_literal"
+            | "quote_nullable"
+            | "to_json"
+            | "to_jsonb"
+            | "row_to_json"
+            | "array_to_json"
+            | "json_build_object"
+            | "json_build_array"
+            | "jsonb_build_object"
+            | "jsonb_build_array"
+            | "json_object"
+            | "json_agg"
+            | "jsonb_agg"
+            | "json_object_agg"
+            | "jsonb_object_agg"
+            | "generate_series"
+            | "overlaps"
+            | "current_setting"
+            | "text"
+            | "lower"
+            | "upper"
+            | "btrim"
+            | "substring"
+            | "length"
+            | "current_user"
+            | "session_user"
+            | "current_database"
+            | "current_schema"
     )
 }
 

@@ -7,7 +7,7 @@ use super::ir::{Builder, Result};
 use super::names::Found;
 use super::plain_plan;
 use crate::catalog::{Table, TableKind};
-use crate::route::plan::{Access, CopyFormat, CopyIn, CopyRows, Effect, Plan, Refusal, Route};
+use crate::route::plan::{Access, Around, CopyFormat, CopyIn, CopyRows, Effect, How, Plan, Refusal, Route};
 
 impl Builder<'_> {
     pub(super) fn copy(&mut self, copy: &nodes::CopyStmt) -> Result<Plan> {
@@ -18,7 +18,9 @@ impl Builder<'_> {
             ));
         }
         if !matches!(copy.query(), Node::None) {
-            return self.inner(copy.query());
+            let mut plan = self.inner(Node::CopyStmt(copy), copy.query())?;
+            plan.around = Around::CopyOut { header: has_header(copy) };
+            return Ok(plan);
         }
         let Some(var) = copy.relation() else {
             return Err(Refusal::unsupported("this COPY could not be analysed", "Please report it."));
@@ -46,12 +48,11 @@ impl Builder<'_> {
                 };
                 Ok(plain_plan(Route::CopyIn(Arc::new(route)), Access::Write, Effect::None))
             }
-            (TableKind::Sharded { key_index, .. }, false) => {
-                let key = table.columns.get(*key_index).map_or("the key", |c| c.name.as_str());
-                Err(Refusal::unsupported(
-                    format!("COPY {full} TO STDOUT would have to read every shard"),
-                    format!("COPY (SELECT ... WHERE {key} = ...) TO STDOUT, or SET shard.target."),
-                ))
+            (TableKind::Sharded { .. }, false) => {
+                let around = Around::CopyOut { header: has_header(copy) };
+                let evidence = vec![format!("{full}: every shard copies its own rows")];
+                let plan = plain_plan(Route::Scatter(How::Each), access, Effect::None);
+                Ok(Plan { around, evidence, ..plan })
             }
             (TableKind::Reference, true) => {
                 same_everywhere(copy, table)?;
@@ -161,6 +162,14 @@ fn format(copy: &nodes::CopyStmt) -> Result<CopyFormat> {
             "Use text, csv or binary.",
         )),
     }
+}
+
+/// Does COPY TO begin with a line of names?
+fn has_header(copy: &nodes::CopyStmt) -> bool {
+    copy.options().iter().any(|option| {
+        let off = |text: String| matches!(text.to_ascii_lowercase().as_str(), "false" | "off" | "0");
+        option.defname() == Some("header") && !option_text(option.arg()).is_some_and(off)
+    })
 }
 
 fn option_text(node: Node<'_>) -> Option<String> {

@@ -203,7 +203,14 @@ impl Builder<'_> {
         let target = into.and_then(nodes::IntoClause::rel);
         if temporary(target) {
             let pin = self.pin_temporary(target, "temporary table")?;
-            let mut plan = self.inner(create.query())?;
+            let plan = self.inner(pg_raw_parse::Node::None, create.query())?;
+            if matches!(plan.route, Route::Scatter(_)) {
+                return Err(Refusal::unsupported(
+                    "a temporary table of a query over several shards",
+                    "Bind the key, or CREATE TEMP TABLE and INSERT the rows.",
+                ));
+            }
+            let mut plan = Plan { straddle: None, ..plan };
             plan.access = Access::Write;
             plan.effect = pin.effect;
             return Ok(plan);

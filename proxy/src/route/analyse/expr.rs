@@ -331,9 +331,9 @@ impl Builder<'_> {
                 self.children(node, place)?;
             }
             Node::CurrentOfExpr(_) => self.seen.cursor = true,
-            Node::SQLValueFunction(_) => {
+            Node::SQLValueFunction(function) => {
                 self.seen.unstable = Some("CURRENT_TIMESTAMP or CURRENT_USER".to_owned());
-                self.seen.clock = true;
+                self.clock_word(function);
             }
             _ => self.children(node, place)?,
         }

@@ -9,7 +9,8 @@ use std::ops::Range;
 use pg_raw_parse::raw::SetOperation;
 use pg_raw_parse::{Node, nodes};
 
-use super::ir::{Builder, Result};
+use super::ir::{BlockId, Builder, Clock, Result};
+use super::split::SplitPlan;
 use crate::catalog::{Table, TableKind};
 use crate::route::plan::Refusal;
 use crate::route::tokens::{Token, TokenKind, tokens};
@@ -65,12 +66,32 @@ pub struct GatherPlan {
     pub text: String,
     /// For one that has copies of all tables, because the transaction may have changed any of them.
     pub text_of_all: String,
+    /// The query within the statement, and where in its text it stands.
+    pub query: Range<usize>,
+    /// How it is answered without moving all those rows.
+    pub split: Option<SplitPlan>,
     /// It reads system tables.
     pub system: bool,
     /// It uses the time at which the transaction began.
     pub clock: bool,
+    /// Where a constant can be put in that time's place, with the constant's type.
+    clock_places: Vec<(Range<usize>, &'static str)>,
+    /// It is used elsewhere, too.
+    pub clock_elsewhere: bool,
     /// It has a GROUP BY, in which a primary key stands for all columns of its table.
     pub grouped: bool,
+}
+
+impl GatherPlan {
+    /// The statement with the transaction's time, in UTC, in the place of now() and its kin.
+    pub fn at_time(&self, text: &str, time: &str) -> String {
+        let mut out = text.to_owned();
+        for (place, kind) in self.clock_places.iter().rev() {
+            let constant = format!("('{time}+00'::pg_catalog.timestamptz::pg_catalog.{kind})");
+            out.replace_range(place.clone(), &constant);
+        }
+        out
+    }
 }
 
 pub fn temporary_name(n: usize) -> String {
@@ -103,15 +124,54 @@ impl Builder<'_> {
         self.sources.push(Source { location, name, only: !var.inh, has_alias, what });
     }
 
-    pub(super) fn gather_plan(&mut self, select: &nodes::SelectStmt) -> Result<GatherPlan> {
+    pub(super) fn gather_plan(
+        &mut self,
+        select: &nodes::SelectStmt,
+        block: BlockId,
+        query: Range<usize>,
+    ) -> Result<GatherPlan> {
         let standard = self.context.standard_conforming_strings;
         self.push_condition(select);
         let mut tables = Vec::new();
         let text = splice(self.text, &self.sources, standard, false, &mut tables)?;
         let text_of_all = splice(self.text, &self.sources, standard, true, &mut tables)?;
         let grouped = self.blocks.iter().any(|block| !block.shape.groups.is_empty());
+        let split = self.split_query(select, block, query.clone()).ok();
         let (system, clock) = (self.seen.system, self.seen.clock);
-        Ok(GatherPlan { tables, text, text_of_all, system, clock, grouped })
+        let clock_places = self.clock_places();
+        let clock_elsewhere = self.seen.clock_elsewhere || clock_places.is_none();
+        let clock_places = clock_places.unwrap_or_default();
+        Ok(GatherPlan {
+            tables,
+            text,
+            text_of_all,
+            query,
+            split,
+            system,
+            clock,
+            clock_places,
+            clock_elsewhere,
+            grouped,
+        })
+    }
+
+    /// Sorted; `None`: one of them was not found.
+    fn clock_places(&self) -> Option<Vec<(Range<usize>, &'static str)>> {
+        let all = tokens(self.text.as_bytes(), self.context.standard_conforming_strings)?;
+        let mut places = Vec::new();
+        for (location, clock) in &self.seen.clock_places {
+            let at = all.iter().position(|token| token.range.start == *location)?;
+            places.push(match clock {
+                Clock::Word(kind) => (all[at].range.clone(), *kind),
+                Clock::Call => {
+                    let open = (at..all.len()).find(|i| all[*i].kind == TokenKind::Open)?;
+                    let close = all.get(open + 1).filter(|token| token.kind == TokenKind::Close)?;
+                    (all[at].range.start..close.range.end, "timestamptz")
+                }
+            });
+        }
+        places.sort_by_key(|(range, _)| range.start);
+        Some(places)
     }
 
     /// The condition of a query over one table is applied where the rows are, too. It is evaluated once more at the end,
@@ -124,7 +184,9 @@ impl Builder<'_> {
             && !matches!(select.where_clause(), Node::None)
             && self.blocks.len() == 1
             && !self.seen.volatile
-            && self.seen.unstable.is_none();
+            && !self.seen.server_bound
+            && !self.seen.oids
+            && !self.seen.clock;
         let renamed = var.alias().is_some_and(|alias| !alias.colnames().is_empty());
         let [Source { what: What::Table(table), .. }] = self.sources.as_mut_slice() else { return };
         if !alone || renamed {

@@ -139,6 +139,8 @@ pub(super) struct Shape {
     /// DISTINCT, ORDER BY, LIMIT, windows, grouping sets, MERGE, rows of constants: what it does to all rows together is
     /// not what it does to the rows of each key.
     pub(super) whole: bool,
+    /// GROUPING SETS, ROLLUP, CUBE.
+    pub(super) sets: bool,
     /// Has an aggregate or GROUP BY: one row of many.
     pub(super) grouped: bool,
     /// The plain columns of GROUP BY.
@@ -211,8 +213,23 @@ pub(super) struct Seen {
     pub(super) cursor: bool,
     /// Uses the time at which the transaction began.
     pub(super) clock: bool,
+    /// Where it does, in the text.
+    pub(super) clock_places: Vec<(usize, Clock)>,
+    /// It does so in a way, or in a view, where a constant cannot be put in its place.
+    pub(super) clock_elsewhere: bool,
+    /// Calls a STABLE function that may say other things on another server of the same session.
+    pub(super) server_bound: bool,
     /// Calls a user's function that is not IMMUTABLE: what it may write must not be rolled back with the gathered rows.
     pub(super) user_code: bool,
+}
+
+/// What is taken of the transaction's time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Clock {
+    /// `now()`.
+    Call,
+    /// `CURRENT_TIMESTAMP`, `CURRENT_DATE`, `LOCALTIMESTAMP`: the type that it has.
+    Word(&'static str),
 }
 
 /// See `plan::Tables`.
@@ -258,6 +275,8 @@ pub(super) struct Builder<'a> {
     pub(super) views: usize,
     /// Relations named in FROM, of the text that is being looked at.
     pub(super) sources: Vec<Source>,
+    /// What the outermost query's FROM shows.
+    pub(super) top_items: Option<Vec<Item>>,
 }
 
 impl<'a> Builder<'a> {
@@ -281,6 +300,7 @@ impl<'a> Builder<'a> {
             depth: 0,
             views: 0,
             sources: Vec::new(),
+            top_items: None,
         }
     }
 

@@ -3,10 +3,13 @@
 //! - [`ir`], [`facts`]: relation occurrences, query blocks and equalities.
 //! - [`names`], [`from`], [`select`], [`dml`], [`merge`], [`expr`], [`calls`]: the parse tree becomes blocks.
 //! - [`prove`]: every sharded occurrence is bound to the key.
-//! - [`scatter`]: if not, whether every shard can answer for its own rows; [`gather`]: what to bring together if not.
+//! - [`scatter`]: if not, whether every shard can answer for its own rows; [`split`], with [`groups`] and [`write`]: a
+//!   query cut into the shards' parts and what PostgreSQL makes of them; [`gather`]: what to bring together if neither.
+//! - [`around`]: the query within COPY, EXPLAIN and DECLARE.
 //! - [`utility`], [`ddl`], [`copy`]: statements that are not queries; [`changes`]: what a definition changes.
 //! - [`syntax`]: texts that the grammar refuses, and texts that are not UTF-8.
 
+mod around;
 mod calls;
 mod changes;
 mod copy;
@@ -16,15 +19,18 @@ mod expr;
 mod facts;
 mod from;
 pub(super) mod gather;
+mod groups;
 mod ir;
 mod merge;
 mod names;
 mod prove;
 mod scatter;
 mod select;
+pub(super) mod split;
 mod syntax;
 mod tokens;
 mod utility;
+mod write;
 
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -34,7 +40,7 @@ use pg_raw_parse::Node;
 use super::RouteContext;
 use super::cache::Sharing;
 use super::lex::Literals;
-use super::plan::{Access, Broadcast, Effect, Plan, Refusal, Route, SplitInsert, Tables};
+use super::plan::{Access, Around, Broadcast, Effect, How, Plan, Refusal, Route, SplitInsert, Tables};
 use gather::GatherPlan;
 use ir::{BlockId, Builder, Result};
 
@@ -55,7 +61,17 @@ pub fn empty() -> Plan {
 
 fn plain_plan(route: Route, access: Access, effect: Effect) -> Plan {
     let tables = Tables::default();
-    Plan { route, access, effect, evidence: Vec::new(), straddle: None, parameters: 0, tables, changes: None }
+    Plan {
+        route,
+        access,
+        effect,
+        evidence: Vec::new(),
+        straddle: None,
+        parameters: 0,
+        tables,
+        changes: None,
+        around: Around::Nothing,
+    }
 }
 
 fn refused(refusal: Refusal) -> Plan {
@@ -103,10 +119,13 @@ pub fn gather_plan(
     })?;
     let planned = catch_unwind(AssertUnwindSafe(|| {
         let tree = pg_raw_parse::parse(text).map_err(|error| syntax::error(text, &error.to_string()))?;
-        let Some(Node::SelectStmt(select)) = tree.stmts().next() else { return Err(dml::odd_statement()) };
+        let node = tree.stmts().next().ok_or_else(dml::odd_statement)?;
+        let select = around::query_within(node).ok_or_else(dml::odd_statement)?;
+        let span = around::span_within(node, text, context.standard_conforming_strings)
+            .ok_or_else(dml::odd_statement)?;
         let mut builder = Builder::new(context, text, literals);
-        builder.select(select)?;
-        builder.gather_plan(select)
+        let block = builder.select(select)?;
+        builder.gather_plan(select, block, span)
     }));
     planned.unwrap_or_else(|_| Err(dml::odd_statement()))
 }
@@ -160,7 +179,8 @@ impl Builder<'_> {
                 Some(plan) => Ok(plan),
                 None => {
                     let block = self.select(select)?;
-                    self.finish(block, None)
+                    let plan = self.finish(block, None)?;
+                    self.explained(node, select, block, plan)
                 }
             },
             Node::InsertStmt(insert) => {
@@ -181,6 +201,23 @@ impl Builder<'_> {
             }
             other => self.utility(other),
         }
+    }
+
+    /// The plan, in which a gathering is explained. `node`: the statement in which the query stands.
+    fn explained(
+        &mut self,
+        node: Node<'_>,
+        select: &pg_raw_parse::nodes::SelectStmt,
+        block: BlockId,
+        mut plan: Plan,
+    ) -> Result<Plan> {
+        if matches!(plan.route, Route::Scatter(How::Gather)) {
+            let span = around::span_within(node, self.text, self.context.standard_conforming_strings);
+            self.evidence = std::mem::take(&mut plan.evidence);
+            self.explain_gather(select, block, span.unwrap_or(0..self.text.len()));
+            plan.evidence = std::mem::take(&mut self.evidence);
+        }
+        Ok(plan)
     }
 
     /// The proof, and what follows from it and from everything seen.
@@ -218,6 +255,7 @@ impl Builder<'_> {
             parameters: seen.parameters,
             tables: Tables::default(),
             changes: None,
+            around: Around::Nothing,
         })
     }
 

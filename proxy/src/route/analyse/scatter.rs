@@ -8,7 +8,7 @@
 //!
 //! What cannot be proved so and only reads is gathered: see [`super::gather`].
 
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 
 use pg_raw_parse::raw::SetOperation;
 use pg_raw_parse::walk::{Recurse, walk_manual};
@@ -16,6 +16,7 @@ use pg_raw_parse::{ConstValue, Node, nodes};
 
 use super::facts::{Fact, Term};
 use super::ir::{BlockId, Builder, RelKind, Value};
+use super::split::{Last, SplitPlan};
 use crate::route::plan::{How, KeyPlace, KeyRef, Refusal, Route};
 
 /// More tables than these in one FROM are not tried as T.
@@ -44,7 +45,6 @@ impl Builder<'_> {
             || seen.temporary
             || seen.session_lock
             || seen.default_function
-            || seen.locks
             || seen.cursor
         {
             return None;
@@ -65,9 +65,46 @@ impl Builder<'_> {
         });
     }
 
+    /// Says which of the ways to gather is taken, and why not a cheaper one.
+    pub(super) fn explain_gather(&mut self, select: &nodes::SelectStmt, block: BlockId, span: Range<usize>) {
+        // The time is put into the text before it is cut.
+        let clock = std::mem::replace(&mut self.seen.clock, self.seen.clock_elsewhere);
+        let split = self.split_query(select, block, span);
+        self.seen.clock = clock;
+        self.evidence.pop();
+        self.evidence.push(match split {
+            Ok(SplitPlan { last: Last::Groups(_), .. }) => {
+                "partial aggregates: every shard aggregates its own rows, and PostgreSQL combines them on one server"
+                    .to_owned()
+            }
+            Ok(SplitPlan { last: Last::Rows(_), .. }) => {
+                "every shard gives its part of the answer, and PostgreSQL sorts and limits the parts on one server"
+                    .to_owned()
+            }
+            Err(why) => format!(
+                "the rows it reads are brought to one server, and PostgreSQL answers there; not cut into the shards' parts because of {why}"
+            ),
+        });
+    }
+
     fn distributes(&mut self, block: BlockId) -> bool {
+        let shape = &self.blocks[block].shape;
+        if shape.whole {
+            return false;
+        }
+        let groups = shape.grouped.then(|| shape.groups.clone());
+        self.distributes_by(block, groups.as_deref())
+    }
+
+    /// Are the rows of the block's FROM and WHERE the shards' own rows put together, whatever is done with them then?
+    pub(super) fn rows_distribute(&mut self, block: BlockId) -> bool {
+        self.distributes_by(block, None)
+    }
+
+    /// `groups`: only a key among these will do.
+    fn distributes_by(&mut self, block: BlockId, groups: Option<&[Term]>) -> bool {
         let top = &self.blocks[block];
-        if top.shape.whole || !top.branches.is_empty() || self.seen.outer_aggregate {
+        if !top.branches.is_empty() || self.seen.outer_aggregate {
             return false;
         }
         let mut candidates = Vec::new();
@@ -77,8 +114,7 @@ impl Builder<'_> {
                 candidates.extend(columns.map(|i| Term::Column(*rel, i)).filter(|term| self.is_stored_key(*term)));
             }
         }
-        if top.shape.grouped {
-            let groups = top.shape.groups.clone();
+        if let Some(groups) = groups {
             candidates.retain(|term| groups.contains(term));
         }
         candidates.truncate(CANDIDATES);
@@ -132,6 +168,7 @@ impl Builder<'_> {
             groups.extend(self.column_term(column).map(|(term, _)| term));
         }
         let shape = &mut self.blocks[block].shape;
+        shape.sets |= sets;
         shape.whole |= whole
             || sets
             || select.op != SetOperation::SETOP_NONE

@@ -96,7 +96,10 @@ impl Builder<'_> {
         self.blocks[place.block].outputs = outputs;
         self.note_shape(select, place.block, limited || windows);
         self.tail(select, place)?;
-        self.levels.pop();
+        let items = self.levels.pop();
+        if place.block == 0 {
+            self.top_items = items;
+        }
         Ok(())
     }
 
@@ -408,7 +411,7 @@ pub(super) fn type_of(family: Family) -> u32 {
     }
 }
 
-fn has_window(node: Node<'_>) -> bool {
+pub(super) fn has_window(node: Node<'_>) -> bool {
     match node {
         // The library's walker does not take a null pointer.
         Node::None | Node::ColumnRef(_) | Node::A_Const(_) | Node::ParamRef(_) => false,

@@ -8,7 +8,7 @@ use super::names::Found;
 use super::tokens::leading_words;
 use super::{plain_plan, prove};
 use crate::catalog::TableKind;
-use crate::route::plan::{Access, Broadcast, ConfigValue, Effect, Plan, Refusal, Route, SavepointVerb};
+use crate::route::plan::{Access, Around, Broadcast, ConfigValue, Effect, How, Plan, Refusal, Route, SavepointVerb};
 
 /// `CURSOR_OPT_HOLD` of parsenodes.h.
 const CURSOR_HOLD: i32 = 0x0020;
@@ -104,9 +104,23 @@ impl Builder<'_> {
     }
 
     fn cursor(&mut self, cursor: &nodes::DeclareCursorStmt) -> Result<Plan> {
-        let mut plan = self.inner(cursor.query())?;
+        let mut plan = self.inner(Node::DeclareCursorStmt(cursor), cursor.query())?;
         // FETCH must find the server again.
         plan.access = Access::Write;
+        let several = matches!(plan.route, Route::Scatter(_));
+        let hold = cursor.options & CURSOR_HOLD != 0;
+        if several && (hold || self.seen.locks) {
+            return Err(Refusal::unsupported(
+                format!("a cursor {} over several shards", if hold { "WITH HOLD" } else { "FOR UPDATE" }),
+                "Use a cursor without it within its transaction, or run the query by itself.",
+            ));
+        }
+        // Its rows are on one server, from which FETCH takes them in any direction.
+        if several {
+            plan.route = Route::Scatter(How::Gather);
+        }
+        plan.straddle = plan.straddle.filter(|_| !hold && !self.seen.locks).map(|_| How::Gather);
+        plan.around = Around::Cursor;
         plan.effect = if cursor.options & CURSOR_HOLD != 0 {
             Effect::Pin("WITH HOLD cursor")
         } else {
@@ -116,13 +130,21 @@ impl Builder<'_> {
     }
 
     /// A query within another statement.
-    pub(super) fn inner(&mut self, query: Node<'_>) -> Result<Plan> {
+    pub(super) fn inner(&mut self, statement: Node<'_>, query: Node<'_>) -> Result<Plan> {
+        if let Node::SelectStmt(select) = query {
+            if let Some(plan) = self.set_config(select)? {
+                return Ok(plan);
+            }
+            let block = self.select(select)?;
+            let plan = self.finish(block, None)?;
+            return self.explained(statement, select, block, plan);
+        }
         if prove::is_query(query) {
             let plan = self.plan(query)?;
             if matches!(plan.route, Route::Scatter(_)) {
                 return Err(Refusal::unsupported(
-                    "a query over several shards within another statement (a cursor, COPY, EXPLAIN)",
-                    "Run the query by itself, or SET shard.target.",
+                    "a write over several shards within another statement (COPY, EXPLAIN)",
+                    "Run it by itself, or SET shard.target.",
                 ));
             }
             // What the statement around it makes of several answers is not known.
@@ -144,8 +166,17 @@ impl Builder<'_> {
         });
         let mut plan = match explain.query() {
             Node::DeclareCursorStmt(cursor) => self.cursor(cursor)?,
-            query => self.inner(query)?,
+            query => self.inner(Node::ExplainStmt(explain), query)?,
         };
+        plan.around = Around::Explain { analyze, text: in_text(explain) };
+        if matches!(plan.route, Route::Scatter(_)) || plan.straddle.is_some() {
+            if analyze && plan.access == Access::Write {
+                return Err(Refusal::unsupported(
+                    "EXPLAIN ANALYZE of a statement over several shards that does not only read",
+                    "EXPLAIN without ANALYZE, or SET shard.target.",
+                ));
+            }
+        }
         match plan.route {
             Route::All(_) | Route::SplitInsert(_) if analyze => {
                 return Err(Refusal::unsupported(
@@ -278,6 +309,13 @@ impl Builder<'_> {
         let effect = Effect::SetConfig { name, value: of, local };
         Ok(Some(plain_plan(if ours { Route::Session } else { Route::Any }, Access::Write, effect)))
     }
+}
+
+fn in_text(explain: &nodes::ExplainStmt) -> bool {
+    !explain.options().iter().any(|option| {
+        let other = |node: Node<'_>| matches!(node.as_str(), Some(format) if !format.eq_ignore_ascii_case("text"));
+        option.defname() == Some("format") && other(option.arg())
+    })
 }
 
 /// Without a cast to the type that it has anyway.

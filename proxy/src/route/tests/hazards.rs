@@ -282,7 +282,7 @@ fn h31_a_straddling_batch_is_sp001_with_the_epoch() {
 fn h37_refusals_say_why_and_what_to_do() {
     with_router(|router, context| {
         for sql in [
-            "SELECT * FROM t FOR UPDATE",
+            "SELECT * FROM t ORDER BY x FOR UPDATE",
             "DO $$ $$",
             "SELECT audit_all()",
             "INSERT INTO t (x) VALUES (1)",

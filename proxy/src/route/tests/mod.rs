@@ -6,6 +6,7 @@ mod definitions;
 mod hazards;
 mod lexer;
 mod properties;
+mod split;
 mod tools;
 mod unsound;
 mod values;
