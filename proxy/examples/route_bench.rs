@@ -14,6 +14,8 @@ fn column(name: &str, type_oid: u32) -> Column {
         not_null: true,
         has_default: false,
         volatile_default: false,
+        draws: false,
+        draw: None,
         generated: false,
     }
 }

@@ -64,6 +64,11 @@ pub struct Column {
     /// The default is not the same everywhere (nextval, now(), random ...; identity): a reference table's row must
     /// then name the column. `true` when in doubt.
     pub volatile_default: bool,
+    /// The default is drawn from a sequence, or the column is an identity: `nextval` on its shard would give numbers that
+    /// other shards give, too (H26).
+    pub draws: bool,
+    /// SQL that draws its next value on the default shard, if the default is no more than that.
+    pub draw: Option<String>,
     /// GENERATED ALWAYS AS (...) STORED: not among the columns of a COPY without a column list.
     pub generated: bool,
 }

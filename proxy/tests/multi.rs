@@ -27,3 +27,5 @@ mod scatter;
 mod scatter_portals;
 #[path = "multi/transactions.rs"]
 mod transactions;
+#[path = "multi/writes.rs"]
+mod writes;

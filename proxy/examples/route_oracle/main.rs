@@ -26,6 +26,8 @@ fn catalog() -> Catalog {
         not_null: name == "k",
         has_default: false,
         volatile_default: false,
+        draws: false,
+        draw: None,
         generated: false,
     };
     let sharded = TableKind::Sharded { key_index: 0, key_type: KeyType::Int8 };

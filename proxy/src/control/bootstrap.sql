@@ -37,6 +37,32 @@ DROP EVENT TRIGGER IF EXISTS shard_catalog_drop;
 CREATE EVENT TRIGGER shard_catalog_ddl ON ddl_command_end EXECUTE FUNCTION shard_catalog.note_schema_change();
 CREATE EVENT TRIGGER shard_catalog_drop ON sql_drop EXECUTE FUNCTION shard_catalog.note_schema_change();
 
+-- The next value of an identity column, for who may insert into its table: as PostgreSQL draws it for them, whoever has
+-- rights on the sequence.
+CREATE OR REPLACE FUNCTION shard_catalog.next_identity(p_table text, p_column text) RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF NOT has_any_column_privilege(session_user, p_table, 'INSERT') THEN
+        RAISE EXCEPTION 'permission denied for table %', p_table USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    RETURN nextval(s.oid) FROM pg_class s
+    JOIN pg_depend d ON d.classid = 'pg_class'::regclass AND d.objid = s.oid AND d.deptype = 'i'
+        AND d.refclassid = 'pg_class'::regclass AND d.refobjid = p_table::regclass
+    JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid AND a.attname = p_column
+    WHERE s.relkind = 'S';
+END
+$$;
+
+-- Unique over all shards without asking anybody, and in the order of time: RFC 9562, version 7.
+CREATE OR REPLACE FUNCTION shard_catalog.uuidv7() RETURNS uuid
+LANGUAGE sql VOLATILE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT encode(
+        set_bit(set_bit(
+            overlay(uuid_send(gen_random_uuid()) PLACING
+                substring(int8send(floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint) FROM 3) FROM 1 FOR 6),
+            52, 1), 53, 1), 'hex')::uuid
+$$;
+
 -- The shard map; kept on the default shard. The highest epoch counts.
 CREATE TABLE IF NOT EXISTS shard_catalog.map (
     epoch bigint PRIMARY KEY,
@@ -92,4 +118,4 @@ CREATE UNLOGGED TABLE IF NOT EXISTS shard_catalog.open_transaction (
 );
 
 DELETE FROM shard_catalog.installed;
-INSERT INTO shard_catalog.installed VALUES (3);
+INSERT INTO shard_catalog.installed VALUES (4);

@@ -70,6 +70,8 @@ fn bare(name: &Name, raw: &RawRelation) -> Table {
         not_null: c.not_null,
         has_default: c.has_default,
         volatile_default: c.has_default && !c.generated && !c.default.as_deref().is_some_and(is_constant),
+        draws: c.has_default && !c.generated && c.default.as_deref().is_none_or(|d| d.contains("nextval(")),
+        draw: draw(name, c),
         generated: c.generated,
     };
     Table {
@@ -243,6 +245,7 @@ fn function(config: &Config, raw: &RawFunction) -> Function {
         None if raw.schema == "pg_catalog" || raw.schema == "information_schema" => {
             builtin::route(&raw.name, volatility)
         }
+        None if raw.schema == "shard_catalog" && raw.name == "uuidv7" => FunctionRoute::Local,
         None if raw.schema == "shard_catalog" => FunctionRoute::Opaque,
         None if volatility == Volatility::Immutable => FunctionRoute::Local,
         None if raw.extension.as_deref().is_some_and(builtin::extension_is_local) => FunctionRoute::Local,
@@ -262,6 +265,24 @@ fn declared(config: &Config, rule: &TableRule) -> (Name, Declared) {
         ConfiguredKind::Plain => Declared::Plain,
     };
     ((schema.to_owned(), name.to_owned()), declared)
+}
+
+/// What draws the value of a serial or identity column.
+fn draw(table: &Name, column: &RawColumn) -> Option<String> {
+    match &column.default {
+        _ if !column.has_default || column.generated => None,
+        Some(default) => {
+            let name = default.strip_prefix("nextval('")?.strip_suffix("'::regclass)")?;
+            (!name.contains('\'')).then(|| format!("pg_catalog.{default}"))
+        }
+        None => {
+            let quote = |text: &str| format!("\"{}\"", text.replace('"', "\"\""));
+            let literal = |text: &str| format!("'{}'", text.replace('\'', "''"));
+            let plain = !table.0.contains('\\') && !table.1.contains('\\') && !column.name.contains('\\');
+            let full = format!("{}.{}", quote(&table.0), quote(&table.1));
+            plain.then(|| format!("shard_catalog.next_identity({}, {})", literal(&full), literal(&column.name)))
+        }
+    }
 }
 
 /// A default that is one literal, with or without a cast: the same on every shard. Anything else may not be.

@@ -22,7 +22,7 @@ use crate::catalog::Catalog;
 
 const BOOTSTRAP: &str = include_str!("bootstrap.sql");
 /// The version that `bootstrap.sql` writes; raise both together.
-const BOOTSTRAP_VERSION: i32 = 3;
+const BOOTSTRAP_VERSION: i32 = 4;
 /// First key of the advisory locks that are the product's own (H10): "shrd".
 pub(super) const LOCK_CLASS: i32 = 0x7368_7264;
 const LOCK_BOOTSTRAP: i32 = 1;

@@ -43,6 +43,21 @@ impl Reply {
     }
 }
 
+/// The values of a DataRow. `None`: it is broken.
+pub(super) fn fields(row: &[u8]) -> Option<Vec<Option<&[u8]>>> {
+    let mut reader = read::body(row);
+    let count = reader.u16()?;
+    let mut fields = Vec::with_capacity(usize::from(count));
+    for _ in 0..count {
+        let length = reader.i32()?;
+        fields.push(match usize::try_from(length) {
+            Ok(length) => Some(reader.bytes(length)?),
+            Err(_) => None,
+        });
+    }
+    Some(fields)
+}
+
 /// Before the commit point a lost server has only one meaning.
 pub(super) fn lost(p: &mut Participants<'_>, at: usize) -> ProxyError {
     p.discard(at);

@@ -18,11 +18,12 @@ pub(super) async fn plan(
     let shard = match how {
         How::Each => shards.first().copied().unwrap_or(0),
         // Plain tables have rows there only.
-        How::Gather => p.default_shard(),
+        How::Gather | How::Apply => p.default_shard(),
     };
     let what = match how {
         How::Each => "each for its own rows",
         How::Gather => "gathered; EXPLAIN ROUTE says how",
+        How::Apply => "done to copies of the rows first",
     };
     let heading = format!("Shards {}: {what}. Plan of shard {}:", names.join(", "), p.shard_id_at(shard));
     run(p, statement, &[(shard, heading)], in_text).await

@@ -105,6 +105,36 @@ fn refuse(p: &Participants<'_>, plan: &GatherPlan, alone: bool) -> Result<(), Fa
     Err(ProxyError::not_supported(format!("a query over several shards {what}"), hint).into())
 }
 
+/// A view reads its tables with its owner's rights, the gathering reads them with the session's: with row-level security
+/// those may be other rows.
+pub(super) async fn check_views(
+    p: &mut Participants<'_>,
+    scratch: usize,
+    tables: &[GatherTable],
+) -> Result<(), Failure> {
+    let viewed: Vec<String> = tables
+        .iter()
+        .filter(|table| table.viewed)
+        .map(|table| format!("'{}'::pg_catalog.regclass", quoted(table).replace('\'', "''")))
+        .collect();
+    if viewed.is_empty() {
+        return Ok(());
+    }
+    let guarded = format!(
+        "SELECT pg_catalog.count(*) FROM pg_catalog.pg_class WHERE relrowsecurity AND oid IN ({})",
+        viewed.join(", ")
+    );
+    let reply = exchange::ask(p, scratch, &guarded).await?.ok()?;
+    if reply.value().as_deref() == Some("0") {
+        return Ok(());
+    }
+    Err(ProxyError::not_supported(
+        "a query over several shards through a view of a table with row-level security",
+        "Query the table itself, or bind the view's key.",
+    )
+    .into())
+}
+
 struct Gathering<'a> {
     plan: GatherPlan,
     /// The client's, with the transaction's time in the place of `now()`.
@@ -122,7 +152,7 @@ impl Gathering<'_> {
         self.text = String::from_utf8_lossy(self.statement.text()).into_owned();
         let begin = self.begin(p);
         exchange::ask(p, self.scratch, &begin).await?.ok()?;
-        self.check_views(p).await?;
+        check_views(p, self.scratch, &self.plan.tables).await?;
         let described = self.describe(p).await?;
         let oids = parameter_oids(&described)?;
         self.set_time(p).await?;
@@ -183,34 +213,6 @@ impl Gathering<'_> {
             Err(refusal) => return Err(ProxyError::from(&refusal).into()),
         }
         Ok(())
-    }
-
-    /// A view reads its tables with its owner's rights, the gathering reads them with the session's: with row-level security
-    /// those may be other rows.
-    async fn check_views(&self, p: &mut Participants<'_>) -> Result<(), Failure> {
-        let viewed: Vec<String> = self
-            .plan
-            .tables
-            .iter()
-            .filter(|table| table.viewed)
-            .map(|table| format!("'{}'::pg_catalog.regclass", quoted(table).replace('\'', "''")))
-            .collect();
-        if viewed.is_empty() {
-            return Ok(());
-        }
-        let guarded = format!(
-            "SELECT pg_catalog.count(*) FROM pg_catalog.pg_class WHERE relrowsecurity AND oid IN ({})",
-            viewed.join(", ")
-        );
-        let reply = exchange::ask(p, self.scratch, &guarded).await?.ok()?;
-        if reply.value().as_deref() == Some("0") {
-            return Ok(());
-        }
-        Err(ProxyError::not_supported(
-            "a query over several shards through a view of a table with row-level security",
-            "Query the table itself, or bind the view's key.",
-        )
-        .into())
     }
 
     /// The client's own query, looked at by PostgreSQL on the default shard: its errors, parameters and columns.
@@ -338,7 +340,7 @@ fn quoted(table: &GatherTable) -> String {
     format!("{}.{}", quote(&table.schema), quote(&table.name))
 }
 
-fn select_of(table: &GatherTable, filtered: bool) -> String {
+pub(super) fn select_of(table: &GatherTable, filtered: bool) -> String {
     let only = if table.only { "ONLY " } else { "" };
     let name = quoted(table);
     match table.filter.as_ref().filter(|_| filtered) {
@@ -351,7 +353,7 @@ fn select_of(table: &GatherTable, filtered: bool) -> String {
     }
 }
 
-fn parameter_oids(described: &Reply) -> Result<Vec<u8>, Failure> {
+pub(super) fn parameter_oids(described: &Reply) -> Result<Vec<u8>, Failure> {
     let message = described
         .parameters
         .as_ref()

@@ -7,7 +7,8 @@
 //! several participants: plain or in two phases), `statement` (DDL and reference writes on all shards, several
 //! statements in one message), `scatter` with `copy_out` (each shard answers for its own rows), `gather` with
 //! `pour` and `last` (rows, or the shards' parts of the answer, are brought to one server, which answers), `portals` and
-//! `cursors` (rows are taken a few at a time), `explain`, `split_insert`, `copy` with `copy_split` (PURE) and `copy_lines` (PURE), `copy_everywhere`;
+//! `cursors` (rows are taken a few at a time), `explain`,
+//! `apply` (a write is done to copies first), `split_insert`, `copy` with `copy_split` (PURE) and `copy_lines` (PURE), `copy_everywhere`;
 //! `prepared` (SQL PREPARE and EXECUTE).
 //!
 //! Invariants:
@@ -20,6 +21,7 @@
 //! - `now()` is each shard's own: the rows of one split statement may differ by the time between their BEGINs. A
 //!   stated deviation.
 
+mod apply;
 mod commit;
 mod copy;
 mod copy_everywhere;

@@ -10,8 +10,8 @@ use crate::session::multi_hook::{Message, Participants};
 use crate::wire::{build, read};
 
 /// `PGCOPY\n\377\r\n\0`, no flags, no extension (src/backend/commands/copyto.c).
-const COPY_HEAD: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
-const COPY_TAIL: &[u8] = &[0xff, 0xff];
+pub(super) const COPY_HEAD: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
+pub(super) const COPY_TAIL: &[u8] = &[0xff, 0xff];
 
 pub(super) struct Pour {
     pub(super) scratch: usize,
@@ -162,7 +162,7 @@ impl Pour {
     }
 }
 
-fn too_much() -> Failure {
+pub(super) fn too_much() -> Failure {
     ProxyError::new("54000", format!("the rows that this query would bring together exceed {GATHER} bytes"))
         .hint("Add a condition on the sharding key, or one that the shards can apply to their own rows.")
         .into()

@@ -17,30 +17,18 @@ pub(super) async fn write(
     statement: &MultiStatement,
     shards: &[usize],
 ) -> Result<Vec<u8>, Failure> {
-    let mut sent = Vec::new();
+    let mut servers = Vec::new();
     for shard in shards {
-        let at = p.enlist(*shard, true).await?;
+        servers.push(p.enlist(*shard, true).await?);
         p.mark_write(*shard, None);
-        sent.push(at);
     }
-    for at in &sent {
-        compose(p, *at, statement, statement.text(), None);
-    }
-    let mut flushed = Vec::new();
-    for at in sent {
-        flushed.push((at, p.flush(at).await.map_err(|_| exchange::lost(p, at))));
-    }
-    // All answers are read before any error is acted on: every server must be ready for what follows.
-    let mut replies = Vec::new();
-    for (at, flushed) in flushed {
-        replies.push(match flushed {
-            Ok(()) => gather(p, at).await,
-            Err(error) => Err(error),
-        });
-    }
+    // One after the other: two such statements at once would else wait for each other on different shards, which no
+    // server's deadlock detector sees.
     let mut done = Vec::new();
-    for reply in replies {
-        done.push(reply?.ok()?);
+    for at in servers {
+        compose(p, at, statement, statement.text(), None);
+        p.flush(at).await.map_err(|_| exchange::lost(p, at))?;
+        done.push(gather(p, at).await?.ok()?);
     }
     same_shape(done.iter().filter_map(|reply| reply.description.as_ref()))?;
     let count: u64 = done.iter().map(exchange::Reply::count).sum();

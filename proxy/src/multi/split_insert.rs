@@ -9,6 +9,7 @@ use super::statement::{compose, say_rows};
 use crate::error::ProxyError;
 use crate::oids::FIRST_USER_OID;
 use crate::route::SplitRows;
+use crate::route::plan::Draws;
 use crate::session::multi_hook::{MultiStatement, Participants, Protocol};
 use crate::wire::{build, read};
 
@@ -17,7 +18,11 @@ pub(super) async fn run(
     statement: &MultiStatement,
     rows: &SplitRows,
 ) -> Result<Vec<u8>, Failure> {
-    let parts = parts(p, statement, rows)?;
+    let drawn = match &rows.insert.draws {
+        Some(draws) => Some((draws, draw(p, draws, rows.shards.len()).await?)),
+        None => None,
+    };
+    let parts = parts(p, statement, rows, drawn.as_ref())?;
     let mut oids: Option<Vec<u8>> = None;
     // What can fail without having been sent comes first: nothing may be left unread when one of them fails.
     let mut ready = Vec::new();
@@ -72,7 +77,42 @@ struct Part {
     text: Vec<u8>,
 }
 
-fn parts(p: &Participants<'_>, statement: &MultiStatement, rows: &SplitRows) -> Result<Vec<Part>, Failure> {
+/// For each row what its drawn columns get. Within a block on the transaction's own connection, so that currval()
+/// knows; else on one that is in no transaction, as drawing is not undone by any.
+async fn draw(p: &mut Participants<'_>, draws: &Draws, count: usize) -> Result<Vec<String>, Failure> {
+    let sql =
+        format!("SELECT {} FROM pg_catalog.generate_series(1, {count})", draws.values.join(", "));
+    let reply = if p.in_block() {
+        let at = p.enlist(p.default_shard(), true).await?;
+        exchange::ask(p, at, &sql).await?.ok()?
+    } else {
+        let at = p.scratch().await?;
+        let reply = exchange::ask(p, at, &sql).await;
+        p.give_back(at);
+        reply?.ok()?
+    };
+    let broken = || ProxyError::internal("a drawn value could not be read");
+    let mut drawn = Vec::with_capacity(count);
+    for row in &reply.rows {
+        let mut text = String::new();
+        for value in exchange::fields(row).ok_or_else(broken)? {
+            text.push_str(", ");
+            text.push_str(&String::from_utf8_lossy(value.ok_or_else(broken)?));
+        }
+        drawn.push(text);
+    }
+    if drawn.len() != count {
+        return Err(broken().into());
+    }
+    Ok(drawn)
+}
+
+fn parts(
+    p: &Participants<'_>,
+    statement: &MultiStatement,
+    rows: &SplitRows,
+    drawn: Option<&(&Draws, Vec<String>)>,
+) -> Result<Vec<Part>, Failure> {
     let text = statement.text();
     let cut = |range: &std::ops::Range<u32>| text.get(range.start as usize..range.end as usize);
     let broken = || ProxyError::internal("a row of this INSERT is outside of its text");
@@ -82,15 +122,25 @@ fn parts(p: &Participants<'_>, statement: &MultiStatement, rows: &SplitRows) -> 
             ProxyError::no_primary(shard.0, "the map names it but the configuration does not")
         })?;
         let row = cut(&rows.insert.rows[number].text).ok_or_else(broken)?;
+        let mut row = row.to_vec();
+        if let Some((_, values)) = drawn {
+            // In front of the closing parenthesis.
+            row.pop().filter(|last| *last == b')').ok_or_else(broken)?;
+            row.extend_from_slice(values.get(number).ok_or_else(broken)?.as_bytes());
+            row.push(b')');
+        }
         match parts.iter_mut().find(|part| part.shard == shard) {
             Some(part) => {
                 part.rows.push(number);
                 part.text.extend_from_slice(b", ");
-                part.text.extend_from_slice(row);
+                part.text.extend_from_slice(&row);
             }
             None => {
-                let mut text = cut(&rows.insert.head).ok_or_else(broken)?.to_vec();
-                text.extend_from_slice(row);
+                let mut text = match drawn {
+                    Some((draws, _)) => draws.head.as_bytes().to_vec(),
+                    None => cut(&rows.insert.head).ok_or_else(broken)?.to_vec(),
+                };
+                text.extend_from_slice(&row);
                 parts.push(Part { shard, rows: vec![number], text });
             }
         }

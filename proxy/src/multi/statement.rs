@@ -1,7 +1,7 @@
 //! One statement on all shards.
 
 use super::exchange::{self, Reply, ask};
-use super::{Failure, commit, copy, copy_out, cursors, explain, gather, last, portals, scatter, split_insert};
+use super::{Failure, apply, commit, copy, copy_out, cursors, explain, gather, last, portals, scatter, split_insert};
 use shard_config::ShardId;
 
 use crate::error::ProxyError;
@@ -64,6 +64,7 @@ async fn scattered(
     match (how, statement.routed.plan.around) {
         (_, Around::Explain { analyze: false, text }) => explain::plan(p, statement, &places, how, text).await,
         (How::Gather, _) => gather::run(p, statement, &places).await,
+        (How::Apply, _) => apply::run(p, statement, &places).await,
         (How::Each, Around::Explain { text, .. }) => explain::each(p, statement, &places, text).await,
         (How::Each, Around::CopyOut { header }) => copy_out::run(p, statement, &places, header).await,
         (How::Each, _) if statement.routed.plan.access == Access::Write => {

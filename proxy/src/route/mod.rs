@@ -37,7 +37,8 @@ use smallvec::SmallVec;
 
 use crate::catalog::Catalog;
 
-pub use analyse::gather::{GatherPlan, GatherTable, Spread, temporary_name};
+pub use analyse::apply::{ApplyPlan, Command, TARGET};
+pub use analyse::gather::{Filter, GatherPlan, GatherTable, Spread, temporary_name};
 pub use analyse::split::{Groups, Last, Rows, SplitPlan, is_exact_key};
 pub use lex::{Literal, LiteralKind, Literals};
 pub use resolve::{Resolved, SplitRows, resolve};
@@ -182,6 +183,16 @@ impl Router {
             literals.clear();
         }
         analyse::gather_plan(context, text, &literals)
+    }
+
+    /// How to write by doing it to copies first. Analysed at every execution, as above.
+    pub fn apply(&self, context: &RouteContext<'_>, text: &[u8]) -> Result<ApplyPlan, Refusal> {
+        let mut literals = Literals::new();
+        let scanned = lex::scan(text, 0, context.standard_conforming_strings, &mut literals);
+        if !scanned.sure {
+            literals.clear();
+        }
+        analyse::apply_plan(context, text, &literals)
     }
 
     /// Routes one statement of a text again, because another one in front of it changes what names mean. Constants are

@@ -81,6 +81,8 @@ pub enum How {
     Each,
     /// The rows it reads are brought to one server, and PostgreSQL answers there. Reads only.
     Gather,
+    /// A write: PostgreSQL runs it on copies of the rows, and what it did to them is done where they are.
+    Apply,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -137,6 +139,17 @@ pub struct SplitInsert {
     pub tail: std::ops::Range<u32>,
     pub rows: Box<[SplitRow]>,
     pub returning: bool,
+    pub draws: Option<Draws>,
+}
+
+/// Columns of a split INSERT whose values come from sequences: drawn for all shards on the default shard (H26), and
+/// put behind the values of each row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Draws {
+    /// Text in place of `SplitInsert::head`, which names the columns.
+    pub head: String,
+    /// SQL that draws one value, for each of the columns.
+    pub values: Vec<String>,
 }
 
 #[derive(Debug)]

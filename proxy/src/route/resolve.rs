@@ -35,7 +35,7 @@ pub enum Resolved {
     Refuse(Refusal),
 }
 
-/// The rows of one INSERT and where each belongs; they are on at least two shards.
+/// The rows of one INSERT and where each belongs; they are on at least two shards, or have values to be drawn.
 #[derive(Debug, Clone)]
 pub struct SplitRows {
     pub insert: Arc<SplitInsert>,
@@ -164,7 +164,7 @@ impl<P: Params + ?Sized> Values<'_, P> {
             shards.push(shard);
             buckets.push(of_row.bucket);
         }
-        if agreed && let Some(one) = agreement.resolved() {
+        if agreed && insert.draws.is_none() && let Some(one) = agreement.resolved() {
             return Ok(one);
         }
         Ok(Resolved::SplitInsert(SplitRows {

@@ -91,8 +91,16 @@ impl Session {
 
     /// currval() outside of a block would be what another client has drawn from the server that happens to be free.
     fn value_of_another(&self, effect: &Effect, state: &State) -> Option<ProxyError> {
-        if *effect != Effect::ReadsSequence || self.transaction.is_some() {
+        if *effect != Effect::ReadsSequence {
             return None;
+        }
+        if let Some(transaction) = &self.transaction {
+            return transaction.drew_elsewhere.then(|| {
+                ProxyError::not_supported(
+                    "currval() and lastval() after a write over several shards that drew from a sequence",
+                    "Use INSERT ... RETURNING.",
+                )
+            });
         }
         let shard = self.target.or_else(|| position(state, state.config.proxy.default_shard));
         if self.pinned_server().is_some_and(|server| Some(server.shard) == shard) {

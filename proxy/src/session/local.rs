@@ -356,6 +356,7 @@ impl Session {
                     match how {
                         How::Each => format!("{which}, each for its own rows"),
                         How::Gather => format!("{which}, gathered"),
+                        How::Apply => format!("{which}, done to copies first"),
                     }
                 }
                 Destination::Multi(_) => "several shards".to_owned(),

@@ -18,7 +18,7 @@ use crate::pool::server::ServerKey;
 use crate::pool::{Pool, Role, Server};
 use crate::replica::{Freshness, WriteMark};
 use crate::route::plan::{Plan, Refusal};
-use crate::route::{GatherPlan, NoParams, RoutedStatement};
+use crate::route::{ApplyPlan, GatherPlan, NoParams, RoutedStatement};
 use crate::session::client::{Activity, ClientInfo};
 use crate::twophase::Gid;
 use crate::wire::{build, frame, read};
@@ -305,6 +305,19 @@ impl<'a> Participants<'a> {
     /// How the text of one statement is answered by bringing its rows together.
     pub fn gather_plan(&self, text: &[u8]) -> Result<GatherPlan, Refusal> {
         self.session.with_router(|router, context, _| router.gather(context, text))
+    }
+
+    /// How a write over several shards is done to copies first.
+    pub fn apply_plan(&self, text: &[u8]) -> Result<ApplyPlan, Refusal> {
+        self.session.with_router(|router, context, _| router.apply(context, text))
+    }
+
+    /// A number was drawn from a sequence on a connection that is not the transaction's own: its currval() is not the
+    /// session's.
+    pub fn drew_elsewhere(&mut self) {
+        if let Some(transaction) = &mut self.session.transaction {
+            transaction.drew_elsewhere = true;
+        }
     }
 
     /// SET LOCALs of the open block, for a server that does not take part in it.

@@ -20,6 +20,8 @@ pub struct Transaction {
     pub settings_before: Rc<Settings>,
     /// The server that ran a part of it is gone: nothing but ROLLBACK is possible, not even ROLLBACK TO.
     pub lost: bool,
+    /// A sequence was drawn from on another connection than the transaction's own: currval() would not tell.
+    pub drew_elsewhere: bool,
     /// Cursors, and the shard that each is on. Some may be closed already.
     cursors: Vec<(String, usize)>,
 }
@@ -43,6 +45,7 @@ impl Transaction {
             failed: false,
             settings_before: settings,
             lost: false,
+            drew_elsewhere: false,
             cursors: Vec::new(),
         }
     }

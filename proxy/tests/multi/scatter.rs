@@ -62,7 +62,7 @@ impl<'a> FromSql<'a> for Bytes {
     }
 }
 
-async fn simple(client: &Client, sql: &str) -> Vec<String> {
+pub async fn simple(client: &Client, sql: &str) -> Vec<String> {
     let mut answer = Vec::new();
     match client.simple_query(sql).await {
         Ok(messages) => {
@@ -86,7 +86,7 @@ async fn simple(client: &Client, sql: &str) -> Vec<String> {
     answer
 }
 
-async fn extended(client: &Client, sql: &str) -> Vec<String> {
+pub async fn extended(client: &Client, sql: &str) -> Vec<String> {
     let statement = match client.prepare(sql).await {
         Ok(statement) => statement,
         Err(error) => return vec![code(&error)],

@@ -56,6 +56,8 @@ impl Builder<'_> {
                 self.seen.default = Some(format!("function {name}"));
                 self.seen.default_function = true;
                 let bare = name.rsplit('.').next().unwrap_or_default();
+                self.seen.draws |= bare == "nextval";
+                self.seen.other_default_function |= bare != "nextval" || !builtin;
                 self.seen.session_lock |= is_session_lock(bare);
                 self.seen.sequence_value |= reads_sequence(bare);
                 Ok(())
@@ -160,6 +162,8 @@ impl Builder<'_> {
         if of_default_shard(name) {
             self.seen.default = Some(format!("function {name}"));
             self.seen.default_function = true;
+            self.seen.draws |= name == "nextval";
+            self.seen.other_default_function |= name != "nextval";
             self.seen.session_lock |= is_session_lock(name);
             self.seen.sequence_value |= reads_sequence(name);
         }

@@ -41,6 +41,7 @@ impl Builder<'_> {
         match (&table.kind, copy.is_from) {
             (TableKind::Sharded { key_index, key_type }, true) => {
                 let position = key_position(copy, table, *key_index)?;
+                draws_nothing(copy, table)?;
                 let route = CopyIn {
                     table: (table.schema.clone(), table.name.clone()),
                     rows: CopyRows::ByKey { position, key_type: *key_type },
@@ -91,6 +92,17 @@ fn same_everywhere(copy: &nodes::CopyStmt, table: &Table) -> Result<()> {
             format!("COPY {full} with WHERE: a reference table's rows must be the same on every shard"),
             "Leave out the rows that are not wanted before they are sent.",
         )),
+    }
+}
+
+/// Every shard would draw from a sequence of its own (H26).
+fn draws_nothing(copy: &nodes::CopyStmt, table: &Table) -> Result<()> {
+    let is_copied = |name: &str| {
+        copy.attlist().is_empty() || copy.attlist().iter().any(|listed| listed.as_str() == Some(name))
+    };
+    match table.columns.iter().find(|column| column.draws && !is_copied(&column.name)) {
+        None => Ok(()),
+        Some(column) => Err(super::dml::draws(&column.name)),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Definitions: run on every shard, so that all have one schema; and what a sharded table may not have (H11).
 
-use pg_raw_parse::raw::{AlterTableType, ConstrType, ObjectType};
+use pg_raw_parse::raw::{AlterTableType, ConstrType, ObjectType, TableLikeOption};
 use pg_raw_parse::{Node, nodes};
 use shard_config::KeyType;
 
@@ -236,6 +236,7 @@ impl Builder<'_> {
                 Node::Constraint(constraint) => {
                     self.check_constraint(constraint, key.as_deref(), &name, None)?
                 }
+                Node::TableLikeClause(like) => self.check_like(like, key.as_deref(), &name)?,
                 _ => {}
             }
         }
@@ -317,6 +318,22 @@ impl Builder<'_> {
             }
         }
         Ok(())
+    }
+
+    /// The indexes of a table without the key may be unique without it.
+    fn check_like(
+        &self,
+        like: &nodes::TableLikeClause,
+        key: Option<&str>,
+        table: &(String, String),
+    ) -> Result<()> {
+        let Some(key) = key.filter(|_| like.options & TableLikeOption::CREATE_TABLE_LIKE_INDEXES != 0) else {
+            return Ok(());
+        };
+        match like.relation().and_then(|var| self.sharded_key(var)) {
+            Some(same) if same == key => Ok(()),
+            _ => Err(lacks_key("an index copied by LIKE INCLUDING INDEXES", key, table)),
+        }
     }
 
     /// Uniqueness and references are enforced by one shard, so they must include the key.

@@ -1,8 +1,9 @@
 //! INSERT, UPDATE, DELETE, MERGE -> blocks.
 
-use pg_raw_parse::raw::OnConflictAction;
+use pg_raw_parse::raw::{OnConflictAction, OverridingKind};
 use pg_raw_parse::{Node, nodes};
 
+use super::apply::Command;
 use super::expr::Place;
 use super::facts::{Fact, Term};
 use super::ir::{BlockId, Builder, Item, ItemColumn, Rel, RelColumn, RelKind, Result, Value, family};
@@ -10,12 +11,13 @@ use super::names::Found;
 use super::select::merge;
 use super::tokens::split_rows;
 use crate::catalog::{Table, TableKind};
-use crate::route::plan::{KeyRef, Refusal, SplitInsert};
+use crate::route::plan::{Draws, KeyRef, Refusal, SplitInsert};
 
 impl<'a> Builder<'a> {
     /// The table written to; `None` for temporary ones.
     pub(super) fn target_table(&mut self, var: &nodes::RangeVar) -> Result<Option<&'a Table>> {
         self.seen.writes = true;
+        self.seen.write_count += 1;
         let table = match self.used_relation(var)? {
             Found::Cte(_) => {
                 let name = var.relname().unwrap_or_default();
@@ -95,6 +97,10 @@ impl<'a> Builder<'a> {
         }
         let Some(var) = insert.relation() else { return Err(odd_statement()) };
         let table = self.target_table(var)?;
+        // A copy has no identity whose values could be overridden.
+        if insert.override_ != OverridingKind::OVERRIDING_USER_VALUE {
+            self.note_write(var, table, Command::Insert, block);
+        }
         let (rel, item) = self.add_target(var, table, block);
         self.blocks[block].inserts_into = Some(rel);
         let named: Vec<&str> = insert
@@ -113,12 +119,20 @@ impl<'a> Builder<'a> {
                 } else {
                     named.iter().position(|name| *name == column)
                 };
-                Some((*key_index, position.ok_or_else(|| no_key(table, column))?, column))
+                if position.is_none() {
+                    self.soften(block, no_key(table, column))?;
+                }
+                position.map(|position| (*key_index, position, column))
             }
             _ => None,
         };
+        let (mut undrawn, mut draws) = (None, None);
         if let Some(table) = table.filter(|t| t.kind == TableKind::Reference) {
-            self.reference_defaults(table, &named, insert)?;
+            self.reference_defaults(table, &named, insert).or_else(|refusal| self.soften(block, refusal))?;
+        }
+        if let Some(table) = table.filter(|t| matches!(t.kind, TableKind::Sharded { .. })) {
+            undrawn = self.sequence_defaults(table, &named, insert).err();
+            draws = undrawn.as_ref().and_then(|_| drawn_columns(table, &named, insert));
         }
         let place = Place { block, scope: Some(0) };
         let mut split = None;
@@ -126,7 +140,7 @@ impl<'a> Builder<'a> {
         match insert.select_stmt() {
             Node::None => {
                 if let (Some((_, _, column)), Some(table)) = (key, table) {
-                    return Err(no_key(table, column));
+                    self.soften(block, no_key(table, column))?;
                 }
             }
             Node::SelectStmt(select) if is_values(select) => {
@@ -137,11 +151,11 @@ impl<'a> Builder<'a> {
                     let Some((_, position, column)) = key else { continue };
                     match row.get(position).and_then(|node| self.value(node)) {
                         Some(value) => values.push(value),
-                        None => return Err(unknown_key(column)),
+                        None => self.soften(block, unknown_key(column))?,
                     }
                 }
-                if let Some((index, _, _)) = key {
-                    split = self.insert_rows(insert, rel, index, values, block, top);
+                if let Some((index, _, _)) = key.filter(|_| self.soft.is_none() || block != 0) {
+                    split = self.insert_rows(insert, rel, index, values, block, top, draws.is_some());
                 }
             }
             Node::SelectStmt(select) => {
@@ -159,23 +173,35 @@ impl<'a> Builder<'a> {
                     let wanted = self.rels[rel].columns.get(index).map_or(0, |c| c.type_oid);
                     let fits = |oid: u32| oid == 0 || family(oid) == family(wanted);
                     if !output.is_some_and(|o| fits(o.type_oid)) {
-                        return Err(unknown_key(column));
+                        self.soften(block, unknown_key(column))?;
+                    } else {
+                        self.add_fact(
+                            block,
+                            Some(0),
+                            Fact::same(Term::Column(rel, index), Term::Column(derived, position)),
+                        );
                     }
-                    self.add_fact(
-                        block,
-                        Some(0),
-                        Fact::same(Term::Column(rel, index), Term::Column(derived, position)),
-                    );
                 }
             }
             _ => return Err(odd_statement()),
         }
+        if let Some(refusal) = undrawn {
+            match (&mut split, draws) {
+                (Some(split), Some(draws)) => split.draws = Some(draws),
+                _ => {
+                    split = None;
+                    self.soften(block, refusal)?;
+                }
+            }
+        }
         self.levels.pop();
         self.levels.push(vec![item.clone()]);
+        let before = self.before_tail();
         if let Some(conflict) = insert.on_conflict_clause() {
             self.on_conflict(conflict, &item, table, place)?;
         }
         self.returning(insert.returning_clause(), place)?;
+        self.note_tail(before, block);
         self.levels.pop();
         self.visible_ctes.truncate(ctes_before);
         Ok((block, split))
@@ -190,6 +216,7 @@ impl<'a> Builder<'a> {
         values: Vec<Value>,
         block: BlockId,
         top: bool,
+        draws: bool,
     ) -> Option<SplitInsert> {
         let RelKind::Sharded { key_type, .. } = self.rels[rel].kind else { return None };
         let column = self.rels[rel].columns.get(index).map_or(0, |c| c.type_oid);
@@ -197,7 +224,7 @@ impl<'a> Builder<'a> {
         let keys: Vec<KeyRef> =
             values.iter().map(|v| KeyRef { key_type, place: v.place.clone(), batch: false }).collect();
         let fits = values.iter().all(|v| v.family.is_none_or(|f| Some(f) == family(column)));
-        let several = values.len() > 1 && values.iter().any(|v| v.place != values[0].place);
+        let several = draws || values.len() > 1 && values.iter().any(|v| v.place != values[0].place);
         if fits
             && let Some(value) = merge(values)
             && let Some(fact) = self.bind(term, family(column), Value { family: None, ..value })
@@ -256,6 +283,12 @@ impl<'a> Builder<'a> {
             level.push(excluded);
         }
         for target in conflict.target_list().iter() {
+            if matches!(target.val(), Node::SetToDefault(_))
+                && let Some(column) = table.and_then(|t| t.columns.iter().find(|c| Some(c.name.as_str()) == target.name()))
+                && column.draws
+            {
+                return Err(draws(&column.name));
+            }
             if target.name() == key.as_deref() && key.is_some() && !keeps_key(target) {
                 return Err(key_update(key.as_deref().unwrap_or_default()));
             }
@@ -276,6 +309,7 @@ impl<'a> Builder<'a> {
         }
         let Some(var) = update.relation() else { return Err(odd_statement()) };
         let table = self.target_table(var)?;
+        self.note_write(var, table, Command::Update, block);
         let (rel, item) = self.add_target(var, table, block);
         let place = Place { block, scope: Some(0) };
         self.levels.push(vec![item]);
@@ -284,7 +318,7 @@ impl<'a> Builder<'a> {
         }
         self.condition(update.where_clause(), place)?;
         for target in update.target_list().iter() {
-            self.assignment(target, rel)?;
+            self.assignment(target, rel, block)?;
             self.expression(target.val(), place)?;
         }
         // RETURNING shows the new row; WHERE spoke of the old one.
@@ -305,7 +339,10 @@ impl<'a> Builder<'a> {
     }
 
     /// SET key = ... only to a value that is then known to be on the same shard.
-    pub(super) fn assignment(&mut self, target: &nodes::ResTarget, rel: usize) -> Result<()> {
+    pub(super) fn assignment(&mut self, target: &nodes::ResTarget, rel: usize, block: BlockId) -> Result<()> {
+        if let Some(name) = target.name() {
+            self.note_assigned(name, matches!(target.val(), Node::SetToDefault(_)), block)?;
+        }
         let RelKind::Sharded { key, key_type } = self.rels[rel].kind else { return Ok(()) };
         let Some(column) = self.rels[rel].columns.get(key).cloned() else { return Ok(()) };
         if target.name() != Some(column.name.as_str()) {
@@ -316,13 +353,15 @@ impl<'a> Builder<'a> {
         {
             // Both the old and the new key are resolved, and must be on one shard.
             self.evidence.push(format!("SET {} = {}", column.name, super::calls::describe(&value.place)));
+            let before = self.keys.len();
             self.add_key(KeyRef { key_type, place: value.place, batch: false });
+            self.assigned_keys += self.keys.len() - before;
             return Ok(());
         }
         if self.column_term(target.val()).is_some_and(|(term, _)| term == Term::Column(rel, key)) {
             return Ok(());
         }
-        Err(key_update(&column.name))
+        self.soften(block, key_update(&column.name))
     }
 
     pub(super) fn delete(&mut self, delete: &nodes::DeleteStmt) -> Result<BlockId> {
@@ -333,6 +372,7 @@ impl<'a> Builder<'a> {
         }
         let Some(var) = delete.relation() else { return Err(odd_statement()) };
         let table = self.target_table(var)?;
+        self.note_write(var, table, Command::Delete, block);
         let (_, item) = self.add_target(var, table, block);
         self.levels.push(vec![item]);
         for node in delete.using_clause() {
@@ -369,31 +409,19 @@ impl<'a> Builder<'a> {
         Ok(())
     }
 
+    /// A shard would draw from a sequence of its own, and give numbers that others have given, too (H26).
+    fn sequence_defaults(&self, table: &Table, named: &[&str], insert: &nodes::InsertStmt) -> Result<()> {
+        let mut columns = table.columns.iter().enumerate().filter(|(_, c)| c.draws);
+        match columns.find(|(i, c)| !always_given(insert, named, *i, &c.name)) {
+            None => Ok(()),
+            Some((_, column)) => Err(draws(&column.name)),
+        }
+    }
+
     /// Every shard computes its own defaults: they must come out the same.
     fn reference_defaults(&self, table: &Table, named: &[&str], insert: &nodes::InsertStmt) -> Result<()> {
-        let given = |i: usize, name: &str| {
-            if matches!(insert.select_stmt(), Node::None) {
-                false
-            } else if named.is_empty() {
-                // Without a list, the first columns; a row's length is checked only for VALUES.
-                match insert.select_stmt() {
-                    Node::SelectStmt(s) if is_values(s) => {
-                        s.values_lists().iter().all(|row| row.as_node_list().is_some_and(|row| i < row.len()))
-                    }
-                    _ => false,
-                }
-            } else {
-                named.contains(&name)
-            }
-        };
-        let default = |node: Node<'_>| matches!(node, Node::SetToDefault(_));
-        let explicit = matches!(insert.select_stmt(), Node::SelectStmt(s)
-            if s.values_lists().iter().any(|row| row.as_node_list().is_some_and(|row| row.iter().any(default))));
-        let missing = table
-            .columns
-            .iter()
-            .enumerate()
-            .find(|(i, c)| c.volatile_default && (explicit || !given(*i, &c.name)));
+        let mut columns = table.columns.iter().enumerate().filter(|(_, c)| c.volatile_default);
+        let missing = columns.find(|(i, c)| !always_given(insert, named, *i, &c.name));
         match missing {
             None => Ok(()),
             Some((_, column)) => Err(Refusal::unsupported(
@@ -405,6 +433,88 @@ impl<'a> Builder<'a> {
             )),
         }
     }
+}
+
+/// Does every row give this column a value? Without a list of columns a row gives the first ones.
+fn always_given(insert: &nodes::InsertStmt, named: &[&str], index: usize, name: &str) -> bool {
+    let position = match named.iter().position(|known| *known == name) {
+        Some(position) => position,
+        None if named.is_empty() => index,
+        None => return false,
+    };
+    match insert.select_stmt() {
+        Node::SelectStmt(s) if is_values(s) => s.values_lists().iter().all(|row| {
+            row.as_node_list()
+                .and_then(|row| row.get(position))
+                .is_some_and(|value| !matches!(value, Node::SetToDefault(_)))
+        }),
+        Node::SelectStmt(_) => !named.is_empty(),
+        _ => false,
+    }
+}
+
+/// An INSERT's head that names the columns left out whose values come from sequences, and what draws them. `None`: it
+/// is not that simple.
+fn drawn_columns(table: &Table, named: &[&str], insert: &nodes::InsertStmt) -> Option<Draws> {
+    let Node::SelectStmt(select) = insert.select_stmt() else { return None };
+    let plain = insert.cols().iter().all(|node| matches!(node, Node::ResTarget(t) if t.indirection().is_empty()));
+    if !is_values(select) || !plain || insert.override_ == OverridingKind::OVERRIDING_USER_VALUE {
+        return None;
+    }
+    let widths: Option<Vec<usize>> =
+        select.values_lists().iter().map(|row| Some(row.as_node_list()?.len())).collect();
+    let widths = widths?;
+    let width = *widths.first()?;
+    let mut columns: Vec<&str> = match named {
+        [] => table.columns.iter().take(width).map(|column| column.name.as_str()).collect(),
+        named => named.to_vec(),
+    };
+    let given = |name: &str| columns.contains(&name);
+    let missing: Vec<_> = table.columns.iter().filter(|c| c.draws && !given(&c.name)).collect();
+    // The rows' DEFAULTs must not be for such columns, either.
+    let explicit = table.columns.iter().enumerate().any(|(i, c)| {
+        c.draws && given(&c.name) && !always_given(insert, named, i, &c.name)
+    });
+    if explicit || missing.is_empty() || columns.len() != width || widths.iter().any(|other| *other != width) {
+        return None;
+    }
+    columns.extend(missing.iter().map(|column| column.name.as_str()));
+    let quote = |name: &str| format!("\"{}\"", name.replace('"', "\"\""));
+    let alias = insert.relation()?.alias().and_then(nodes::Alias::aliasname);
+    let alias = alias.map_or(String::new(), |alias| format!(" AS {}", quote(alias)));
+    let list: Vec<String> = columns.iter().map(|name| quote(name)).collect();
+    // Identities that the rows give are given only if the client overrides, too: else that is the server's error.
+    let identities = table.columns.iter().any(|c| c.draws && given_by(&columns, missing.len(), &c.name));
+    let overriding = insert.override_ == OverridingKind::OVERRIDING_SYSTEM_VALUE;
+    if identities && !overriding && missing.iter().any(|c| is_identity(c)) {
+        return None;
+    }
+    Some(Draws {
+        head: format!(
+            "INSERT INTO {}.{}{alias} ({}) {}VALUES ",
+            quote(&table.schema),
+            quote(&table.name),
+            list.join(", "),
+            if overriding || missing.iter().any(|c| is_identity(c)) { "OVERRIDING SYSTEM VALUE " } else { "" }
+        ),
+        values: missing.iter().map(|column| column.draw.clone()).collect::<Option<_>>()?,
+    })
+}
+
+/// One of the client's own columns, of which the last `ours` are not.
+fn given_by(columns: &[&str], ours: usize, name: &str) -> bool {
+    columns.iter().take(columns.len() - ours).any(|column| *column == name)
+}
+
+fn is_identity(column: &crate::catalog::Column) -> bool {
+    column.draw.as_ref().is_some_and(|draw| draw.starts_with("shard_catalog."))
+}
+
+pub(super) fn draws(column: &str) -> Refusal {
+    Refusal::unsupported(
+        format!("column {column} takes its default from a sequence, of which every shard has its own"),
+        format!("Draw with nextval() first, and give {column} that value."),
+    )
 }
 
 fn is_values(select: &nodes::SelectStmt) -> bool {

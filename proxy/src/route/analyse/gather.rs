@@ -28,6 +28,8 @@ pub(super) struct Source {
 #[derive(Debug, Clone)]
 enum What {
     Table(GatherTable),
+    /// What is written, and the name of its copy.
+    Target(&'static str),
     View { text: String, sources: Vec<Source> },
 }
 
@@ -96,6 +98,18 @@ impl GatherPlan {
 
 pub fn temporary_name(n: usize) -> String {
     format!("shard_gather_{n}")
+}
+
+impl Source {
+    pub(super) fn target(var: &nodes::RangeVar, copy: &'static str) -> Option<Self> {
+        Some(Self {
+            location: usize::try_from(var.location).ok()?,
+            name: var.relname()?.to_owned(),
+            only: !var.inh,
+            has_alias: var.alias().is_some(),
+            what: What::Target(copy),
+        })
+    }
 }
 
 impl Builder<'_> {
@@ -201,7 +215,7 @@ impl Builder<'_> {
 }
 
 /// The text with its relations replaced. `all`: those of the default shard, too.
-fn splice(
+pub(super) fn splice(
     text: &str,
     sources: &[Source],
     standard: bool,
@@ -223,6 +237,7 @@ fn splice(
                 format!("pg_temp.{}", temporary_name(n))
             }
             What::Table(_) => continue,
+            What::Target(copy) => (*copy).to_owned(),
             What::View { .. } if source.only => return Err(unreadable()),
             What::View { text, sources } => {
                 let inner = splice(text.trim_end().trim_end_matches(';'), sources, true, all, tables)?;
@@ -274,7 +289,7 @@ fn unreadable() -> Refusal {
 
 /// The condition of a query over one table alone, if every shard may apply it to its own rows: the text between WHERE
 /// and what follows it. The analyser has seen that there is no subquery in it.
-fn condition_span(text: &str, standard: bool) -> Option<Range<usize>> {
+pub(super) fn condition_span(text: &str, standard: bool) -> Option<Range<usize>> {
     let tokens = tokens(text.as_bytes(), standard)?;
     let mut depth = 0usize;
     let mut start = None;
@@ -296,7 +311,7 @@ fn condition_span(text: &str, standard: bool) -> Option<Range<usize>> {
                 } else if matches!(
                     word.as_str(),
                     "group" | "having" | "window" | "order" | "limit" | "offset" | "fetch" | "for" | "union" | "intersect"
-                        | "except"
+                        | "except" | "returning"
                 ) {
                     end = token.range.start;
                     break;

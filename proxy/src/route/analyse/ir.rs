@@ -3,6 +3,7 @@
 use pg_raw_parse::nodes;
 use shard_config::KeyType;
 
+use super::apply::Write;
 use super::facts::{Export, Fact, RelId, Term};
 use super::gather::Source;
 use crate::route::RouteContext;
@@ -194,6 +195,12 @@ pub(super) struct Seen {
     /// FOR UPDATE and the like.
     pub(super) locks: bool,
     pub(super) limit: bool,
+    /// INSERT, UPDATE, DELETE and MERGE, those within WITH too.
+    pub(super) write_count: usize,
+    /// `default` is (also) a function other than nextval().
+    pub(super) other_default_function: bool,
+    /// Calls nextval().
+    pub(super) draws: bool,
     pub(super) temporary: bool,
     pub(super) session_lock: bool,
     /// currval() or lastval().
@@ -273,6 +280,12 @@ pub(super) struct Builder<'a> {
     pub(super) depth: usize,
     /// Within a view's text: its constants are not this statement's.
     pub(super) views: usize,
+    /// What the statement itself writes.
+    pub(super) write: Option<Write<'a>>,
+    /// Why no shard can write its own rows by itself, although the statement may be right.
+    pub(super) soft: Option<Refusal>,
+    /// How many of `keys` are values that the key is set to.
+    pub(super) assigned_keys: usize,
     /// Relations named in FROM, of the text that is being looked at.
     pub(super) sources: Vec<Source>,
     /// What the outermost query's FROM shows.
@@ -299,6 +312,9 @@ impl<'a> Builder<'a> {
             evidence: Vec::new(),
             depth: 0,
             views: 0,
+            write: None,
+            soft: None,
+            assigned_keys: 0,
             sources: Vec::new(),
             top_items: None,
         }

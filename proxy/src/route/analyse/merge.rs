@@ -3,6 +3,7 @@
 use pg_raw_parse::raw::{CmdType, MergeMatchKind};
 use pg_raw_parse::{Node, nodes};
 
+use super::apply::Command;
 use super::dml::{odd_statement, unknown_key};
 use super::expr::Place;
 use super::ir::{BlockId, Builder, KeyedCall, RelKind, Result, Scope, family};
@@ -18,6 +19,7 @@ impl Builder<'_> {
         }
         let Some(var) = merge.relation() else { return Err(odd_statement()) };
         let table = self.target_table(var)?;
+        self.note_write(var, table, Command::Merge, block);
         let (rel, item) = self.add_target(var, table, block);
         self.blocks[block].scopes.push(Scope { parent: Some(0), facts: Vec::new() });
         if let Some(member) = self.blocks[block].members.last_mut() {
@@ -45,11 +47,11 @@ impl Builder<'_> {
                 })
                 .collect();
             if clause.command_type == CmdType::CMD_INSERT {
-                self.merge_insert(rel, clause, &targets)?;
+                self.merge_insert(rel, clause, &targets, block)?;
                 continue;
             }
             for target in targets {
-                self.assignment(target, rel)?;
+                self.assignment(target, rel, block)?;
                 self.expression(target.val(), place)?;
             }
         }
@@ -63,7 +65,9 @@ impl Builder<'_> {
         rel: usize,
         clause: &nodes::MergeWhenClause,
         targets: &[&nodes::ResTarget],
+        block: BlockId,
     ) -> Result<()> {
+        self.note_merge_insert(targets, block)?;
         let RelKind::Sharded { key, key_type } = self.rels[rel].kind else { return Ok(()) };
         let name = self.rels[rel].columns.get(key).map_or_else(String::new, |c| c.name.clone());
         let position = if targets.is_empty() {
@@ -71,12 +75,16 @@ impl Builder<'_> {
         } else {
             targets.iter().position(|t| t.name() == Some(name.as_str()))
         };
-        let value = position.and_then(|i| clause.values().get(i)).ok_or_else(|| unknown_key(&name))?;
+        let Some(value) = position.and_then(|i| clause.values().get(i)) else {
+            return self.soften(block, unknown_key(&name));
+        };
         let column = self.rels[rel].columns.get(key).map_or(0, |c| c.type_oid);
         if let Some(value) = self.value(value)
             && value.family.is_none_or(|f| Some(f) == family(column))
         {
+            let before = self.keys.len();
             self.add_key(KeyRef { key_type, place: value.place, batch: false });
+            self.assigned_keys += self.keys.len() - before;
             return Ok(());
         }
         match self.column_side(value) {
@@ -93,7 +101,7 @@ impl Builder<'_> {
                 });
                 Ok(())
             }
-            _ => Err(unknown_key(&name)),
+            _ => self.soften(block, unknown_key(&name)),
         }
     }
 }

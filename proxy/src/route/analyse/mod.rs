@@ -5,10 +5,12 @@
 //! - [`prove`]: every sharded occurrence is bound to the key.
 //! - [`scatter`]: if not, whether every shard can answer for its own rows; [`split`], with [`groups`] and [`write`]: a
 //!   query cut into the shards' parts and what PostgreSQL makes of them; [`gather`]: what to bring together if neither.
+//! - [`apply`]: writes that are done to copies first.
 //! - [`around`]: the query within COPY, EXPLAIN and DECLARE.
 //! - [`utility`], [`ddl`], [`copy`]: statements that are not queries; [`changes`]: what a definition changes.
 //! - [`syntax`]: texts that the grammar refuses, and texts that are not UTF-8.
 
+pub(super) mod apply;
 mod around;
 mod calls;
 mod changes;
@@ -41,6 +43,7 @@ use super::RouteContext;
 use super::cache::Sharing;
 use super::lex::Literals;
 use super::plan::{Access, Around, Broadcast, Effect, How, Plan, Refusal, Route, SplitInsert, Tables};
+use apply::ApplyPlan;
 use gather::GatherPlan;
 use ir::{BlockId, Builder, Result};
 
@@ -126,6 +129,40 @@ pub fn gather_plan(
         let mut builder = Builder::new(context, text, literals);
         let block = builder.select(select)?;
         builder.gather_plan(select, block, span)
+    }));
+    planned.unwrap_or_else(|_| Err(dml::odd_statement()))
+}
+
+/// What to copy and to run for a text whose plan is `Route::Scatter(How::Apply)`, or whose keys straddle.
+pub fn apply_plan(
+    context: &RouteContext<'_>,
+    text: &[u8],
+    literals: &Literals,
+) -> std::result::Result<ApplyPlan, Refusal> {
+    if !context.standard_conforming_strings && text.contains(&b'\\') {
+        return Err(Refusal::unsupported(
+            "a write over several shards with backslashes in its strings",
+            "SET standard_conforming_strings = on, or write them as E'...'.",
+        ));
+    }
+    let text = std::str::from_utf8(text).map_err(|_| {
+        Refusal::unsupported(
+            "a write over several shards whose text is not UTF-8",
+            "SET client_encoding = 'UTF8'.",
+        )
+    })?;
+    let planned = catch_unwind(AssertUnwindSafe(|| {
+        let tree = pg_raw_parse::parse(text).map_err(|error| syntax::error(text, &error.to_string()))?;
+        let Some(node) = tree.stmts().next() else { return Err(dml::odd_statement()) };
+        let mut builder = Builder::new(context, text, literals);
+        match node {
+            Node::InsertStmt(insert) => drop(builder.insert(insert, true)?),
+            Node::UpdateStmt(update) => drop(builder.update(update)?),
+            Node::DeleteStmt(delete) => drop(builder.delete(delete)?),
+            Node::MergeStmt(merge) => drop(builder.merge_statement(merge)?),
+            _ => return Err(dml::odd_statement()),
+        }
+        builder.apply_plan(node)
     }));
     planned.unwrap_or_else(|_| Err(dml::odd_statement()))
 }
@@ -223,12 +260,23 @@ impl Builder<'_> {
     /// The proof, and what follows from it and from everything seen.
     fn finish(&mut self, block: BlockId, split: Option<SplitInsert>) -> Result<Plan> {
         let early = self.keys.clone();
-        let (route, straddle) = match self.prove(block, &[], &[]).and_then(|()| self.decide(split)) {
+        let soft = self.soft.take();
+        let softened = soft.is_some();
+        let proved = match soft {
+            Some(refusal) => Err(refusal),
+            None => self.prove(block, &[], &[]).and_then(|()| self.decide(split)),
+        };
+        // After what was softened the facts are not the whole truth.
+        let spread = |builder: &mut Self| match builder.scatter(block, &early) {
+            Some(how) if !softened => Some(how),
+            _ => builder.applies(&early).then_some(How::Apply),
+        };
+        let (route, straddle) = match proved {
             Ok(route) => {
-                let straddle = self.straddles(&route).then(|| self.scatter(block, &early)).flatten();
+                let straddle = self.straddles(&route).then(|| spread(self)).flatten();
                 (route, straddle)
             }
-            Err(refusal) if refusal.sqlstate == "0A000" => match self.scatter(block, &early) {
+            Err(refusal) if refusal.sqlstate == "0A000" => match spread(self) {
                 Some(how) => {
                     self.explain_scatter(how, &refusal);
                     (Route::Scatter(how), None)

@@ -62,6 +62,7 @@ impl Builder<'_> {
         self.evidence.push(match how {
             How::Each => "each key's part of the answer is proved to be its own shard's: every shard runs it".to_owned(),
             How::Gather => "the rows it reads are brought to one server, and PostgreSQL answers there".to_owned(),
+            How::Apply => "PostgreSQL runs it on copies of the rows, and what changed there is changed where it belongs".to_owned(),
         });
     }
 

@@ -53,7 +53,7 @@ pub(super) fn split_rows(
     if all.get(at).is_some_and(|token| token.kind == TokenKind::Comma) {
         return None;
     }
-    Some(SplitInsert { head, tail: narrow(tail)?..narrow(text.len())?, rows: rows.into(), returning })
+    Some(SplitInsert { head, tail: narrow(tail)?..narrow(text.len())?, rows: rows.into(), returning, draws: None })
 }
 
 type Row = (Range<usize>, Vec<(u16, Range<u32>)>, usize);

@@ -16,6 +16,8 @@ fn columns(list: &str) -> Vec<Column> {
                 not_null: true,
                 has_default: volatile,
                 volatile_default: volatile,
+                draws: false,
+                draw: None,
                 generated: false,
             }
         })

@@ -70,8 +70,10 @@ fn transactions_and_settings() {
         ("DISCARD ALL", "session r Discard(\"ALL\")"),
         ("DEALLOCATE ALL", "session r Deallocate(None)"),
         ("DEALLOCATE s1", "session r Deallocate(Some(\"s1\"))"),
-        ("PREPARE s AS SELECT 1", "refuse 0A000"),
-        ("EXECUTE s", "refuse 0A000"),
+        ("PREPARE s AS SELECT 1", "session r SqlPrepare(\"s\")"),
+        ("EXECUTE s", "session r SqlExecute { name: \"s\", default_shard: false }"),
+        ("EXECUTE s (nextval('q'))", "session r SqlExecute { name: \"s\", default_shard: true }"),
+        ("EXECUTE s (pg_advisory_lock(1))", "refuse 0A000"),
         ("LISTEN c", "default w Pin(\"LISTEN\")"),
         ("UNLISTEN *", "default w"),
         ("NOTIFY c, 'x'", "default w"),
@@ -168,5 +170,17 @@ fn definitions_run_everywhere() {
         ("CREATE TABLE x AS SELECT * FROM t WHERE k = 1", "refuse 0A000"),
         ("SELECT * INTO x FROM t WHERE k = 1", "refuse 0A000"),
         ("CREATE MATERIALIZED VIEW m AS SELECT * FROM currencies", "refuse 0A000"),
+    ]);
+}
+
+/// Indexes that LIKE copies are as unique as those that are written out (H11).
+#[test]
+fn h11_like_copies_no_unique_index_without_the_key() {
+    check(&[
+        ("CREATE TABLE new (LIKE accounts INCLUDING ALL)", "ddl w"),
+        ("CREATE TABLE new (tenant_id uuid NOT NULL, LIKE currencies)", "ddl w"),
+        ("CREATE TABLE new (tenant_id uuid NOT NULL, LIKE currencies INCLUDING ALL)", "refuse 0A000"),
+        ("CREATE TABLE new (tenant_id uuid NOT NULL, LIKE currencies INCLUDING INDEXES)", "refuse 0A000"),
+        ("CREATE TABLE new (LIKE currencies INCLUDING ALL)", "ddl w"),
     ]);
 }

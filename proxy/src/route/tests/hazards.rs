@@ -285,7 +285,7 @@ fn h37_refusals_say_why_and_what_to_do() {
             "SELECT * FROM t ORDER BY x FOR UPDATE",
             "DO $$ $$",
             "SELECT audit_all()",
-            "INSERT INTO t (x) VALUES (1)",
+            "INSERT INTO t (k) VALUES (1) ON CONFLICT (k) DO UPDATE SET k = 2",
             "SELECT * FROM nosuch",
         ] {
             let routed = router.simple(context, sql.as_bytes());

@@ -67,6 +67,7 @@ pub(super) fn describe(plan: &Plan) -> String {
         }
         Route::Scatter(How::Each) => "each".to_owned(),
         Route::Scatter(How::Gather) => "gather".to_owned(),
+        Route::Scatter(How::Apply) => "apply".to_owned(),
         Route::CopyIn(copy) => match copy.rows {
             CopyRows::ByKey { position, .. } => format!("copy-in {position}"),
             CopyRows::Everywhere => "copy-in everywhere".to_owned(),
