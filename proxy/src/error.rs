@@ -39,12 +39,22 @@ pub struct ProxyError {
     pub position: Option<u32>,
     pub retry: Retry,
     pub routine: &'static str,
+    /// What it is about, where PostgreSQL says so.
+    pub column: Option<Box<Column>>,
+}
+
+/// A column, as errors name it.
+#[derive(Debug, Clone)]
+pub struct Column {
+    pub schema: String,
+    pub table: String,
+    pub name: String,
 }
 
 impl ProxyError {
     pub fn new(sqlstate: &'static str, message: impl Into<String>) -> Self {
         let message = message.into();
-        Self { severity: Severity::Error, sqlstate, message, detail: None, hint: None, position: None, retry: Retry::Never, routine: ROUTINE }
+        Self { severity: Severity::Error, sqlstate, message, detail: None, hint: None, position: None, retry: Retry::Never, routine: ROUTINE, column: None }
     }
 
     #[must_use]
@@ -141,6 +151,11 @@ impl ProxyError {
         if let Some(position) = self.position {
             field(out, b'P', &position.to_string());
         }
+        if let Some(column) = &self.column {
+            field(out, b's', &column.schema);
+            field(out, b't', &column.table);
+            field(out, b'c', &column.name);
+        }
         field(out, b'R', self.routine);
         out.push(0);
         build::end(out, start);
@@ -166,6 +181,7 @@ impl From<&Refusal> for ProxyError {
             position: refusal.position,
             retry: Retry::Never,
             routine: ROUTINE,
+            column: None,
         }
     }
 }

@@ -27,7 +27,7 @@ use super::limits::GATHER_ANALYZE_ROWS;
 use super::statement::say_rows;
 use super::{Failure, commit};
 use crate::catalog::TableKind;
-use crate::error::ProxyError;
+use crate::error::{Column as ErrorColumn, ProxyError};
 use crate::oids::FIRST_USER_OID;
 use crate::route::{ApplyPlan, Command, Spread, TARGET, temporary_name};
 use crate::session::multi_hook::{Message, MultiStatement, Participants, Protocol};
@@ -507,7 +507,9 @@ fn shard_of(
             "null value in column \"{column}\" of relation \"{}\" violates not-null constraint",
             plan.name
         );
-        return Err(ProxyError::new("23502", message).hint("Every row needs its sharding key.").into());
+        let of = ErrorColumn { schema: plan.schema.clone(), table: plan.name.clone(), name: column.to_owned() };
+        let error = ProxyError::new("23502", message).hint("Every row needs its sharding key.");
+        return Err(ProxyError { column: Some(Box::new(of)), ..error }.into());
     };
     let bucket = key_type.bucket_of_binary_value(value, p.buckets()).ok_or_else(broken)?;
     Ok(p.shard_of(bucket)?)
