@@ -312,6 +312,27 @@ async fn h22_reference_rows_are_the_same_bytes_everywhere() {
 
 /// Numbers are drawn once for all shards, whoever draws (H26).
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shard_that_fails_leaves_no_answer_of_another_unread() {
+    let world = World::start("writes-unread").await;
+    let client = world.proxy.client().await;
+    for shard in 1..=4 {
+        let id = if shard == 1 { 7 } else { i32::from(shard) };
+        client.execute("INSERT INTO t VALUES ($1, $2, 'n')", &[&crate::proxy::key(shard), &id]).await.unwrap();
+    }
+    client.batch_execute("BEGIN").await.unwrap();
+    client.batch_execute("SAVEPOINT s").await.unwrap();
+    // Divides by zero on shard 1 only, while rows are locked to be moved to other shards.
+    let error = client.batch_execute("UPDATE t SET k = k + 1 WHERE 10 / (id - 7) < 100").await.unwrap_err();
+    assert_eq!(crate::proxy::code(&error), "22012");
+    client.batch_execute("ROLLBACK TO s").await.unwrap();
+    for shard in 2..=4 {
+        let row = client.query_one("SELECT id FROM t WHERE k = $1", &[&crate::proxy::key(shard)]).await.unwrap();
+        assert_eq!(row.get::<_, i32>(0), i32::from(shard), "the answer to this question");
+    }
+    client.batch_execute("COMMIT").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn h26_two_proxies_never_draw_the_same_number() {
     let world = World::start("h26").await;
     let second = Proxy::start(&world.cluster);

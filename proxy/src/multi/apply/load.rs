@@ -45,15 +45,16 @@ impl Load<'_> {
         }
         for (at, sql) in &self.from {
             if self.locks {
-                result = result.and(self.ask(p, *at, sql).await);
-                if result.is_err() {
-                    break;
-                }
+                // Those behind a failure are not asked: nobody would read their answers.
+                result?;
+                result = self.ask(p, *at, sql).await;
             }
             result = match result {
                 Ok(()) => pump(p, *at, to, &mut rows, bytes).await,
                 Err(failure) => {
-                    drain(p, *at).await.ok();
+                    if drain(p, *at).await.is_err() {
+                        p.discard(*at);
+                    }
                     Err(failure)
                 }
             };
