@@ -377,14 +377,22 @@ async fn h36_only_events_beyond_their_retention_may_be_gone() {
 
     for (what, sql, expected) in [
         ("the first event that is due", "DELETE FROM outbox WHERE event_seq = 3", &["payments_outbox"][..]),
-        ("an event between those that are due", "DELETE FROM outbox WHERE event_seq = 4", &["payments_outbox", "event_sequences"]),
+        (
+            "an event between those that are due",
+            "DELETE FROM outbox WHERE event_seq = 4",
+            &["payments_outbox", "event_sequences"],
+        ),
         (
             "the first event that is due, and its payment",
             "DELETE FROM payments p USING outbox o WHERE o.payment_id = p.payment_id AND o.event_seq = 3; \
              DELETE FROM outbox WHERE event_seq = 3",
             &["event_sequences"],
         ),
-        ("an old row differs", "UPDATE outbox SET amount_minor = amount_minor + 1 WHERE event_seq = 1", &["payments_outbox"]),
+        (
+            "an old row differs",
+            "UPDATE outbox SET amount_minor = amount_minor + 1 WHERE event_seq = 1",
+            &["payments_outbox"],
+        ),
     ] {
         let copy = ledger.copy().await.unwrap();
         age(&copy, 2).await;
@@ -396,7 +404,11 @@ async fn h36_only_events_beyond_their_retention_may_be_gone() {
         age(&copy, 2).await;
         copy.shards[0].batch_execute(gone).await.unwrap();
         copy.events.retain(|event| !of_first(event) || event.sequence > 2 && event.sequence != lost);
-        assert_broken(what, &ledger.check(copy, true).await.unwrap(), &["outbox_equals_kafka", "kafka_order"]);
+        assert_broken(
+            what,
+            &ledger.check(copy, true).await.unwrap(),
+            &["outbox_equals_kafka", "kafka_order"],
+        );
     }
 }
 

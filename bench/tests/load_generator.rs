@@ -127,7 +127,7 @@ async fn load(fault: Fault, pace: Pace, options: &str) -> Outcome {
     let shard = Shard { id: 1, primary: "postgresql://a:b@127.0.0.1:1/x".into(), replica: None };
     let stack = Stack { cores: vec![address.clone()], shards: vec![shard], ..Stack::default() };
     let acks = AckLog::create(&seed.directory).unwrap();
-    let runner = Runner::new(&args, &stack, vec![address], &seed, acks);
+    let runner = Runner::new(&args, &stack, vec![address], &seed, acks, std::rc::Rc::default());
     let report = runner.run(pace).await.unwrap();
     runner.close().unwrap();
     let file = bench::load::acks::logs(&seed.directory).unwrap().remove(0);
@@ -216,7 +216,11 @@ fn h36_a_report_says_how_many_runs_and_on_how_busy_a_machine() {
         let json = serde_json::to_value(&alone).unwrap();
         assert_eq!((&json["runs"], json.get("spread"), json.get("steps")), (&1.into(), None, None));
         assert_eq!(json["load_average_at_start"], serde_json::to_value(one.load_average_at_start).unwrap());
-        assert!(alone.human().contains("1 run") && alone.human().contains("load average"), "{}", alone.human());
+        assert!(
+            alone.human().contains("1 run") && alone.human().contains("load average"),
+            "{}",
+            alone.human()
+        );
 
         let run = |rate: f64, p99: f64, core: f64| {
             let mut run = one.clone();
@@ -227,12 +231,19 @@ fn h36_a_report_says_how_many_runs_and_on_how_busy_a_machine() {
         let runs = vec![run(300.0, 9.0, 1.0), run(100.0, 8.0, 2.0), run(200.0, 4.0, 6.0)];
         let report = LoadReport::of_runs(runs.clone(), None);
         let json = serde_json::to_value(&report).unwrap();
-        assert_eq!((&json["runs"], &json["rate_achieved"], &json["p99_ms"]), (&3.into(), &200.0.into(), &4.0.into()));
-        let spread = |median: f64, min: f64, max: f64| serde_json::json!({ "median": median, "min": min, "max": max });
+        assert_eq!(
+            (&json["runs"], &json["rate_achieved"], &json["p99_ms"]),
+            (&3.into(), &200.0.into(), &4.0.into())
+        );
+        let spread =
+            |median: f64, min: f64, max: f64| serde_json::json!({ "median": median, "min": min, "max": max });
         assert_eq!(json["spread"]["rate_achieved"], spread(200.0, 100.0, 300.0));
         assert_eq!(json["spread"]["p95_ms"], spread(4.0, 2.0, 4.5));
         assert_eq!(json["spread"]["p99_ms"], spread(8.0, 4.0, 9.0));
-        assert_eq!(json["spread"]["cpu_us_per_payment"], serde_json::json!({ "core": spread(2.0, 1.0, 6.0) }));
+        assert_eq!(
+            json["spread"]["cpu_us_per_payment"],
+            serde_json::json!({ "core": spread(2.0, 1.0, 6.0) })
+        );
         assert_eq!(json["steps"].as_array().unwrap().len(), 3);
         assert!(report.human().contains("3 runs") && report.human().contains("CPU us/payment, core"));
 

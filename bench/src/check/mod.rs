@@ -99,7 +99,7 @@ pub async fn run(args: CheckArgs) -> Result<bool> {
     Ok(report.ok())
 }
 
-fn current_seed_directory(stack: &Stack) -> Option<PathBuf> {
+pub fn current_seed_directory(stack: &Stack) -> Option<PathBuf> {
     let seed: serde_json::Value =
         serde_json::from_slice(&std::fs::read(stack.load_dir.join("seed.json")).ok()?).ok()?;
     Some(stack.load_dir.join(seed["id"].as_str()?))

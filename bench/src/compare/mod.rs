@@ -1,6 +1,7 @@
 //! `bench compare`: side by side, in one run.
 pub mod posting;
 pub mod proxy;
+pub mod rebalance;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
@@ -18,11 +19,14 @@ pub enum What {
     /// A payment as a JPA application posts it, row by row, beside the set-based statement of the core; directly to
     /// one PostgreSQL and through our proxy over four shards.
     Posting(posting::PostingArgs),
+    /// Buckets move between the running stack's shards under payments: what clients lose, wait for and see.
+    Rebalance(rebalance::RebalanceArgs),
 }
 
 pub async fn run(args: CompareArgs) -> Result<bool> {
     match args.what {
         What::Proxy(args) => proxy::run(args).await,
         What::Posting(args) => posting::run(args).await,
+        What::Rebalance(args) => rebalance::run(args).await,
     }
 }

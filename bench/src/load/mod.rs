@@ -2,9 +2,10 @@
 //!
 //! [`options`] -> [`seed`] (tenants and funded accounts) -> [`workload`] (who pays whom) -> [`schedule`] (when) ->
 //! [`worker`] (one kept-alive [`http`] connection each, acknowledgements to [`acks`], outcomes to [`stats`]) ->
-//! [`run`] (one measured run) -> [`report`]; [`runs`] compares several of them.
+//! [`run`] (one measured run, which [`interrupt`] may end) -> [`report`]; [`runs`] compares several of them.
 pub mod acks;
 pub mod http;
+pub mod interrupt;
 pub mod options;
 pub mod report;
 pub mod run;
@@ -27,7 +28,8 @@ pub async fn run(args: LoadArgs) -> Result<bool> {
     let directory = args.load_dir.clone().unwrap_or_else(|| stack.load_dir.clone());
     let seed = seed::ensure(&args, &stack, &cores, &directory).await?;
     let acks = acks::AckLog::create(&seed.directory)?;
-    let runner = run::Runner::new(&args, &stack, cores, &seed, acks);
+    let interrupt = interrupt::Interrupt::listen();
+    let runner = run::Runner::new(&args, &stack, cores, &seed, acks, interrupt.clone());
 
     let mut steps = Vec::new();
     match args.steps() {
@@ -38,6 +40,9 @@ pub async fn run(args: LoadArgs) -> Result<bool> {
                     println!("{}", report.line());
                 }
                 steps.push(report);
+                if interrupt.seen() {
+                    break;
+                }
             }
         }
         Some(rates) => {
@@ -48,7 +53,7 @@ pub async fn run(args: LoadArgs) -> Result<bool> {
                     println!("{}", report.line());
                 }
                 steps.push(report);
-                if !held {
+                if !held || interrupt.seen() {
                     break;
                 }
             }

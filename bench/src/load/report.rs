@@ -71,7 +71,7 @@ impl StepReport {
         before: &Edge,
         after: &Edge,
     ) -> StepReport {
-        let seconds = args.duration.as_secs_f64();
+        let seconds = stats.window.1.duration_since(stats.window.0).as_secs_f64();
         // The edges are sampled moments later than planned, so the payments between them are counted there.
         let payments = after.completed.saturating_sub(before.completed);
         let per_payment = |us: u64| (payments > 0).then(|| rounded(us as f64 / payments as f64));

@@ -1,5 +1,6 @@
 //! One measured run: warm-up, window, drain; samples of CPU and WAL at the window's edges.
 use super::acks::AckLog;
+use super::interrupt::Interrupt;
 use super::options::{LoadArgs, Pace};
 use super::report::StepReport;
 use super::schedule::Schedule;
@@ -15,7 +16,8 @@ use crate::stack::{Stack, port};
 use anyhow::Result;
 use futures_util::future::join_all;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 pub struct Runner<'a> {
@@ -25,6 +27,7 @@ pub struct Runner<'a> {
     seed: &'a Seed,
     acks: RefCell<AckLog>,
     components: Vec<Component>,
+    interrupt: Rc<Interrupt>,
 }
 
 /// What the servers had used at one edge of the window.
@@ -72,8 +75,10 @@ impl<'a> Runner<'a> {
         cores: Vec<String>,
         seed: &'a Seed,
         acks: AckLog,
+        interrupt: Rc<Interrupt>,
     ) -> Runner<'a> {
-        Runner { args, stack, cores, seed, acks: RefCell::new(acks), components: components(stack) }
+        let components = components(stack);
+        Runner { args, stack, cores, seed, acks: RefCell::new(acks), components, interrupt }
     }
 
     /// Writes what is still buffered.
@@ -99,7 +104,7 @@ impl<'a> Runner<'a> {
         };
         let shared = Shared {
             start,
-            end: start + length,
+            end: Cell::new(start + length),
             schedule,
             workload: RefCell::new(Workload::new(self.seed, args, random_seed)),
             seed: self.seed,
@@ -113,8 +118,13 @@ impl<'a> Runner<'a> {
         let workers = join_all((0..connections as usize).map(|number| Worker::new(&shared, number).run()));
         let edges = async {
             tokio::time::sleep_until((start + args.warmup).into()).await;
+            self.interrupt.measuring(true);
             let before = self.edge(&shared).await;
-            tokio::time::sleep_until(shared.end.into()).await;
+            tokio::select! {
+                () = tokio::time::sleep_until(shared.end.get().into()) => {}
+                () = self.interrupt.wait() => shared.cut(),
+            }
+            self.interrupt.measuring(false);
             (before, self.edge(&shared).await)
         };
         let bar = self.progress(&shared, length);
@@ -131,7 +141,8 @@ impl<'a> Runner<'a> {
                 now.syncs = later.syncs;
             }
         }
-        let mut report = StepReport::new(pace, args, &self.components, &shared.stats.borrow(), &before, &after);
+        let mut report =
+            StepReport::new(pace, args, &self.components, &shared.stats.borrow(), &before, &after);
         report.load_average_at_start = load_at_start;
         Ok(report)
     }

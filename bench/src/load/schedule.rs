@@ -22,6 +22,11 @@ impl Schedule {
             random: SmallRng::seed_from_u64(seed),
         }
     }
+
+    /// Nothing is due at `offset` from the start or later.
+    pub fn cut(&mut self, offset: Duration) {
+        self.end_s = self.end_s.min(offset.as_secs_f64());
+    }
 }
 
 impl Iterator for Schedule {
@@ -68,6 +73,14 @@ mod tests {
         let poisson = dispersion(Arrivals::Poisson);
         assert!((0.75..1.3).contains(&poisson), "{poisson}");
         assert!(dispersion(Arrivals::Uniform) < 0.01);
+    }
+
+    #[test]
+    fn a_cut_schedule_ends_there() {
+        let mut schedule = Schedule::new(100.0, Arrivals::Uniform, Duration::from_secs(10), 1);
+        assert_eq!(schedule.by_ref().take(50).count(), 50);
+        schedule.cut(Duration::from_millis(605));
+        assert_eq!(schedule.count(), 10);
     }
 
     #[test]

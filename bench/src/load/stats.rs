@@ -40,6 +40,11 @@ impl Stats {
         }
     }
 
+    /// The window ends now, earlier than planned.
+    pub fn cut(&mut self, now: Instant) {
+        self.window.1 = now.max(self.window.0);
+    }
+
     pub fn due_in_window(&self, intended: Instant) -> bool {
         intended >= self.window.0 && intended < self.window.1
     }

@@ -7,7 +7,7 @@ use super::stats::Stats;
 use super::workload::{Item, Workload};
 use anyhow::Result;
 use serde::Deserialize;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::time::{Duration, Instant};
 
 /// After the end, requests that were already due may still be sent for this long; later ones count as not sent.
@@ -18,7 +18,8 @@ const MAX_BACKOFF: Duration = Duration::from_millis(500);
 /// What the workers of one run share; one thread, so plain cells.
 pub struct Shared<'a> {
     pub start: Instant,
-    pub end: Instant,
+    /// Earlier than planned when the run is interrupted.
+    pub end: Cell<Instant>,
     /// `None` = closed loop.
     pub schedule: Option<RefCell<Schedule>>,
     pub workload: RefCell<Workload<'a>>,
@@ -29,6 +30,18 @@ pub struct Shared<'a> {
     pub batch: usize,
     pub timeout: Duration,
     pub retry_for: Duration,
+}
+
+impl Shared<'_> {
+    /// Ends the run now.
+    pub fn cut(&self) {
+        let now = Instant::now();
+        self.end.set(now.min(self.end.get()));
+        self.stats.borrow_mut().cut(now);
+        if let Some(schedule) = &self.schedule {
+            schedule.borrow_mut().cut(now.saturating_duration_since(self.start));
+        }
+    }
 }
 
 /// How an item of an answer ended.
@@ -87,13 +100,13 @@ impl<'a> Worker<'a> {
         let shared = self.shared;
         let Some(schedule) = &shared.schedule else {
             let now = Instant::now();
-            return (now < shared.end).then_some(now);
+            return (now < shared.end.get()).then_some(now);
         };
         loop {
             let offset = schedule.borrow_mut().next()?;
             let due = shared.start + offset;
             let now = Instant::now();
-            if now >= shared.end + BACKLOG_GRACE {
+            if now >= shared.end.get() + BACKLOG_GRACE {
                 shared.stats.borrow_mut().failed(
                     due,
                     "not sent: all connections busy".into(),

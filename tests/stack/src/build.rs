@@ -85,12 +85,15 @@ pub(crate) fn tool(verb: &str, arguments: &[String]) -> Result<bool> {
 fn runs(options: &Options) -> Result<bool> {
     let Ok(stack) = up::open(options) else { return Ok(false) };
     let rows = status::rows(&stack)?;
-    Ok(["proxy1", "oracle"].iter().all(|name| rows.iter().any(|row| row.name == *name && row.state == "running")))
+    Ok(["proxy1", "oracle"]
+        .iter()
+        .all(|name| rows.iter().any(|row| row.name == *name && row.state == "running")))
 }
 
 /// For the time of one command, away from the ports of a stack in use. What failed is left to be looked at.
 fn with_own_stack(options: &Options, mut command: Command) -> Result<bool> {
-    let port_base = options.port_base.checked_add(OWN_STACK_PORTS_AWAY).context("STACK_PORT_BASE is too high")?;
+    let port_base =
+        options.port_base.checked_add(OWN_STACK_PORTS_AWAY).context("STACK_PORT_BASE is too high")?;
     let options = Options { port_base, profile: Some(Profile::FastUnsafe), ..options.clone() };
     eprintln!("no stack is running: starting one on ports from {port_base} for this command");
     up::down(&Options { wipe: true, ..options.clone() })?;

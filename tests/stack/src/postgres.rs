@@ -47,7 +47,7 @@ pub(crate) fn is_standby(data: &Path) -> bool {
 }
 
 impl Stack {
-    fn program(&self, name: &str) -> Command {
+    pub(crate) fn program(&self, name: &str) -> Command {
         let mut command = Command::new(self.tools.postgres.join(name));
         if let Some((uid, gid)) = self.tools.user {
             command.uid(uid).gid(gid);
@@ -63,7 +63,7 @@ impl Stack {
     }
 
     /// Files in data directories belong to the server's user: pg_rewind replaces them.
-    fn write(&self, path: &Path, text: &str) -> Result<()> {
+    pub(crate) fn write(&self, path: &Path, text: &str) -> Result<()> {
         fs::write(path, text).with_context(|| path.display().to_string())?;
         self.give(path)
     }

@@ -250,7 +250,9 @@ fn judge_oracle(text: &str) -> Result<Outcome> {
     let (statements, equal, different) = (number("statements")?, number("equal")?, number("different")?);
     let mut outcome = Outcome { passed: equal, failures: Vec::new() };
     if different > 0 {
-        outcome.failures.push(format!("{different} statements differ, first {:#}", value["first_difference"]));
+        outcome
+            .failures
+            .push(format!("{different} statements differ, first {:#}", value["first_difference"]));
     }
     if equal * 10 < statements * 9 {
         outcome.failures.push(format!("only {equal} of {statements} statements are answered"));
@@ -300,7 +302,8 @@ mod tests {
 
     #[test]
     fn a_difference_from_one_postgresql_is_not_a_pass() {
-        let good = r#"{"statements": 100, "equal": 95, "refused": 5, "different": 0, "first_difference": null}"#;
+        let good =
+            r#"{"statements": 100, "equal": 95, "refused": 5, "different": 0, "first_difference": null}"#;
         assert_eq!(judge_oracle(good).unwrap(), Outcome { passed: 95, failures: vec![] });
         let failures = |from: &str, to: &str| judge_oracle(&good.replace(from, to)).unwrap().failures.len();
         assert_eq!(failures("\"different\": 0", "\"different\": 1"), 1);

@@ -1,0 +1,88 @@
+//! The yardstick for the mover's copy: the same rows by `COPY (SELECT ...) | COPY` into the same populated, indexed tables,
+//! under the same payments. The target's transaction is rolled back, so that nobody ever sees the rows there.
+use super::RebalanceArgs;
+use super::foreground::{Foreground, WARM_UP};
+use super::shardctl::Move;
+use crate::measure::wal::connect;
+use crate::stack::Stack;
+use anyhow::{Context, Result};
+use futures_util::{SinkExt, StreamExt};
+use std::time::Instant;
+
+#[derive(Clone, Debug)]
+pub struct Copied {
+    pub rows: u64,
+    pub mib: f64,
+    pub seconds: f64,
+    /// Of all rows of the source, those that were copied.
+    pub share: f64,
+    pub mover_rows: i64,
+    pub mover_seconds: f64,
+}
+
+impl Copied {
+    /// Rows a second of the mover, as a part of those of COPY.
+    pub fn ratio(&self) -> f64 {
+        (self.mover_rows as f64 / self.mover_seconds) / (self.rows as f64 / self.seconds)
+    }
+}
+
+const TABLES: &str = "
+SELECT c.oid::regclass::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+ WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND n.nspname = 'public'
+   AND EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attname = 'tenant_id' AND NOT a.attisdropped)
+ ORDER BY 1";
+
+/// `None` when the step that moves whole buckets was not among those done, or copied nothing.
+pub async fn compare(args: &RebalanceArgs, stack: &Stack, moved: Option<&Move>) -> Result<Option<Copied>> {
+    let Some(moved) = moved else { return Ok(None) };
+    let (Some(mover_seconds), Some(mover_rows)) = (moved.copy_s, moved.rows()) else { return Ok(None) };
+    let load = Foreground::start(args.rate)?;
+    tokio::time::sleep(WARM_UP).await;
+    let copied = copy(args.buckets, stack).await;
+    load.stop().await?;
+    let (rows, bytes, all, seconds) = copied?;
+    Ok(Some(Copied {
+        rows,
+        mib: bytes as f64 / f64::from(1 << 20),
+        seconds,
+        share: rows as f64 / all as f64,
+        mover_rows,
+        mover_seconds,
+    }))
+}
+
+async fn copy(buckets: u16, stack: &Stack) -> Result<(u64, u64, i64, f64)> {
+    let shard =
+        |id: u16| stack.shards.iter().find(|shard| shard.id == id).with_context(|| format!("shard {id}"));
+    let source = connect(&shard(1)?.primary).await?;
+    let target = connect(&shard(3)?.primary).await?;
+    let tables: Vec<String> = source.query(TABLES, &[]).await?.iter().map(|row| row.get(0)).collect();
+    let mut all = 0i64;
+    for table in &tables {
+        all += source.query_one(&format!("SELECT count(*) FROM {table}"), &[]).await?.get::<_, i64>(0);
+    }
+    let (mut rows, mut bytes) = (0, 0);
+    target.batch_execute("BEGIN").await?;
+    let begun = Instant::now();
+    for table in &tables {
+        let out = source
+            .copy_out(&format!(
+                "COPY (SELECT * FROM {table} WHERE (uuid_hash_extended(tenant_id, 8816678312871386365) & 4095) \
+                 BETWEEN 0 AND {}) TO STDOUT (FORMAT binary)",
+                buckets - 1
+            ))
+            .await?;
+        let sink = target.copy_in(&format!("COPY {table} FROM STDIN (FORMAT binary)")).await?;
+        let (mut out, mut sink) = (std::pin::pin!(out), std::pin::pin!(sink));
+        while let Some(chunk) = out.next().await {
+            let chunk: bytes::Bytes = chunk?;
+            bytes += chunk.len() as u64;
+            sink.send(chunk).await?;
+        }
+        rows += sink.finish().await?;
+    }
+    let seconds = begun.elapsed().as_secs_f64();
+    target.batch_execute("ROLLBACK").await?;
+    Ok((rows, bytes, all, seconds))
+}

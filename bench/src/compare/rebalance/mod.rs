@@ -1,0 +1,118 @@
+//! `bench compare rebalance`: buckets move between running shards under payments, and clients measure what they notice.
+//!
+//! [`plan`] says what is moved; [`shardctl`] moves it, as a DBA would, and reads the moves' own records; meanwhile payments run
+//! at a fixed rate ([`foreground`]) and [`watch`] counts rows over all shards and writes single rows of the moving buckets
+//! without a pause. [`copy`] is the yardstick for the copy's speed. [`report`] judges.
+//!
+//! Everything counted here is seen from outside, by SQL and HTTP: no code is shared with what moves the rows.
+pub mod copy;
+pub mod foreground;
+pub mod plan;
+pub mod report;
+pub mod shardctl;
+pub mod watch;
+
+use crate::check;
+use crate::stack::Stack;
+use anyhow::{Context, Result};
+use clap::Args;
+use plan::{Kind, Step};
+use report::{Report, StepResult};
+use std::time::{Duration, Instant};
+
+#[derive(Args, Clone, Debug)]
+pub struct RebalanceArgs {
+    /// Payments a second meanwhile.
+    #[arg(long, default_value_t = 1000.0)]
+    pub rate: f64,
+    /// Payments made before anything moves, so that there is something to copy.
+    #[arg(long, default_value_t = 60_000)]
+    pub payments: u64,
+    /// Buckets that the first step moves.
+    #[arg(long, default_value_t = 512)]
+    pub buckets: u16,
+    /// Seconds of payments without a move, which the latencies of the others are compared with.
+    #[arg(long, default_value_t = 20)]
+    pub baseline: u64,
+    /// What is done: move, rollback, drain, add, isolate (default: all, in this order).
+    #[arg(long, value_enum, num_args = 1.., value_delimiter = ',')]
+    pub steps: Vec<Kind>,
+    /// Leave out the copy that the mover's is compared with.
+    #[arg(long)]
+    pub no_copy: bool,
+    /// One JSON object on standard output instead of tables.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// True when nothing was lost, doubled, missing or failed, and every bar is held.
+pub async fn run(args: RebalanceArgs) -> Result<bool> {
+    let stack = Stack::from_env()?;
+    stack.need_cores(None)?;
+    let steps = if args.steps.is_empty() { Kind::ALL.to_vec() } else { args.steps.clone() };
+    let tool = shardctl::Shardctl::new(&stack).await?;
+    let say = |text: &str| {
+        if !args.json {
+            eprintln!("rebalance: {text}");
+        }
+    };
+
+    say("payments to move");
+    foreground::prepare(args.payments).await?;
+    say("payments without a move");
+    let calm = foreground::Foreground::start(args.rate)?;
+    tokio::time::sleep(foreground::WARM_UP + Duration::from_secs(args.baseline)).await;
+    let baseline = calm.stop().await?;
+
+    let mut report = Report::new(&args, baseline);
+    for kind in steps {
+        say(kind.name());
+        let step = Step::of(kind, &args, &stack, &tool).await?;
+        let result = one(&args, &stack, &tool, step).await.with_context(|| kind.name().to_owned())?;
+        say(&result.line());
+        report.steps.push(result);
+    }
+    if !args.no_copy {
+        say("the same rows by COPY");
+        report.copy = copy::compare(&args, &stack, report.first_move()).await?;
+    }
+    say("the ledger");
+    // The last step may have added a shard.
+    let stack = shardctl::stack_now(&stack).await?;
+    let options =
+        check::Options { ack_directory: check::current_seed_directory(&stack), ..check::Options::default() };
+    report.checked = Some(check::check(&stack, &options, false).await?);
+    if args.json {
+        println!("{}", serde_json::to_string(&report.json())?);
+    } else {
+        print!("{}", report.human());
+    }
+    Ok(report.well())
+}
+
+/// One step under load: the clients begin before it and end after it.
+async fn one(
+    args: &RebalanceArgs,
+    stack: &Stack,
+    tool: &shardctl::Shardctl,
+    step: Step,
+) -> Result<StepResult> {
+    let before = tool.last_move().await?;
+    let load = foreground::Foreground::start(args.rate)?;
+    let watch = watch::Watch::start(stack, &step.scopes).await?;
+    tokio::time::sleep(foreground::WARM_UP).await;
+    let begun = Instant::now();
+    let done = step.run(tool).await;
+    let seconds = begun.elapsed().as_secs_f64();
+    // What was released at the very end is still measured.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let (seen, load) = (watch.stop().await, load.stop().await);
+    done?;
+    Ok(StepResult {
+        kind: step.kind,
+        seconds,
+        moves: tool.moves_after(before).await?,
+        seen: seen?,
+        load: load?,
+    })
+}

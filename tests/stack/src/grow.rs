@@ -1,0 +1,113 @@
+//! `stack add-shard`: one more shard beside those that serve, as a DBA would add it. It gets the schema, the rows that
+//! every shard has, and a place in the proxies' configuration; it owns no bucket until some are moved to it.
+
+use crate::args::Options;
+use crate::postgres::DATABASE;
+use crate::process::run;
+use crate::server::Stack;
+use crate::state::{State, lock};
+use crate::up::open;
+use anyhow::{Context, Result, bail};
+use std::fs;
+
+/// Tables whose rows belong to no tenant and are not the proxy's own.
+const SHARED_TABLES: &str = "
+SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname)
+  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+ WHERE c.relkind = 'r' AND NOT c.relispartition AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'shard_catalog')
+   AND n.nspname NOT LIKE 'pg\\_%'
+   AND NOT EXISTS (SELECT FROM pg_attribute a
+                    WHERE a.attrelid = c.oid AND a.attname = 'tenant_id' AND NOT a.attisdropped)
+ ORDER BY 1";
+
+pub(crate) fn add_shard(options: &Options) -> Result<bool> {
+    let stack = open(options)?;
+    let dir = stack.state().dir.clone();
+    let _lock = lock(&dir)?;
+    if let Some(state) = State::load(&dir)? {
+        *stack.state() = state;
+    }
+    let before = stack.state().clone();
+    if before.shards >= 19 {
+        bail!("there are {} shards already, as many as there are ports for", before.shards);
+    }
+    // The highest one is not the default shard (unless it is the only one): what is there without a tenant is on all.
+    let model = before.shards;
+    if before.running(&before.primary_of(model)).is_none() {
+        bail!("{} is not running", before.primary_of(model));
+    }
+    let shard = before.shards + 1;
+    stack.check_ports(&[format!("shard{shard}-primary"), format!("shard{shard}-replica")])?;
+    stack.change(|state| state.shards = shard)?;
+    if let Err(error) = make(&stack, model, shard) {
+        stack.undo();
+        stack.change(|state| state.shards = model)?;
+        return Err(error.context("the shard was not added"));
+    }
+    stack.say(&format!("shard{shard} runs and has the schema"));
+    // One after the other: clients of a proxy that ends connect again, or to another one.
+    for n in 1..=before.proxies {
+        let name = format!("proxy{n}");
+        stack.stop(std::slice::from_ref(&name))?;
+        stack.start(&name)?;
+        stack.say(&format!("{name} knows shard{shard}"));
+    }
+    Ok(true)
+}
+
+fn make(stack: &Stack, model: u16, shard: u16) -> Result<()> {
+    stack.start_shard(shard)?;
+    let state = stack.state().clone();
+    let (source, target) = (state.port(&state.primary_of(model))?, state.port(&state.primary_of(shard))?);
+    let dump = state.dir.join("pg").join(format!("shard{shard}.dump"));
+    let list = dump.with_extension("list");
+    let copied = copy(stack, source, target, &dump, &list);
+    for file in [&dump, &list] {
+        if file.exists() {
+            fs::remove_file(file).with_context(|| file.display().to_string())?;
+        }
+    }
+    copied
+}
+
+fn copy(
+    stack: &Stack,
+    source: u16,
+    target: u16,
+    dump: &std::path::Path,
+    list: &std::path::Path,
+) -> Result<()> {
+    let command = |program: &str, port: u16| {
+        let mut command = stack.program(program);
+        command.env("PGPASSWORD", "postgres").args(["-h", "127.0.0.1", "-U", "postgres"]);
+        command.args(["-p", &port.to_string(), "-d", DATABASE]);
+        command
+    };
+    run(command("pg_dump", source).args(["-Fc", "--schema-only", "-f"]).arg(dump))?;
+    // The proxy makes its event triggers itself, and others' schema changes must not fire them here.
+    let contents = run(stack.program("pg_restore").arg("-l").arg(dump))?;
+    let kept: Vec<&str> = contents
+        .lines()
+        .filter(|line| !line.contains(" EVENT TRIGGER ") && !line.contains(" SCHEMA - public "))
+        .filter(|line| !line.contains(" PUBLICATION ") && !line.contains(" SUBSCRIPTION "))
+        .collect();
+    stack.write(list, &format!("{}\n", kept.join("\n")))?;
+    run(command("pg_restore", target)
+        .args(["--exit-on-error", "--single-transaction", "-L"])
+        .arg(list)
+        .arg(dump))?;
+    let tables = stack.psql(source, DATABASE, SHARED_TABLES)?;
+    if tables.is_empty() {
+        return Ok(());
+    }
+    let mut data = command("pg_dump", source);
+    data.args(["-Fc", "--data-only", "-f"]).arg(dump);
+    for table in tables.lines() {
+        data.arg("-t").arg(table);
+    }
+    run(&mut data)?;
+    run(command("pg_restore", target)
+        .args(["--exit-on-error", "--single-transaction", "--disable-triggers"])
+        .arg(dump))?;
+    Ok(())
+}
