@@ -40,9 +40,23 @@ pub struct Step {
     commands: Vec<Vec<String>>,
 }
 
-const FROM: u16 = 1;
 const TO: u16 = 3;
 const DRAINED: u16 = 2;
+
+const FOR_GOOD: &str = "--auto --finish";
+
+/// Makes a plan for the goal, and carries it out.
+fn planned(tool: &Shardctl, goal: &str, how: &str) -> Vec<Vec<String>> {
+    let file = tool.plan_file().display().to_string();
+    let with_file = |line: &str| {
+        let mut all = words(line);
+        all.push(file.clone());
+        all
+    };
+    let mut apply = with_file("apply");
+    apply.extend(words(how));
+    vec![with_file(&format!("plan {goal} --save")), apply]
+}
 
 fn words(line: &str) -> Vec<String> {
     line.split_whitespace().map(str::to_owned).collect()
@@ -55,26 +69,26 @@ impl Step {
         let commands = match kind {
             Kind::Move => {
                 scopes.push(range);
-                vec![words(&format!("move --buckets {}-{} --from {FROM} --to {TO} --auto", range.0, range.1))]
+                planned(tool, &format!("move --buckets {}-{} --to {TO}", range.0, range.1), "--auto")
             }
             Kind::Rollback => {
                 scopes.push(range);
                 let id = tool.last_move().await?.context("there is no move to roll back")?;
                 vec![words(&format!("rollback {id}"))]
             }
-            Kind::Drain => vec![words(&format!("drain {DRAINED} --auto --finish"))],
+            Kind::Drain => planned(tool, &format!("drain {DRAINED}"), FOR_GOOD),
             Kind::Add => {
                 super::shardctl::add_shard().await?;
                 let now = stack_now(stack).await?;
                 if now.shards.len() <= stack.shards.len() {
                     bail!("no shard was added");
                 }
-                vec![words("rebalance --auto --finish")]
+                planned(tool, "rebalance", FOR_GOOD)
             }
             Kind::Isolate => {
                 let tenant = tool.busiest_tenant().await?;
                 let to = tool.other_shard(&tenant).await?;
-                vec![words(&format!("isolate {tenant} --to {to} --auto --finish"))]
+                planned(tool, &format!("isolate {tenant} --to {to}"), FOR_GOOD)
             }
         };
         Ok(Step { kind, scopes, commands })

@@ -3,7 +3,7 @@ use crate::measure::wal::connect;
 use crate::stack::{Stack, authority};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use tokio::process::Command;
 use uuid::Uuid;
@@ -12,6 +12,7 @@ pub struct Shardctl {
     program: PathBuf,
     url: String,
     config: PathBuf,
+    plan: PathBuf,
     /// A superuser on the shard that holds the control data.
     control: tokio_postgres::Client,
 }
@@ -53,8 +54,13 @@ impl Shardctl {
             program,
             url: format!("postgresql://app:app@{proxy}/payments"),
             config: directory.join("proxy1").join("proxy.toml"),
+            plan: directory.join("rebalance-plan.json"),
             control: connect(&stack.shards[0].primary).await?,
         })
+    }
+
+    pub fn plan_file(&self) -> &Path {
+        &self.plan
     }
 
     /// Runs one verb to its end; its own words are the error.
