@@ -24,6 +24,8 @@ pub struct Catalog {
     pub oids: FxHashMap<u16, OidMap>,
     /// What the configuration says of tables, existing or not; overrides the key column's rule.
     pub declared: FxHashMap<(String, String), Declared>,
+    /// By table: what is unique, or refers to rows of its own shard, by the way in which values are made (H11).
+    pub unique_by_construction: FxHashMap<(String, String), Vec<String>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

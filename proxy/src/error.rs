@@ -35,6 +35,8 @@ pub struct ProxyError {
     pub message: String,
     pub detail: Option<String>,
     pub hint: Option<String>,
+    /// What was being done, as field 'W' of PostgreSQL's errors says it.
+    pub context: Option<String>,
     /// Character position in the statement, from 1.
     pub position: Option<u32>,
     pub retry: Retry,
@@ -54,7 +56,7 @@ pub struct Column {
 impl ProxyError {
     pub fn new(sqlstate: &'static str, message: impl Into<String>) -> Self {
         let message = message.into();
-        Self { severity: Severity::Error, sqlstate, message, detail: None, hint: None, position: None, retry: Retry::Never, routine: ROUTINE, column: None }
+        Self { severity: Severity::Error, sqlstate, message, detail: None, hint: None, context: None, position: None, retry: Retry::Never, routine: ROUTINE, column: None }
     }
 
     #[must_use]
@@ -148,6 +150,9 @@ impl ProxyError {
         if let Some(hint) = &self.hint {
             field(out, b'H', hint);
         }
+        if let Some(context) = &self.context {
+            field(out, b'W', context);
+        }
         if let Some(position) = self.position {
             field(out, b'P', &position.to_string());
         }
@@ -178,6 +183,7 @@ impl From<&Refusal> for ProxyError {
             message: refusal.message.clone(),
             detail: refusal.detail.clone(),
             hint: (!refusal.hint.is_empty()).then(|| refusal.hint.clone()),
+            context: None,
             position: refusal.position,
             retry: Retry::Never,
             routine: ROUTINE,

@@ -4,7 +4,7 @@
 //! The data path, in reading order: `listen` accepts -> `worker` (one thread, everything its clients share) ->
 //! `session` (one state machine a client) -> `route` (PURE: text -> shard) -> `pool` (server connections). Beside
 //! it: `wire` (PURE: frames), `auth` (SCRAM both ways), `replica` (read-your-writes), `multi` and `twophase`
-//! (statements and transactions over several shards), `oids` (PURE), `control` (one thread that watches the shards and publishes
+//! (statements and transactions over several shards), `oids` and `sequences` (PURE), `control` (one thread that watches the shards and publishes
 //! `shared::State`), `admin`, `http` and `metrics` (what operators see), `peers` (cancel requests for other proxies).
 //!
 //! Invariants:
@@ -41,6 +41,7 @@ pub mod peers;
 pub mod pool;
 pub mod replica;
 pub mod route;
+pub mod sequences;
 pub mod session;
 pub mod shared;
 pub mod twophase;

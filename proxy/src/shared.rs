@@ -44,11 +44,26 @@ pub struct Shared {
     state: ArcSwap<State>,
     /// Grows at every `publish`, so that a worker sees with one relaxed load that its copy is still the newest.
     generation: AtomicU64,
+    /// How often a client of this proxy has set a sequence, or may have.
+    sequence_resets: AtomicU64,
 }
 
 impl Shared {
     pub fn new(state: State) -> Self {
-        Self { state: ArcSwap::from_pointee(state), generation: AtomicU64::new(1) }
+        Self {
+            state: ArcSwap::from_pointee(state),
+            generation: AtomicU64::new(1),
+            sequence_resets: AtomicU64::new(0),
+        }
+    }
+
+    pub fn sequence_resets(&self) -> u64 {
+        self.sequence_resets.load(Ordering::Acquire)
+    }
+
+    /// What was drawn ahead is worth nothing any more.
+    pub fn reset_sequences(&self) {
+        self.sequence_resets.fetch_add(1, Ordering::AcqRel);
     }
 
     pub fn generation(&self) -> u64 {

@@ -20,6 +20,7 @@ use crate::peers::Key;
 use crate::pool::pool::PoolStatus;
 use crate::pool::{Pool, PoolLimits, Role};
 use crate::route::Router;
+use crate::sequences::Blocks;
 use crate::session::client::{Activity, ClientInfo, ClientStatus, WorkerStats};
 use crate::session::prepared::Registry;
 use crate::session::settings::SettingsTable;
@@ -87,6 +88,7 @@ pub struct Worker {
     keys: Rc<RefCell<SaltedKeys>>,
     pub router: RefCell<Router>,
     pub registry: RefCell<Registry>,
+    pub sequences: RefCell<Blocks>,
     pub clients: RefCell<FxHashMap<u32, Rc<ClientInfo>>>,
     next_client: Cell<u32>,
     pub stats: Arc<WorkerStats>,
@@ -120,6 +122,7 @@ impl Worker {
             keys: Rc::default(),
             router: RefCell::new(Router::new(limits::ROUTE_CACHE)),
             registry: RefCell::default(),
+            sequences: RefCell::default(),
             clients: RefCell::default(),
             next_client: Cell::new(1),
             stats,
@@ -203,6 +206,14 @@ impl Worker {
             self.follow();
         }
         self.state.borrow()
+    }
+
+    pub fn sequence_resets(&self) -> u64 {
+        self.shared.sequence_resets()
+    }
+
+    pub fn reset_sequences(&self) {
+        self.shared.reset_sequences();
     }
 
     fn follow(&self) {

@@ -15,6 +15,8 @@ mod deadlocks;
 mod faults;
 #[path = "multi/oids.rs"]
 mod oids;
+#[path = "multi/placement.rs"]
+mod placement;
 #[path = "multi/prepared.rs"]
 mod prepared;
 #[path = "multi/proxy.rs"]
@@ -25,6 +27,10 @@ mod recovery;
 mod scatter;
 #[path = "multi/scatter_portals.rs"]
 mod scatter_portals;
+#[path = "multi/sequences.rs"]
+mod sequences;
+#[path = "multi/tenant.rs"]
+mod tenant;
 #[path = "multi/transactions.rs"]
 mod transactions;
 #[path = "multi/writes.rs"]

@@ -78,6 +78,16 @@ section! {
 }
 
 section! {
+    /// serial and identity columns of sharded tables. Their numbers are drawn on the default shard, for all shards.
+    SequenceSettings = "[sequences]" {
+        /// Numbers drawn at a time, for all clients of a worker, so that not every INSERT asks the default shard. What is
+        /// not used within a second is a gap, and so long another proxy may still give numbers that it drew before a
+        /// setval() or RESTART. 1: each INSERT draws its own.
+        "block" block: u32 = 32 in 1..=10000,
+    }
+}
+
+section! {
     /// Reads from replicas.
     ReadSettings = "[reads]" {
         /// "fresh": a replica serves a read once it has replayed the last write seen to the read's bucket, so
@@ -138,6 +148,11 @@ section! {
         "key" key: Option<String> = optional,
         /// Type of that column, when not that of [key].
         "type" key_type: Option<KeyType> = optional,
+        /// Constraints and unique indexes of a sharded table that lack the key column, by name or as a list of columns
+        /// ("id", "code, day"), and that hold over all shards by the way in which their values are made: uuids, numbers
+        /// of one sequence, references to rows of the same key. A shard enforces them among its own rows; without
+        /// this they are refused, as nobody enforces them among all. shardctl doctor lists them.
+        "unique_by_construction" unique_by_construction: Vec<String> = [],
     }
 }
 
@@ -152,6 +167,17 @@ section! {
         /// Number of that argument, from 1.
         "argument" argument: Option<u16> = optional in 1..=100,
     }
+}
+
+/// Does one of these entries of `unique_by_construction` name this constraint or index, or its columns in any order?
+pub fn is_vouched(entries: &[String], name: Option<&str>, columns: &[String]) -> bool {
+    let sorted = |columns: &mut dyn Iterator<Item = &str>| {
+        let mut all: Vec<String> = columns.map(|column| column.trim().to_owned()).collect();
+        all.sort();
+        all
+    };
+    let wanted = sorted(&mut columns.iter().map(String::as_str));
+    entries.iter().any(|entry| name == Some(entry.trim()) || sorted(&mut entry.split(',')) == wanted)
 }
 
 /// Which reads go to replicas.
@@ -269,6 +295,7 @@ pub struct Config {
     pub proxy: ProxySettings,
     pub key: KeySettings,
     pub pool: PoolSettings,
+    pub sequences: SequenceSettings,
     pub reads: ReadSettings,
     pub control: ControlSettings,
     pub users: Vec<User>,
@@ -279,10 +306,11 @@ pub struct Config {
 }
 
 /// Every section in the order in which the documentation shows them.
-pub const SECTIONS: [SectionDoc; 9] = [
+pub const SECTIONS: [SectionDoc; 10] = [
     ProxySettings::DOC,
     KeySettings::DOC,
     PoolSettings::DOC,
+    SequenceSettings::DOC,
     ReadSettings::DOC,
     ControlSettings::DOC,
     User::DOC,
@@ -370,6 +398,7 @@ fn read(reader: &mut Reader<'_>, text: &str) -> Option<Config> {
     let proxy = one(reader, root);
     let key = one(reader, root);
     let pool = one(reader, root);
+    let sequences = one(reader, root);
     let reads = one(reader, root);
     let control = one(reader, root);
     let users = many(reader, root);
@@ -380,6 +409,7 @@ fn read(reader: &mut Reader<'_>, text: &str) -> Option<Config> {
         proxy: proxy?,
         key: key?,
         pool: pool?,
+        sequences: sequences?,
         reads: reads?,
         control: control?,
         users: users?,

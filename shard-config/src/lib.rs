@@ -36,7 +36,7 @@ pub mod validate;
 pub use bucket::{BUCKETS_DEFAULT, Bucket, HASH_SEED, bucket_of_int8, bucket_of_text, bucket_of_uuid};
 pub use change::{ChangeError, Move, Offer};
 pub use config::{
-    Config, FunctionRoute, FunctionRule, HostPort, ReadPolicy, ShardServers, TableKind, TableRule, User,
+    Config, FunctionRoute, FunctionRule, HostPort, ReadPolicy, SequenceSettings, ShardServers, TableKind, TableRule, User, is_vouched,
 };
 pub use key::KeyType;
 pub use map::{ShardId, ShardMap};

@@ -142,6 +142,11 @@ fn tables(config: &Config, reader: &mut Reader<'_>) {
                 reader.mistake(at, message, format!("leave {key} out, or write kind = \"sharded\""));
             }
         }
+        if !table.unique_by_construction.is_empty() && table.kind != TableKind::Sharded {
+            let at = line(reader, header, index, "unique_by_construction");
+            let message = format!("unique_by_construction: a {} table is enforced as it is", table.kind.name());
+            reader.mistake(at, message, "leave unique_by_construction out");
+        }
     }
 }
 

@@ -264,6 +264,7 @@ fn settings(config: &Config) -> Vec<Row> {
             "leak_detection_s" => pool.leak_detection_s.to_string(),
             "test_query" => pool.test_query.clone(),
             "policy" => reads.to_owned(),
+            "block" => config.sequences.block.to_string(),
             "poll_ms" => config.reads.poll_ms.to_string(),
             "user" => config.control.user.clone(),
             "password" => "***".to_owned(),

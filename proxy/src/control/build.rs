@@ -53,6 +53,7 @@ pub(super) fn build(
         oids: oids.filter(|(_, map)| !map.is_empty()).collect(),
         key_column: Some((config.key.column.clone(), config.key.key_type)),
         declared: config.tables.iter().map(|rule| declared(config, rule)).collect(),
+        unique_by_construction: config.tables.iter().filter_map(vouched).collect(),
     }
 }
 
@@ -255,7 +256,6 @@ fn function(config: &Config, raw: &RawFunction) -> Function {
 }
 
 fn declared(config: &Config, rule: &TableRule) -> (Name, Declared) {
-    let (schema, name) = rule.name.split_once('.').unwrap_or(("public", &rule.name));
     let declared = match rule.kind {
         ConfiguredKind::Sharded => Declared::Sharded {
             column: rule.key.clone().unwrap_or_else(|| config.key.column.clone()),
@@ -264,7 +264,17 @@ fn declared(config: &Config, rule: &TableRule) -> (Name, Declared) {
         ConfiguredKind::Reference => Declared::Reference,
         ConfiguredKind::Plain => Declared::Plain,
     };
-    ((schema.to_owned(), name.to_owned()), declared)
+    (full_name(rule), declared)
+}
+
+fn vouched(rule: &TableRule) -> Option<(Name, Vec<String>)> {
+    let all = &rule.unique_by_construction;
+    (!all.is_empty()).then(|| (full_name(rule), all.clone()))
+}
+
+fn full_name(rule: &TableRule) -> Name {
+    let (schema, name) = rule.name.split_once('.').unwrap_or(("public", &rule.name));
+    (schema.to_owned(), name.to_owned())
 }
 
 /// What draws the value of a serial or identity column.

@@ -8,7 +8,7 @@ use shard_config::Config;
 /// What may change while the proxy runs: (section, setting); a whole section when the setting is empty. Everything
 /// else is fixed by what was started with it: sockets, threads, files, and the place of every row.
 const CHANGEABLE: &[(&str, &str)] =
-    &[("pool", ""), ("reads", "policy"), ("user", ""), ("table", ""), ("function", "")];
+    &[("pool", ""), ("sequences", ""), ("reads", "policy"), ("user", ""), ("table", ""), ("function", "")];
 
 pub fn is_changeable(section: &str, setting: &str) -> bool {
     CHANGEABLE.iter().any(|(s, name)| *s == section && (name.is_empty() || *name == setting))

@@ -27,7 +27,8 @@ pub(super) async fn commit(p: &mut Participants<'_>) -> Result<(), Failure> {
     let committed = result.is_ok();
     p.finish(committed);
     if committed && p.take_schema_changed() {
-        // The next statement of this client must see the new schema (H39).
+        // The next statement of this client must see the new schema (H39), and a sequence may begin anew.
+        p.reset_sequences();
         p.control().refresh().await;
     }
     result
@@ -110,6 +111,10 @@ async fn commit_all(p: &mut Participants<'_>) -> Result<(), Failure> {
             // Also a participant whose implicit transaction has failed and rolled back.
             return Err(ProxyError::new("40000", "a participant of the transaction has rolled back").into());
         }
+    }
+    if let [one] = all.as_slice() {
+        // Whether it has written or not, nobody else has.
+        return commit_one(p, *one).await;
     }
     let questions: Vec<_> = all.iter().map(|at| (*at, WHO_WROTE.to_owned())).collect();
     let mut writers: Vec<(usize, u64)> = Vec::new();

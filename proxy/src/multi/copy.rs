@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use super::Failure;
-use super::copy_lines::Lines;
+use super::copy_lines::{LineCount, Lines};
 use super::copy_split::{CopyError, Piece, Splitter};
 use super::exchange::{self, Reply, gather};
 use super::limits::COPY_BUFFER;
@@ -29,10 +29,10 @@ pub(super) struct Copy<'a> {
     statement: &'a MultiStatement,
     targets: Vec<Target>,
     /// What every shard hears first.
-    head: Option<Vec<u8>>,
+    head: Option<(Vec<u8>, LineCount)>,
     binary: bool,
-    /// Lines of the client's stream so far.
-    line: u64,
+    /// The table's name, as errors have it.
+    table: &'a str,
 }
 
 pub(super) async fn run(
@@ -53,7 +53,7 @@ pub(super) async fn run(
     let reader = KeyReader { key_type, buckets: p.buckets(), utf8: p.client_encoding_is_utf8() };
     let table = format!("{}.{}", copy.table.0, copy.table.1);
     let mut splitter = Splitter::new(copy.format.clone(), position, reader, table);
-    let mut state = Copy::new(statement, copy.format == CopyFormat::Binary);
+    let mut state = Copy::new(statement, &copy.table.1, copy.format == CopyFormat::Binary);
 
     // The first server checks the statement, and its answer tells the client to begin.
     let first = p.preferred_shard();
@@ -98,8 +98,8 @@ pub(super) async fn next(p: &mut Participants<'_>) -> Result<Option<Message>, Fa
 }
 
 impl<'a> Copy<'a> {
-    pub(super) fn new(statement: &'a MultiStatement, binary: bool) -> Self {
-        Self { statement, targets: Vec::new(), head: None, binary, line: 0 }
+    pub(super) fn new(statement: &'a MultiStatement, table: &'a str, binary: bool) -> Self {
+        Self { statement, targets: Vec::new(), head: None, binary, table }
     }
 
     /// Shards that take part; they are named by index.
@@ -143,9 +143,9 @@ impl<'a> Copy<'a> {
             match message[0] {
                 b'G' => {
                     let mut target = Target { shard, at, buffer: Vec::new(), lines: Lines::default() };
-                    if let Some(head) = &self.head {
+                    if let Some((head, lines)) = &self.head {
                         target.buffer.extend_from_slice(head);
-                        target.lines.head(u64::from(!self.binary));
+                        target.lines.head(*lines);
                     }
                     self.targets.push(target);
                     return Ok(message);
@@ -176,11 +176,50 @@ impl<'a> Copy<'a> {
             let Some(message) = next(p).await? else {
                 let cut = splitter.finish(&mut consumed, &mut pieces);
                 self.deal(p, splitter, &pieces).await?;
-                return cut.map_err(copy_error);
+                return self.judge(p, cut).await;
             };
             let cut = splitter.push(&message[5..], &mut consumed, &mut pieces);
             self.deal(p, splitter, &pieces).await?;
-            cut.map_err(copy_error)?;
+            self.judge(p, cut).await?;
+        }
+    }
+
+    /// A row whose key cannot be read has been given to the first server, which ends its part with it and says what is
+    /// wrong. If it takes the row, what is wrong is what we say; nothing of it stays.
+    async fn judge(&mut self, p: &mut Participants<'_>, cut: Result<(), CopyError>) -> Result<(), Failure> {
+        let Err(error) = cut else { return Ok(()) };
+        if error.judged && !self.targets.is_empty() {
+            self.end_binary(0);
+            self.send(p, 0).await?;
+            let at = self.targets[0].at;
+            self.push_end(p, at);
+            let reply = match p.flush(at).await {
+                Ok(()) => gather(p, at).await,
+                Err(_) => Err(exchange::lost(p, at)),
+            };
+            let said = reply.map(|reply| reply.error.map(|message| self.translate(0, &message).0));
+            self.targets.remove(0);
+            if let Some(failure) = said? {
+                return Err(failure);
+            }
+        }
+        let ours =
+            ProxyError::new(error.sqlstate, error.message).hint("The proxy reads the sharding key of each row.");
+        let context = (error.line > 0).then(|| format!("COPY {}, line {}", self.table, error.line));
+        Err(ProxyError { context, ..ours }.into())
+    }
+
+    fn end_binary(&mut self, index: usize) {
+        if self.binary {
+            self.targets[index].buffer.extend_from_slice(&(-1i16).to_be_bytes());
+        }
+    }
+
+    /// CopyDone, and the Sync that an extended batch needs.
+    fn push_end(&self, p: &mut Participants<'_>, at: usize) {
+        p.push(at, b"c\0\0\0\x04");
+        if matches!(self.statement.protocol, Protocol::Extended { .. }) {
+            p.push(at, build::SYNC);
         }
     }
 
@@ -192,17 +231,15 @@ impl<'a> Copy<'a> {
     ) -> Result<(), Failure> {
         for piece in pieces {
             match piece {
-                Piece::Head(bytes) => {
+                Piece::Head { bytes, lines } => {
                     let head = splitter.bytes()[bytes.clone()].to_vec();
-                    self.line += u64::from(!self.binary);
                     for target in &mut self.targets {
                         target.buffer.extend_from_slice(&head);
-                        target.lines.head(u64::from(!self.binary));
+                        target.lines.head(*lines);
                     }
-                    self.head = Some(head);
+                    self.head = Some((head, *lines));
                 }
-                Piece::Row { bytes, bucket, lines } => {
-                    self.line += lines;
+                Piece::Row { bytes, bucket, lines, line } => {
                     let index = match bucket {
                         None => 0,
                         Some(bucket) => {
@@ -219,7 +256,7 @@ impl<'a> Copy<'a> {
                     let row = &splitter.bytes()[bytes.clone()];
                     let target = &mut self.targets[index];
                     target.buffer.extend_from_slice(row);
-                    target.lines.row(*lines, self.line, row.len());
+                    target.lines.row(*lines, *line, row.len());
                     if target.buffer.len() >= COPY_BUFFER {
                         self.send(p, index).await?;
                     }
@@ -242,7 +279,7 @@ impl<'a> Copy<'a> {
         }
         while let Some(message) = p.try_receive(at).map_err(|_| exchange::lost(p, at))? {
             if message[0] == b'E' {
-                let failure = self.translate(index, &message);
+                let (failure, _) = self.translate(index, &message);
                 self.targets.remove(index);
                 self.synced(p, at).await;
                 return Err(failure);
@@ -251,17 +288,19 @@ impl<'a> Copy<'a> {
         Ok(())
     }
 
-    fn translate(&self, index: usize, message: &[u8]) -> Failure {
+    /// The shard's error, and the client's line that it is about.
+    fn translate(&self, index: usize, message: &[u8]) -> (Failure, Option<u64>) {
         let lines = &self.targets[index].lines;
-        Failure::Server(exchange::change_fields(message, |tag, text| {
-            Some(if tag == b'W' { lines.translate(text) } else { text.to_owned() })
-        }))
+        let context = read::error_field(message, b'W').map(|text| String::from_utf8_lossy(text).into_owned());
+        let (context, line) = context.map_or_else(Default::default, |context| lines.translate(&context));
+        let changed = exchange::change_fields(message, |tag, text| {
+            Some(if tag == b'W' { context.clone() } else { text.to_owned() })
+        });
+        (Failure::Server(changed), line)
     }
 
     async fn end(&mut self, p: &mut Participants<'_>) -> Result<Vec<u8>, Failure> {
-        if self.binary {
-            self.targets.iter_mut().for_each(|t| t.buffer.extend_from_slice(&(-1i16).to_be_bytes()));
-        }
+        (0..self.targets.len()).for_each(|index| self.end_binary(index));
         let count: u64 = self.finish(p).await?.iter().map(|(_, reply)| reply.count()).sum();
         let mut complete = Vec::new();
         build::command_complete(&mut complete, &format!("COPY {count}"));
@@ -276,18 +315,17 @@ impl<'a> Copy<'a> {
                 return Err(failure);
             }
         }
-        let mut result = Ok(());
+        let mut result: Result<(), Failure> = Ok(());
         for index in 0..self.targets.len() {
             let at = self.targets[index].at;
-            p.push(at, b"c\0\0\0\x04");
-            if matches!(self.statement.protocol, Protocol::Extended { .. }) {
-                p.push(at, build::SYNC);
-            }
+            self.push_end(p, at);
             if p.flush(at).await.is_err() {
                 result = Err(exchange::lost(p, at).into());
             }
         }
         let mut replies = Vec::new();
+        // Of several errors the one that one server would have met first.
+        let mut first: Option<(u64, Failure)> = None;
         for index in 0..self.targets.len() {
             let at = self.targets[index].at;
             if p.server(at).dirty {
@@ -295,16 +333,18 @@ impl<'a> Copy<'a> {
             }
             match gather(p, at).await {
                 Ok(Reply { error: Some(error), .. }) => {
-                    let failure = self.translate(index, &error);
-                    if result.is_ok() {
-                        result = Err(failure);
+                    let (failure, line) = self.translate(index, &error);
+                    let line = line.unwrap_or(u64::MAX);
+                    if first.as_ref().is_none_or(|(known, _)| line < *known) {
+                        first = Some((line, failure));
                     }
                 }
                 Ok(reply) => replies.push((at, reply)),
                 Err(error) => result = result.and(Err(error.into())),
             }
         }
-        result.map(|()| replies)
+        result?;
+        first.map_or(Ok(replies), |(_, failure)| Err(failure))
     }
 
     /// Ends the COPY on all shards without its rows.
@@ -322,10 +362,4 @@ impl<'a> Copy<'a> {
             }
         }
     }
-}
-
-fn copy_error(error: CopyError) -> Failure {
-    let ours =
-        ProxyError::new(error.sqlstate, error.message).hint("The proxy reads the sharding key of each row.");
-    Failure::Ours(if error.line > 0 { ours.detail(format!("COPY line {}", error.line)) } else { ours })
 }

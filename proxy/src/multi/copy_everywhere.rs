@@ -23,7 +23,7 @@ pub(super) async fn run(
     let (schema, table) = (quoted(&copied.table.0), quoted(&copied.table.1));
     // Conflicts with the lock that any writer takes and with itself, and not with readers.
     ask(p, first, &format!("LOCK TABLE {schema}.{table} IN SHARE ROW EXCLUSIVE MODE")).await?.ok()?;
-    let mut copies = Copy::new(statement, false);
+    let mut copies = Copy::new(statement, &copied.table.1, false);
     match stream(p, &mut copies).await {
         Ok(()) => end(p, &mut copies).await,
         Err(failure) => {

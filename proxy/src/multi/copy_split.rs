@@ -8,6 +8,7 @@ use std::ops::Range;
 
 use shard_config::Bucket;
 
+use super::copy_lines::{LineCount, LineCounter};
 use super::limits::COPY_ROW;
 use crate::route::plan::CopyFormat;
 use crate::route::values::{KeyReader, KeyValue};
@@ -21,15 +22,17 @@ pub(super) struct CopyError {
     pub(super) message: String,
     /// The client's own line, or row of the binary format; 0 when it is about none.
     pub(super) line: u64,
+    /// The row is the last piece, and a server is to judge it first.
+    pub(super) judged: bool,
 }
 
 /// A piece of the stream; ranges are of `Splitter::bytes`.
 #[derive(Debug, PartialEq, Eq, Clone)]
 pub(super) enum Piece {
     /// Every shard must hear it first: the header line, the binary header.
-    Head(Range<usize>),
-    /// `bucket` is `None` when the row is too short to have a key; any server reports that.
-    Row { bytes: Range<usize>, bucket: Option<Bucket>, lines: u64 },
+    Head { bytes: Range<usize>, lines: LineCount },
+    /// `bucket` is `None` when the row has no key that could be read; any server reports that. `line`: the client's own.
+    Row { bytes: Range<usize>, bucket: Option<Bucket>, lines: LineCount, line: u64 },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,9 +51,11 @@ pub(super) struct Splitter {
     /// Where looking for the row's end goes on, and within quotes or not.
     scanned: usize,
     quoted: bool,
-    /// Physical lines (or binary rows) behind the last row that was cut.
-    line: u64,
-    lines_in_row: u64,
+    /// Lines (or binary rows) up to the last row that was cut.
+    line: LineCounter,
+    /// Newlines and carriage returns within quotes of the row that is being looked at.
+    newlines: u64,
+    returns: u64,
     line_end: Option<LineEnd>,
     head_done: bool,
     ended: bool,
@@ -67,8 +72,9 @@ impl Splitter {
             buffer: Vec::new(),
             scanned: 0,
             quoted: false,
-            line: 0,
-            lines_in_row: 0,
+            line: LineCounter::default(),
+            newlines: 0,
+            returns: 0,
             line_end: None,
             head_done,
             ended: false,
@@ -119,23 +125,34 @@ impl Splitter {
             return Err(self.error("22P04", "unexpected EOF in COPY data".to_owned()));
         }
         if self.quoted {
-            self.lines_in_row += 1;
-            self.line += self.lines_in_row;
-            return Err(self.error("22P04", "unterminated CSV quoted field".to_owned()));
+            *consumed = rest.end;
+            self.scanned = rest.end;
+            let lines = self.count_row();
+            pieces.push(Piece::Row { bytes: rest, bucket: None, lines, line: self.line.lines() });
+            let error = self.error("22P04", "unterminated CSV quoted field".to_owned());
+            return Err(CopyError { judged: true, ..error });
         }
         // An incomplete line end would be completed by the next row of a shard.
         if self.buffer[rest.clone()].ends_with(b"\r") {
-            self.line += 1;
+            self.count_row();
             return Err(self.carriage_return());
         }
-        self.lines_in_row += 1;
         *consumed = rest.end;
         self.scanned = rest.end;
         self.cut(rest, pieces)
     }
 
     fn error(&self, sqlstate: &'static str, message: String) -> CopyError {
-        CopyError { sqlstate, message, line: self.line }
+        CopyError { sqlstate, message, line: self.line.lines(), judged: false }
+    }
+
+    /// The row that is being looked at, as servers count its lines.
+    fn count_row(&mut self) -> LineCount {
+        let (newlines, returns) = (std::mem::take(&mut self.newlines), std::mem::take(&mut self.returns));
+        let later = if self.line_end == Some(LineEnd::Newline) { newlines } else { returns };
+        let count = LineCount { first: 1 + returns, later: 1 + later };
+        self.line.add(count);
+        count
     }
 
     fn carriage_return(&self) -> CopyError {
@@ -161,8 +178,7 @@ impl Splitter {
                     if at + 1 >= self.buffer.len() {
                         break;
                     }
-                    // A backslash before a line end makes it data, which is a line all the same.
-                    self.lines_in_row += u64::from(self.buffer[at + 1] == b'\n');
+                    // A backslash before a line end makes it data, which servers do not count as a line.
                     at += 2;
                     continue;
                 }
@@ -175,7 +191,8 @@ impl Splitter {
                         }
                     }
                     self.quoted = byte != quote;
-                    self.lines_in_row += u64::from(byte == b'\n');
+                    self.newlines += u64::from(byte == b'\n');
+                    self.returns += u64::from(byte == b'\r');
                     at += 1;
                     continue;
                 }
@@ -188,16 +205,15 @@ impl Splitter {
                     None => break,
                     Some(b'\n') => Some((LineEnd::Both, at + 2)),
                     Some(_) => {
-                        self.line += self.lines_in_row + 1;
+                        self.count_row();
                         return Err(self.carriage_return());
                     }
                 },
                 _ => None,
             };
             if let Some((kind, end)) = found {
-                self.lines_in_row += 1;
                 if *self.line_end.get_or_insert(kind) != kind {
-                    self.line += self.lines_in_row;
+                    self.count_row();
                     let what = if kind == LineEnd::Newline { "newline" } else { "carriage return" };
                     return Err(self.error("22P04", format!("literal {what} found in data")));
                 }
@@ -225,12 +241,11 @@ impl Splitter {
             self.ended = true;
             return Ok(None);
         }
-        self.lines_in_row = 1;
         let mut at = 2;
         for _ in 0..count {
             let Some(length) = int(at) else { return Ok(None) };
             if length < -1 {
-                self.line += 1;
+                self.count_row();
                 return Err(self.error("22P04", "unexpected EOF in COPY data".to_owned()));
             }
             at += 4 + length.max(0) as usize;
@@ -239,11 +254,11 @@ impl Splitter {
     }
 
     fn cut(&mut self, bytes: Range<usize>, pieces: &mut Vec<Piece>) -> Result<(), CopyError> {
-        let lines = std::mem::take(&mut self.lines_in_row);
-        self.line += lines;
         if !self.head_done {
             self.head_done = true;
-            pieces.push(Piece::Head(bytes));
+            let binary = self.format == CopyFormat::Binary;
+            let lines = if binary { LineCount { first: 0, later: 0 } } else { self.count_row() };
+            pieces.push(Piece::Head { bytes, lines });
             return Ok(());
         }
         let row = &self.buffer[bytes.clone()];
@@ -259,12 +274,13 @@ impl Splitter {
                 csv_field(row, self.key_position, (*delimiter, *quote, *escape), null)
             }
         };
+        // Of a row whose key is no key a server says what PostgreSQL says; our own words are for one that takes it.
+        let mut wrong = None;
         let bucket = match value {
             None => None,
             Some(None) => {
-                return Err(
-                    self.error("23502", format!("null value in the sharding key of table {}", self.table))
-                );
+                wrong = Some(("23502", format!("null value in the sharding key of table {}", self.table)));
+                None
             }
             Some(Some(value)) => {
                 let read = if self.format == CopyFormat::Binary {
@@ -275,12 +291,19 @@ impl Splitter {
                 match read {
                     Ok(KeyValue::At(bucket)) => Some(bucket),
                     Ok(KeyValue::Nowhere) => None,
-                    Err(refusal) => return Err(self.error(refusal.sqlstate, refusal.message)),
+                    Err(refusal) => {
+                        wrong = Some((refusal.sqlstate, refusal.message));
+                        None
+                    }
                 }
             }
         };
-        pieces.push(Piece::Row { bytes, bucket, lines });
-        Ok(())
+        let lines = self.count_row();
+        pieces.push(Piece::Row { bytes, bucket, lines, line: self.line.lines() });
+        match wrong {
+            None => Ok(()),
+            Some((sqlstate, message)) => Err(CopyError { judged: true, ..self.error(sqlstate, message) }),
+        }
     }
 }
 

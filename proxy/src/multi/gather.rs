@@ -15,12 +15,12 @@ use super::exchange::{self, Reply};
 use super::last;
 use super::limits::GATHER_ANALYZE_ROWS;
 use super::pour::{Pour, binary_results, bind};
-use super::{Failure, scatter};
+use super::{Failure, carry, scatter};
 use crate::error::ProxyError;
 use crate::oids::FIRST_USER_OID;
-use crate::route::plan::{Around, Effect};
+use crate::route::plan::Around;
 use crate::route::{GatherPlan, GatherTable, Last, SplitPlan, Spread, is_exact_key, temporary_name};
-use crate::session::multi_hook::{MultiStatement, Name, Participants, Protocol};
+use crate::session::multi_hook::{MultiStatement, Participants, Protocol};
 use crate::wire::{build, read};
 
 const SNAPSHOT: &[u8] = b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
@@ -28,7 +28,7 @@ const SNAPSHOT: &[u8] = b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
 const ODD_COLUMNS: &str = "SELECT pg_catalog.count(*) FROM pg_catalog.pg_attribute a \
     JOIN pg_catalog.pg_type t ON t.oid = a.atttypid LEFT JOIN pg_catalog.pg_collation c ON c.oid = a.attcollation \
     WHERE a.attrelid = 'pg_temp.shard_gather_0'::pg_catalog.regclass AND a.attnum > 0 \
-    AND (t.typtype IN ('c', 'p') OR NOT c.collisdeterministic)";
+    AND (t.typtype IN ('c', 'p') OR NOT c.collisdeterministic";
 const NOW: &str = "SELECT pg_catalog.to_char(pg_catalog.now() AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US')";
 
 /// Returns the CommandComplete that is due, or PortalSuspended.
@@ -47,11 +47,6 @@ pub(super) async fn run(
     if statement.routed.plan.around == Around::Cursor && !p.in_block() {
         let message = "DECLARE CURSOR can only be used in transaction blocks";
         return Err(ProxyError::new("25P01", message).into());
-    }
-    if let Effect::Declare(name) = &statement.routed.plan.effect
-        && p.has_running(&Name::Cursor(name.clone()))
-    {
-        return Err(ProxyError::new("42P03", format!("cursor \"{name}\" already exists")).into());
     }
     if last::goes_on(statement) {
         p.may_keep()?;
@@ -276,7 +271,9 @@ impl Gathering<'_> {
         if exchange::gather(p, self.scratch).await?.ok().is_err() {
             return Ok(None);
         }
-        if exchange::ask(p, self.scratch, ODD_COLUMNS).await?.ok()?.value().as_deref() != Some("0") {
+        let numbered = if p.has_other_numbers() { carry::NUMBERED } else { "false" };
+        let odd = format!("{ODD_COLUMNS} OR {numbered})");
+        if exchange::ask(p, self.scratch, &odd).await?.ok()?.value().as_deref() != Some("0") {
             return Ok(None);
         }
         let mut bytes = 0;
@@ -305,15 +302,21 @@ impl Gathering<'_> {
                 (Spread::Default, Some(default)) => &[default][..],
                 (Spread::Default, None) => continue,
             };
-            let select = select_of(table, oids.is_some());
+            let temporary = format!("pg_temp.{}", temporary_name(n));
+            let carried = carry::as_text(p, self.scratch, &temporary).await?;
+            let list = carried.as_ref().map_or("*".to_owned(), |carried| carried.list(None));
+            let select = select_of(table, &list, oids.is_some());
             let values: (&[u8], &[u8]) = match oids.filter(|_| table.filter.is_some()) {
                 Some(oids) => (oids, tail),
                 None => (b"", &[0; 6]),
             };
             let pour = Pour { scratch: self.scratch, table: n, own: self.default.is_none(), alien: false };
             let rows = pour.run(p, &select, from, values, &mut bytes).await?;
+            if let Some(carried) = carried {
+                exchange::ask(p, self.scratch, &carried.back).await?.ok()?;
+            }
             if rows >= GATHER_ANALYZE_ROWS {
-                let analyze = format!("ANALYZE pg_temp.{}", temporary_name(n));
+                let analyze = format!("ANALYZE {temporary}");
                 exchange::ask(p, self.scratch, &analyze).await?.ok()?;
             }
         }
@@ -340,15 +343,16 @@ fn quoted(table: &GatherTable) -> String {
     format!("{}.{}", quote(&table.schema), quote(&table.name))
 }
 
-pub(super) fn select_of(table: &GatherTable, filtered: bool) -> String {
+/// `list`: what of its rows.
+pub(super) fn select_of(table: &GatherTable, list: &str, filtered: bool) -> String {
     let only = if table.only { "ONLY " } else { "" };
     let name = quoted(table);
     match table.filter.as_ref().filter(|_| filtered) {
-        None => format!("SELECT * FROM {only}{name}"),
+        None => format!("SELECT {list} FROM {only}{name}"),
         Some(filter) => {
             let alias = filter.alias.replace('"', "\"\"");
             // The condition may end in a comment.
-            format!("SELECT * FROM {only}{name} AS \"{alias}\" WHERE {}\n", filter.condition)
+            format!("SELECT {list} FROM {only}{name} AS \"{alias}\" WHERE {}\n", filter.condition)
         }
     }
 }

@@ -6,9 +6,9 @@
 //! Rooms, in reading order: `exchange` (ask a server, collect its answer), `commit` (the end of a transaction with
 //! several participants: plain or in two phases), `statement` (DDL and reference writes on all shards, several
 //! statements in one message), `scatter` with `copy_out` (each shard answers for its own rows), `gather` with
-//! `pour` and `last` (rows, or the shards' parts of the answer, are brought to one server, which answers), `portals` and
+//! `pour`, `carry` and `last` (rows, or the shards' parts of the answer, are brought to one server, which answers), `portals` and
 //! `cursors` (rows are taken a few at a time), `explain`,
-//! `apply` (a write is done to copies first), `split_insert`, `copy` with `copy_split` (PURE) and `copy_lines` (PURE), `copy_everywhere`;
+//! `apply` (a write is done to copies first), `split_insert` with `draws`, `copy` with `copy_split` (PURE) and `copy_lines` (PURE), `copy_everywhere`;
 //! `prepared` (SQL PREPARE and EXECUTE).
 //!
 //! Invariants:
@@ -22,6 +22,7 @@
 //!   stated deviation.
 
 mod apply;
+mod carry;
 mod commit;
 mod copy;
 mod copy_everywhere;
@@ -29,6 +30,7 @@ mod copy_lines;
 mod copy_split;
 mod copy_out;
 mod cursors;
+mod draws;
 mod exchange;
 mod explain;
 mod gather;

@@ -44,7 +44,12 @@ pub(super) async fn run(p: &mut Participants<'_>, sql: &Rc<[u8]>, routed: &Route
                 statement::everywhere(p, &text, &answer).await?;
                 p.apply(&one.plan, &text);
             }
-            Effect::None | Effect::CreatesObject | Effect::Declare(_) | Effect::Cursor(Some(_)) => {
+            Effect::None
+            | Effect::CreatesObject
+            | Effect::Declare(_)
+            | Effect::Cursor(Some(_))
+            | Effect::SetsSequence
+            | Effect::NeedsBlock(_) => {
                 one_statement(p, sql, one).await?;
             }
             _ => {
@@ -76,8 +81,10 @@ async fn one_statement(
             p.server(at).unnamed = 0;
             p.flush(at).await.map_err(|_| exchange::lost(p, at))?;
             relay(p, at).await?;
-            if let Effect::Declare(name) = &one.plan.effect {
-                p.declared(name, place.shard);
+            match &one.plan.effect {
+                Effect::Declare(name) => p.declared(name, place.shard),
+                Effect::Cursor(Some(_)) | Effect::SetsSequence => p.apply(&one.plan, &String::from_utf8_lossy(&sql[one.text.clone()])),
+                _ => {}
             }
         }
         Destination::Multi(Resolved::All(Broadcast::DdlAutocommit)) => {

@@ -3,15 +3,84 @@
 //! Parameters keep their numbers, and every shard is given all of them with their types declared: a parameter that
 //! a shard's rows do not use is then accepted and ignored, and no value has to be copied into another place.
 
-use super::Failure;
+use super::draws::draw;
 use super::exchange::{self, Reply, gather};
+use super::last::{Say, relay};
 use super::statement::{compose, say_rows};
+use super::Failure;
 use crate::error::ProxyError;
 use crate::oids::FIRST_USER_OID;
 use crate::route::SplitRows;
 use crate::route::plan::Draws;
-use crate::session::multi_hook::{MultiStatement, Participants, Protocol};
+use crate::session::multi_hook::{Message, MultiStatement, Participants, Protocol};
 use crate::wire::{build, read};
+
+/// All rows are one shard's, so that it can be a transaction of its own there.
+pub(super) fn is_for_one(rows: &SplitRows) -> bool {
+    rows.shards.windows(2).all(|pair| pair[0] == pair[1])
+}
+
+/// Runs it on its one shard and commits there, without asking more than that; says all but the error. To be called
+/// outside of any transaction only.
+pub(super) async fn alone(
+    p: &mut Participants<'_>,
+    statement: &MultiStatement,
+    rows: &SplitRows,
+) -> Result<(), Failure> {
+    let drawn = match &rows.insert.draws {
+        Some(draws) => Some((draws, draw(p, draws, rows.shards.len()).await?)),
+        None => None,
+    };
+    let parts = parts(p, statement, rows, drawn.as_ref())?;
+    let [part] = parts.as_slice() else {
+        return Err(ProxyError::internal("rows of several shards were taken for rows of one").into());
+    };
+    let at = p.enlist(part.shard, false).await?;
+    for bucket in rows.buckets.iter() {
+        p.mark_write(part.shard, *bucket);
+    }
+    let oids = match &statement.protocol {
+        Protocol::Extended { entry, .. } if !all_declared(&entry.oids, statement.routed.plan.parameters) => {
+            match describe(p, at, &entry.sql, &entry.oids).await {
+                Ok(oids) => Some(oids),
+                Err(failure) => {
+                    p.finish(false);
+                    return Err(failure);
+                }
+            }
+        }
+        _ => None,
+    };
+    compose(p, at, statement, &part.text, oids.as_deref());
+    let (simple, described) = match &statement.protocol {
+        Protocol::Simple => (true, true),
+        Protocol::Extended { describe, .. } => (false, *describe),
+    };
+    let mut say = |message: Message| match message[0] {
+        b'T' if described => Say::Now(message),
+        b'n' if described && !simple => Say::Now(message),
+        b'D' | b'N' => Say::Now(message),
+        b'C' => Say::Last(Vec::new(), message),
+        _ => Say::Nothing,
+    };
+    let result = match p.flush(at).await {
+        Ok(()) => relay(p, at, &mut say).await,
+        Err(error) => Err(error.into()),
+    };
+    // It was sent, and it is a transaction of its own: nobody can say what became of it.
+    let unknown = p.server(at).dirty.then(|| ProxyError::outcome_unknown(p.shard_id(at).0));
+    if unknown.is_some() {
+        p.abandon_marks(at);
+    }
+    p.finish(result.is_ok());
+    match (result, unknown) {
+        (Err(_), Some(unknown)) => Err(unknown.into()),
+        (result, _) => {
+            p.reply(&result?).await;
+            Ok(())
+        }
+    }
+}
 
 pub(super) async fn run(
     p: &mut Participants<'_>,
@@ -60,6 +129,9 @@ pub(super) async fn run(
         // The position is one in the text that the shard was given.
         done.push(reply?.ok().map_err(without_position)?);
     }
+    for notice in done.iter().flat_map(|reply| &reply.notices) {
+        p.reply(notice).await;
+    }
     let count: u64 = done.iter().map(Reply::count).sum();
     let description = done.first_mut().and_then(|reply| reply.description.take());
     let returned = in_client_order(rows.shards.len(), &parts, done);
@@ -75,36 +147,6 @@ struct Part {
     /// Which of the client's rows, ascending.
     rows: Vec<usize>,
     text: Vec<u8>,
-}
-
-/// For each row what its drawn columns get. Within a block on the transaction's own connection, so that currval()
-/// knows; else on one that is in no transaction, as drawing is not undone by any.
-async fn draw(p: &mut Participants<'_>, draws: &Draws, count: usize) -> Result<Vec<String>, Failure> {
-    let sql =
-        format!("SELECT {} FROM pg_catalog.generate_series(1, {count})", draws.values.join(", "));
-    let reply = if p.in_block() {
-        let at = p.enlist(p.default_shard(), true).await?;
-        exchange::ask(p, at, &sql).await?.ok()?
-    } else {
-        let at = p.scratch().await?;
-        let reply = exchange::ask(p, at, &sql).await;
-        p.give_back(at);
-        reply?.ok()?
-    };
-    let broken = || ProxyError::internal("a drawn value could not be read");
-    let mut drawn = Vec::with_capacity(count);
-    for row in &reply.rows {
-        let mut text = String::new();
-        for value in exchange::fields(row).ok_or_else(broken)? {
-            text.push_str(", ");
-            text.push_str(&String::from_utf8_lossy(value.ok_or_else(broken)?));
-        }
-        drawn.push(text);
-    }
-    if drawn.len() != count {
-        return Err(broken().into());
-    }
-    Ok(drawn)
 }
 
 fn parts(

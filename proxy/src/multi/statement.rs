@@ -6,15 +6,29 @@ use shard_config::ShardId;
 
 use crate::error::ProxyError;
 use crate::route::Resolved;
-use crate::route::plan::{Access, Around, Broadcast, How};
+use crate::route::plan::{Access, Around, Broadcast, Effect, How};
 use crate::session::multi_hook::{MultiStatement, Participants, Protocol};
 use crate::wire::{build, read};
 
 /// Runs it, and outside of any transaction commits it before its last reply.
 pub(super) async fn run(p: &mut Participants<'_>, statement: &MultiStatement) -> Result<(), Failure> {
     let alone = !p.in_block() && matches!(statement.protocol, Protocol::Simple);
+    if let Effect::NeedsBlock(verb) = statement.routed.plan.effect
+        && !p.in_block()
+    {
+        let message = format!("{verb} can only be used in transaction blocks");
+        return Err(ProxyError::new("25P01", message).into());
+    }
     if let Resolved::All(Broadcast::DdlAutocommit) = statement.resolved {
         return one_by_one(p, statement).await;
+    }
+    if let Resolved::SplitInsert(rows) = &statement.resolved
+        && p.indices().is_empty()
+        && !p.in_block()
+        && (alone || p.sync_follows())
+        && split_insert::is_for_one(rows)
+    {
+        return split_insert::alone(p, statement, rows).await;
     }
     let complete = execute(p, statement).await?;
     // What only read has no transaction left to end.
@@ -208,6 +222,7 @@ async fn one_by_one(p: &mut Participants<'_>, statement: &MultiStatement) -> Res
         p.finish(true); // Each is a transaction of its own.
     }
     p.finish(result.is_ok());
+    p.reset_sequences();
     p.control().refresh().await;
     result?;
     p.reply(&complete).await;

@@ -74,8 +74,14 @@ impl RouteContext<'_> {
 pub fn is_routing_setting(name: &str) -> bool {
     matches!(
         name,
-        "search_path" | "role" | "session_authorization" | "standard_conforming_strings" | "client_encoding"
+        "search_path" | "role" | "session_authorization" | "standard_conforming_strings" | "client_encoding" | "shard.key"
     )
+}
+
+/// Is it the proxy's own, of which no server ever hears? `shard.key` is not: it is kept, and taken back with its
+/// transaction, as servers do it.
+pub fn is_own_setting(name: &str) -> bool {
+    name.starts_with("shard.") && name != "shard.key"
 }
 
 #[derive(Debug, Clone)]
@@ -172,6 +178,59 @@ impl Router {
             self.cache.put_exact(key, sql, &routed.literals, &routed.plan);
         }
         refused(routed)
+    }
+
+    /// The text for a session that sees the rows of one key only (`SET shard.key`). `None`: as it is.
+    pub fn restrict(
+        &mut self,
+        context: &RouteContext<'_>,
+        sql: &[u8],
+        value: &str,
+    ) -> Result<Option<Vec<u8>>, Refusal> {
+        let unreadable = || analyse::tenant::refusal("a text that is not UTF-8", "SET client_encoding = 'UTF8'.");
+        let mut out = Vec::new();
+        let (mut from, mut changed) = (0, false);
+        let mut inserts = smallvec::SmallVec::<[bool; 1]>::new();
+        for statement in self.simple(context, sql).statements {
+            let piece = sql.get(statement.text.clone()).unwrap_or_default();
+            out.extend_from_slice(sql.get(from..statement.text.start).unwrap_or_default());
+            from = statement.text.end;
+            let text = std::str::from_utf8(piece).map_err(|_| unreadable())?;
+            match analyse::restrict(context, text, &statement.literals, value)? {
+                Some(restricted) => {
+                    changed = true;
+                    inserts.push(restricted.inserts);
+                    out.extend_from_slice(restricted.text.as_bytes());
+                }
+                None => {
+                    inserts.push(false);
+                    out.extend_from_slice(piece);
+                }
+            }
+        }
+        if !changed {
+            return Ok(None);
+        }
+        out.extend_from_slice(sql.get(from..).unwrap_or_default());
+        let routed = self.simple(context, &out).statements;
+        if routed.len() != inserts.len() {
+            return Err(analyse::tenant::refusal("a text that could not be cut", "Write it more plainly."));
+        }
+        for (statement, inserts) in routed.iter().zip(inserts) {
+            let text = out.get(statement.text.clone()).unwrap_or_default();
+            let is_value = |key: &plan::KeyRef| resolve::is_constant(&key.place, &statement.literals, text, value);
+            let one = match &statement.plan.route {
+                Route::Key(keys) => !inserts || keys.iter().all(is_value),
+                Route::SplitInsert(insert) => insert.rows.iter().all(|row| is_value(&row.key)),
+                Route::Scatter(_) | Route::CopyIn(_) => false,
+                _ => true,
+            };
+            if !one {
+                let hint = "Leave the key out, or give the value of shard.key as a constant.";
+                return Err(analyse::tenant::refusal("rows of another key, or of one that is known later only,", hint));
+            }
+        }
+        Ok(Some(out))
     }
 
     /// How to answer one statement's text by gathering. Analysed at every execution: what that costs is nothing beside

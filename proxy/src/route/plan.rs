@@ -271,6 +271,10 @@ pub enum Effect {
     Cursor(Option<String>),
     /// currval() and lastval(): what the same session has drawn before.
     ReadsSequence,
+    /// setval().
+    SetsSequence,
+    /// What it is for ends with its transaction, so that PostgreSQL wants a block around it.
+    NeedsBlock(&'static str),
     /// PREPARE TRANSACTION and other statements the proxy keeps for itself are `Route::Refuse`.
     CreatesObject,
 }

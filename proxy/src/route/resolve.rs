@@ -212,6 +212,23 @@ impl<P: Params + ?Sized> Values<'_, P> {
     }
 }
 
+/// Are all values of this place constants that are this value?
+pub(super) fn is_constant(place: &KeyPlace, literals: &[Literal], text: &[u8], value: &str) -> bool {
+    match place {
+        KeyPlace::Literal(n) => literals.get(usize::from(*n)).is_some_and(|literal| {
+            let source = literal.source(text);
+            let mut scratch = SmallVec::new();
+            let found = match literal.kind {
+                super::lex::LiteralKind::Integer | super::lex::LiteralKind::NegativeInteger => Some(source),
+                _ => super::values::string_value(literal, source, &mut scratch),
+            };
+            found == Some(value.as_bytes())
+        }),
+        KeyPlace::OneOf(places) => places.iter().all(|place| is_constant(place, literals, text, value)),
+        _ => false,
+    }
+}
+
 const STRADDLES: &str = "the keys of this statement are on several shards";
 
 fn is_straddle(refusal: &Refusal) -> bool {

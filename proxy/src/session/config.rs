@@ -33,7 +33,7 @@ impl Session {
         };
         let raw = Value::Raw(value.clone());
         let enlisted = self.servers.iter().any(|server| server.enlisted);
-        if name.starts_with("shard.") {
+        if crate::route::is_own_setting(name) {
             self.set_proxy(name, Some(&raw))?;
         } else if !enlisted && self.transaction.is_some() && is_custom(name) {
             let mut text = String::new();
@@ -93,6 +93,6 @@ impl Session {
         };
         let routed = RoutedStatement { text: 0..text.len(), plan: Arc::new(plan), literals: Literals::new() };
         let key = (entry.settings.clone(), entry.version);
-        Ok(self.worker.registry.borrow_mut().add((text.as_bytes(), b""), key, routed, true))
+        Ok(self.worker.registry.borrow_mut().add((text.as_bytes(), b""), None, key, routed, true))
     }
 }

@@ -72,13 +72,30 @@ impl Session {
             )),
         };
         let unkeyed = |shard| Destination::Shard(Place { shard, bucket: None, keyed: false });
-        match resolve(&statement.plan, &statement.literals, text, params, &state.map) {
+        let destination = match resolve(&statement.plan, &statement.literals, text, params, &state.map) {
             Resolved::One { shard, bucket } => keyed(shard, bucket),
             Resolved::Any | Resolved::Session => unkeyed(self.any_shard(&state)),
             Resolved::Default => unkeyed(position(&state, state.config.proxy.default_shard).unwrap_or(0)),
             Resolved::Refuse(refusal) => Destination::Refused((&refusal).into()),
             several => Destination::Multi(several),
+        };
+        match self.declared_elsewhere(&statement.plan.effect, &destination) {
+            Some(error) => Destination::Refused(error),
+            None => destination,
         }
+    }
+
+    /// Cursors of one session have one name each, on whichever servers they are; those of one server it knows itself.
+    fn declared_elsewhere(&self, effect: &Effect, destination: &Destination) -> Option<ProxyError> {
+        let Effect::Declare(name) = effect else { return None };
+        let shard = self.transaction.as_ref().and_then(|transaction| transaction.cursor(name));
+        let elsewhere = match destination {
+            Destination::Refused(_) => return None,
+            Destination::Shard(place) => shard.is_some_and(|shard| shard != place.shard),
+            Destination::Multi(_) => shard.is_some(),
+        };
+        (elsewhere || self.running.has(&Name::Cursor(name.clone())))
+            .then(|| ProxyError::new("42P03", format!("cursor \"{name}\" already exists")))
     }
 
     /// The shard of an open cursor.

@@ -33,7 +33,7 @@ impl Session {
                     self.transaction_ended(false, *chain);
                     Ok(())
                 }
-                Effect::Set { name, value, local } if *local || alone || !name.starts_with("shard.") => {
+                Effect::Set { name, value, local } if *local || alone || !crate::route::is_own_setting(name) => {
                     self.server_has_set(name, value.clone().map(Value::Sql), *local, text)
                 }
                 Effect::SetConfig { name, value: ConfigValue::Text(value), local } => {
@@ -54,6 +54,16 @@ impl Session {
                 Effect::Savepoint(verb, name) => self.local_savepoint(*verb, name, text),
                 Effect::Cursor(None) => {
                     self.running.close_cursors();
+                    if let Some(transaction) = &mut self.transaction {
+                        transaction.closed_all();
+                    }
+                    Ok(())
+                }
+                Effect::Cursor(Some(name)) => {
+                    let closes = text.get(..5).is_some_and(|word| word.eq_ignore_ascii_case("close"));
+                    if let Some(transaction) = self.transaction.as_mut().filter(|_| closes) {
+                        transaction.closed(name);
+                    }
                     Ok(())
                 }
                 Effect::Pin(why) => {
@@ -65,6 +75,10 @@ impl Session {
                     if let (Some(transaction), Some(shard)) = (&mut self.transaction, shard) {
                         transaction.declared(name, shard);
                     }
+                    Ok(())
+                }
+                Effect::SetsSequence => {
+                    self.worker.reset_sequences();
                     Ok(())
                 }
                 Effect::CreatesObject => {

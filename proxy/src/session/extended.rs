@@ -500,7 +500,7 @@ impl Session {
 pub(super) fn is_ours(entry: &Entry) -> bool {
     match &entry.routed.plan.effect {
         Effect::ShowProxy(_) | Effect::ExplainRoute(_) | Effect::Deallocate(_) => true,
-        Effect::Set { name, .. } | Effect::SetConfig { name, .. } => name.starts_with("shard."),
+        Effect::Set { name, .. } | Effect::SetConfig { name, .. } => crate::route::is_own_setting(name),
         Effect::Discard(what) => what.eq_ignore_ascii_case("all"),
         _ => false,
     }

@@ -88,7 +88,7 @@ impl Session {
                 build::command_complete(&mut out, tag);
             }
             effect @ Effect::SetConfig { .. } => return self.local_config(effect, by),
-            Effect::Set { name, value, .. } if name.starts_with("shard.") => {
+            Effect::Set { name, value, .. } if crate::route::is_own_setting(name) => {
                 self.set_proxy(name, value.as_deref().map(|v| Value::Sql(v.to_owned())).as_ref())?;
                 build::command_complete(&mut out, if value.is_some() { "SET" } else { reset_tag(text) });
             }
@@ -220,7 +220,7 @@ impl Session {
                     "42704",
                     format!("unrecognized configuration parameter \"{name}\""),
                 )
-                .hint("The proxy's own are shard.target and shard.read."));
+                .hint("The proxy's own are shard.key, shard.target and shard.read."));
             }
         }
         Ok(())
@@ -302,6 +302,10 @@ impl Session {
                         "SHOW".to_owned(),
                     ))
                 }
+                "key" => {
+                    let key = self.routing().key.as_deref().unwrap_or_default().to_owned();
+                    Ok((vec![("shard.key", TEXT)], vec![vec![Cell::Text(key)]], "SHOW".to_owned()))
+                }
                 "read" => {
                     let read = match self.read {
                         ReadSetting::Policy => "",
@@ -318,7 +322,7 @@ impl Session {
                     "42704",
                     format!("unrecognized configuration parameter \"shard.{other}\""),
                 )
-                .hint("SHOW shard.map, shard.epoch, shard.target or shard.read.")),
+                .hint("SHOW shard.map, shard.epoch, shard.key, shard.target or shard.read.")),
             },
             Effect::SetConfig { value: ConfigValue::Text(value), .. } => {
                 let row = vec![Cell::Text(value.clone())];
@@ -334,6 +338,11 @@ impl Session {
 
     fn explain(&self, sql: &str) -> Vec<Vec<Cell>> {
         use super::dispatch::Destination;
+        let sql = match self.restricted(sql.as_bytes()) {
+            Ok(Some(text)) => String::from_utf8_lossy(&text).into_owned(),
+            Ok(None) => sql.to_owned(),
+            Err(error) => return vec![vec![Cell::Text(format!("refused: {error}"))]],
+        };
         let routed = self.with_router(|router, context, _| router.simple(context, sql.as_bytes()));
         let mut lines = Vec::new();
         for statement in &routed.statements {

@@ -16,6 +16,7 @@
 //! - `transaction`, `settings`, `prepared`: PURE state.
 //! - `admin`: sessions of the console.
 //! - `sql_prepared`: what SQL PREPARE and EXECUTE make of the protocol's prepared statements.
+//! - `drawn`: numbers of sequences, drawn ahead.
 //! - `multi_hook`, `participants`: the door to `crate::multi`, for what spans several shards.
 //!
 //! Invariants:
@@ -33,6 +34,7 @@ mod checkout;
 pub mod client;
 mod config;
 mod dispatch;
+mod drawn;
 mod effects;
 mod extended;
 mod io;

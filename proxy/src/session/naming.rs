@@ -8,7 +8,7 @@ use super::simple::is_control;
 use super::{Flow, Session};
 use crate::error::ProxyError;
 use crate::route::plan::{ConfigValue, Effect, SavepointVerb};
-use crate::route::{RouteContext, Routed, Router, is_routing_setting};
+use crate::route::{RouteContext, Routed, RoutedStatement, Router, is_routing_setting};
 use crate::shared::State;
 
 impl Session {
@@ -21,6 +21,35 @@ impl Session {
     /// Calls the router with everything outside the text that a plan depends on.
     pub(super) fn with_router<T>(&self, run: impl FnOnce(&mut Router, &RouteContext<'_>, &State) -> T) -> T {
         self.with_router_under(self.routing(), run)
+    }
+
+    /// With `shard.key` set: the text in its place. `None`: as it is.
+    #[inline]
+    pub(super) fn restricted(&self, sql: &[u8]) -> Result<Option<Vec<u8>>, ProxyError> {
+        let Some(key) = self.routing().key.clone() else { return Ok(None) };
+        self.with_router(|router, context, _| router.restrict(context, sql, &key))
+            .map_err(|refusal| ProxyError::from(&refusal))
+    }
+
+    /// May one of these statements change `shard.key` for another one? Each message is looked at as a whole.
+    pub(super) fn changes_key(&self, statements: &[RoutedStatement]) -> bool {
+        let before = self.transaction.as_ref().is_some_and(|transaction| transaction.settings_before.key.is_some());
+        let has = before
+            || self.local_settings.is_some()
+            || self.settings.key.is_some()
+            || self.startup_settings.key.is_some();
+        let changes = |effect: &Effect| {
+            let undoes = matches!(
+                effect,
+                Effect::Commit { .. }
+                    | Effect::Rollback { .. }
+                    | Effect::Savepoint(SavepointVerb::RollbackTo, _)
+                    | Effect::ResetAll
+            );
+            effect.setting() == Some("shard.key") || (undoes && has)
+        };
+        statements.iter().any(|statement| changes(&statement.plan.effect))
+            && statements.iter().any(|statement| statement.plan.tables.keyed)
     }
 
     /// Names as under these settings; constants as they were read when the message arrived.

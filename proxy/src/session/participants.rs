@@ -230,6 +230,11 @@ impl<'a> Participants<'a> {
         }
     }
 
+    /// Does any shard number types or tables otherwise than the default shard?
+    pub fn has_other_numbers(&self) -> bool {
+        !self.session.worker.state().catalog.oids.is_empty()
+    }
+
     /// A client's parameter types as this server numbers them.
     pub fn parameter_types(&self, at: usize, oids: &[u8]) -> Vec<u8> {
         self.session.declared(at, oids).unwrap_or_else(|| oids.to_vec())
@@ -347,10 +352,6 @@ impl<'a> Participants<'a> {
 
     pub fn take_running(&mut self, name: &Name) -> Option<(Running, usize)> {
         self.session.running.take(name)
-    }
-
-    pub fn has_running(&self, name: &Name) -> bool {
-        self.session.running.has(name)
     }
 
     pub fn new_portal(&mut self) -> String {

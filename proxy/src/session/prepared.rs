@@ -20,6 +20,8 @@ pub struct Entry {
     /// Its name on servers; empty when it must be parsed anew each time.
     pub name: Box<[u8]>,
     pub sql: Box<[u8]>,
+    /// What the client sent, if `shard.key` has put another text in its place.
+    pub original: Option<Box<[u8]>>,
     /// Declared parameter types, 4 bytes each.
     pub oids: Box<[u8]>,
     pub routed: RoutedStatement,
@@ -59,7 +61,12 @@ pub fn shape(message: &[u8]) -> Box<[u8]> {
 impl Entry {
     /// Of what a client decides; the plan, which is shared, grows with the text, too.
     fn size(&self) -> usize {
-        self.sql.len() + self.oids.len() + size_of::<Self>()
+        self.sql.len() + self.original.as_ref().map_or(0, |text| text.len()) + self.oids.len() + size_of::<Self>()
+    }
+
+    /// The text to analyse when the schema or the settings have changed.
+    pub fn source(&self) -> &[u8] {
+        self.original.as_deref().unwrap_or(&self.sql)
     }
 
     /// May servers keep it under a name?
@@ -102,6 +109,7 @@ impl Registry {
     pub fn add(
         &mut self,
         (sql, oids): (&[u8], &[u8]),
+        original: Option<&[u8]>,
         (settings, version): (Rc<Settings>, u64),
         routed: RoutedStatement,
         private: bool,
@@ -112,6 +120,7 @@ impl Registry {
             id: self.next,
             name: if shared { format!("sp_{:x}", self.next).into_bytes().into() } else { Box::default() },
             sql: sql.into(),
+            original: original.map(Into::into),
             oids: oids.into(),
             routed,
             settings,
@@ -196,13 +205,13 @@ mod tests {
         for number in 0..3000 {
             let mut sql = format!("select {number} ").into_bytes();
             sql.resize(limits::PREPARED_TEXT, b' ');
-            registry.add((&sql, b""), (settings.clone(), 1), routed(), false);
+            registry.add((&sql, b""), None, (settings.clone(), 1), routed(), false);
             assert!(registry.bytes <= limits::REGISTRY_BYTES + 2 * limits::PREPARED_TEXT);
         }
         assert!(registry.count > 100 && registry.count < 3000);
         let long = vec![b' '; limits::PREPARED_TEXT + 1];
         let before = registry.count;
-        registry.add((&long, b""), (settings.clone(), 1), routed(), false);
+        registry.add((&long, b""), None, (settings.clone(), 1), routed(), false);
         assert_eq!(registry.count, before, "a long text is not kept");
         assert!(registry.find(&long, b"", settings.id, 1).is_none());
     }

@@ -43,6 +43,8 @@ pub struct Settings {
     pub search_path: SearchPath,
     pub standard_conforming_strings: bool,
     pub client_encoding_is_utf8: bool,
+    /// `shard.key`: the session sees the rows of this key only.
+    pub key: Option<Box<str>>,
     /// The current role: who logged in, or whom SET ROLE and SET SESSION AUTHORIZATION name.
     pub user: String,
 }
@@ -57,7 +59,8 @@ impl Settings {
         self.id == other.id
             || (self.search_path == other.search_path
                 && self.standard_conforming_strings == other.standard_conforming_strings
-                && self.client_encoding_is_utf8 == other.client_encoding_is_utf8)
+                && self.client_encoding_is_utf8 == other.client_encoding_is_utf8
+                && self.key == other.key)
     }
 
     fn new(id: u64, user: &str, values: Vec<(String, Value)>) -> Self {
@@ -75,7 +78,9 @@ impl Settings {
             let name: String = value.plain().chars().filter(char::is_ascii_alphanumeric).collect();
             matches!(name.to_ascii_lowercase().as_str(), "utf8" | "unicode" | "default")
         });
-        Self { id, values, search_path, standard_conforming_strings, client_encoding_is_utf8, user }
+        let key = plain("shard.key").map(Value::plain).filter(|key| !key.is_empty() && !key.eq_ignore_ascii_case("default"));
+        let key = key.map(String::into_boxed_str);
+        Self { id, values, key, search_path, standard_conforming_strings, client_encoding_is_utf8, user }
     }
 }
 

@@ -10,7 +10,8 @@ use crate::route::{NoParams, Routed, RoutedStatement};
 use crate::wire::{build, read};
 
 impl Session {
-    pub(super) fn on_query(&mut self, message: &[u8]) -> Flow {
+    pub(super) fn on_query(&mut self, whole: &[u8]) -> Flow {
+        let message = whole;
         if !self.queue.is_empty() {
             return self.wait_for_replies();
         }
@@ -24,7 +25,25 @@ impl Session {
             self.after_failure();
             return Flow::Done;
         }
+        let restricted = match self.restricted(sql) {
+            Ok(restricted) => restricted,
+            Err(error) => {
+                self.refuse_query(&error);
+                return Flow::Done;
+            }
+        };
+        let mut replaced = Vec::new();
+        let (message, sql) = match &restricted {
+            Some(text) => {
+                build::query(&mut replaced, text);
+                (replaced.as_slice(), text.as_slice())
+            }
+            None => (message, sql),
+        };
         let mut routed = self.with_router(|router, context, _| router.simple(context, sql));
+        if routed.statements.len() > 1 && self.changes_key(&routed.statements) {
+            return self.refuse_several("what changes shard.key, and statements that go by it");
+        }
         if routed.statements.len() > 1
             && let Err(error) = self.route_behind_set(sql, &mut routed)
         {
@@ -43,7 +62,7 @@ impl Session {
         };
         match flow {
             // Reasons found while a server was looked for.
-            Flow::Later if self.failure.is_some() => self.on_query(message),
+            Flow::Later if self.failure.is_some() => self.on_query(whole),
             other => other,
         }
     }
@@ -167,7 +186,7 @@ impl Session {
                     | Effect::Deallocate(_)
                     | Effect::SqlPrepare(_)
                     | Effect::SqlExecute { .. }
-            ) || statement.plan.effect.setting().is_some_and(|name| name.starts_with("shard."));
+            ) || statement.plan.effect.setting().is_some_and(crate::route::is_own_setting);
             if only_proxy && number + 1 == statements.len() && place.is_none() && number == 0 {
                 return self.one(message, sql, statement);
             }

@@ -345,7 +345,7 @@ fn settings_of(
     let mut settings = table.none();
     let mut local = Vec::new();
     for (name, value) in wanted {
-        if name.starts_with("shard.") {
+        if crate::route::is_own_setting(&name) {
             local.push((name, Value::Raw(value)));
         } else {
             settings = table

@@ -16,6 +16,9 @@ impl Session {
     #[inline]
     pub(super) fn entry(&mut self, sql: &[u8], oids: &[u8]) -> Result<Rc<Entry>, ProxyError> {
         let version = self.worker.state().catalog.version;
+        let restricted = self.restricted(sql)?;
+        let original = restricted.as_ref().map(|_| sql);
+        let sql = restricted.as_deref().unwrap_or(sql);
         if !self.has_temp
             && let Some(entry) = self.worker.registry.borrow_mut().find(sql, oids, self.routing().id, version)
         {
@@ -36,7 +39,7 @@ impl Session {
         })?;
         let key = (self.routing().clone(), version);
         let private = self.has_temp || (target && matches!(routed.plan.route, Route::Refuse(_)));
-        Ok(self.worker.registry.borrow_mut().add((sql, oids), key, routed, private))
+        Ok(self.worker.registry.borrow_mut().add((sql, oids), original, key, routed, private))
     }
 
     pub(super) fn statement(&mut self, name: &[u8]) -> Result<Rc<Entry>, ProxyError> {
@@ -58,7 +61,7 @@ impl Session {
         }
         // The schema or search_path changed since: it was routed again by `recheck`. If its result changed, too, the client must
         // hear of it as from PostgreSQL, because it may rely on an old description.
-        let fresh = self.entry(&entry.sql, &entry.oids)?;
+        let fresh = self.entry(entry.source(), &entry.oids)?;
         if let (Some(before), Some(after)) = (&*entry.shape.borrow(), &*fresh.shape.borrow())
             && before != after
         {
@@ -83,7 +86,7 @@ impl Session {
         if same || !old.is_shared() || old.shape.borrow().is_none() {
             return None;
         }
-        let fresh = self.entry(&old.sql, &old.oids).ok()?;
+        let fresh = self.entry(old.source(), &old.oids).ok()?;
         if fresh.shape.borrow().is_some() || !fresh.is_shared() {
             return None;
         }

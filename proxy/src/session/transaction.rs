@@ -22,8 +22,16 @@ pub struct Transaction {
     pub lost: bool,
     /// A sequence was drawn from on another connection than the transaction's own: currval() would not tell.
     pub drew_elsewhere: bool,
-    /// Cursors, and the shard that each is on. Some may be closed already.
-    cursors: Vec<(String, usize)>,
+    cursors: Vec<Cursor>,
+}
+
+/// A cursor on one shard.
+#[derive(Debug)]
+struct Cursor {
+    name: String,
+    shard: usize,
+    /// Savepoints when it was declared: rolled back to an earlier one, it is gone.
+    depth: usize,
 }
 
 #[derive(Debug)]
@@ -52,15 +60,23 @@ impl Transaction {
 
     /// The oldest is forgotten when there are too many: it is looked for as one that was never declared.
     pub fn declared(&mut self, name: &str, shard: usize) {
-        self.cursors.retain(|(known, _)| known != name);
+        self.closed(name);
         if self.cursors.len() >= limits::CURSORS {
             self.cursors.remove(0);
         }
-        self.cursors.push((name.to_owned(), shard));
+        self.cursors.push(Cursor { name: name.to_owned(), shard, depth: self.depth() });
+    }
+
+    pub fn closed(&mut self, name: &str) {
+        self.cursors.retain(|cursor| cursor.name != name);
+    }
+
+    pub fn closed_all(&mut self) {
+        self.cursors.clear();
     }
 
     pub fn cursor(&self, name: &str) -> Option<usize> {
-        self.cursors.iter().find(|(known, _)| known == name).map(|(_, shard)| *shard)
+        self.cursors.iter().find(|cursor| cursor.name == name).map(|cursor| cursor.shard)
     }
 
     /// The one that AND CHAIN begins: with this one's characteristics, and nothing else of it. The caller knows the
@@ -110,6 +126,9 @@ impl Transaction {
         match self.savepoints.iter().rposition(|savepoint| savepoint.name == name) {
             Some(at) => {
                 self.savepoints.truncate(at);
+                for cursor in &mut self.cursors {
+                    cursor.depth = cursor.depth.min(at);
+                }
                 self.hold(sql)
             }
             None => false,
@@ -125,6 +144,7 @@ impl Transaction {
     pub fn rollback_to(&mut self, name: &str) -> Option<Snapshot> {
         let at = self.savepoints.iter().rposition(|savepoint| savepoint.name == name)?;
         self.savepoints.truncate(at + 1);
+        self.cursors.retain(|cursor| cursor.depth <= at);
         let savepoint = &self.savepoints[at];
         self.prologue.truncate(savepoint.prologue + 1);
         self.failed = false;
@@ -136,6 +156,23 @@ impl Transaction {
 mod tests {
     use super::super::settings::SettingsTable;
     use super::*;
+
+    #[test]
+    fn a_cursor_is_known_until_it_is_closed_or_its_savepoint_is_rolled_back() {
+        let none = SettingsTable::new("app", 0).none();
+        let mut tx = Transaction::new("BEGIN", false, none.clone());
+        tx.declared("a", 1);
+        assert!(tx.savepoint("s", "SAVEPOINT s", (none.clone(), None)));
+        tx.declared("b", 2);
+        assert!(tx.savepoint("t", "SAVEPOINT t", (none, None)));
+        tx.declared("c", 3);
+        assert!(tx.release("t", "RELEASE t"));
+        assert_eq!((tx.cursor("a"), tx.cursor("b"), tx.cursor("c")), (Some(1), Some(2), Some(3)));
+        assert!(tx.rollback_to("s").is_some());
+        assert_eq!((tx.cursor("a"), tx.cursor("b"), tx.cursor("c")), (Some(1), None, None));
+        tx.closed("a");
+        assert_eq!(tx.cursor("a"), None);
+    }
 
     #[test]
     fn h21_rollback_to_takes_back_what_was_held_after_the_savepoint() {

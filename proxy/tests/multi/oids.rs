@@ -88,6 +88,20 @@ async fn h23_types_and_tables_have_one_number() {
         .collect();
     assert_eq!(moods, ["ok", "ok", "happy"], "in the order of the type, not of its names");
 
+    // Arrays of such types are brought together, and rows with them moved.
+    let rows = client.query("SELECT s FROM felt ORDER BY m, k", &[]).await.unwrap();
+    assert_eq!(rows.len(), 4);
+    for row in &rows {
+        assert_eq!(row.get::<_, Vec<Label>>(0), [Label("s".into()), Label("m".into())]);
+    }
+    let both = client.query("SELECT array_agg(s ORDER BY k) FROM (SELECT DISTINCT k, s FROM felt) f", &[]).await.unwrap();
+    assert_eq!(both.len(), 1);
+    assert_eq!(client.execute("INSERT INTO felt SELECT k + 5000000, m, s FROM felt", &[]).await.unwrap(), 4);
+    assert_eq!(client.execute("UPDATE felt SET k = k + 1, s = s || 'm'::size WHERE k > 4000000", &[]).await.unwrap(), 4);
+    let grown = client.query_one("SELECT count(*) FROM felt WHERE s::text = '{s,m,m}'", &[]).await.unwrap();
+    assert_eq!(grown.get::<_, i64>(0), 4);
+    client.batch_execute("DELETE FROM felt WHERE k > 4000000").await.unwrap();
+
     // One statement for rows of several shards declares its parameters to each of them.
     let several = client
         .prepare_typed(

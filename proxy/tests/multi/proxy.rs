@@ -14,9 +14,9 @@ pub struct Proxy {
     pub http: u16,
 }
 
-/// Tables by the column `k`; `rates` is a reference table.
-pub const CONFIGURATION: &str =
-    "[key]\ncolumn = \"k\"\ntype = \"int8\"\n[[table]]\nname = \"public.rates\"\nkind = \"reference\"\n";
+/// Tables by the column `k`; `rates` is a reference table. Each INSERT draws its own numbers, as with one PostgreSQL.
+pub const CONFIGURATION: &str = "[key]\ncolumn = \"k\"\ntype = \"int8\"\n[sequences]\nblock = 1\n\
+     [[table]]\nname = \"public.rates\"\nkind = \"reference\"\n";
 
 impl Proxy {
     pub fn start(cluster: &Cluster) -> Self {

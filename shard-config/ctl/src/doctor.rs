@@ -9,6 +9,7 @@ use serde_json::json;
 use shard_config::{Config, ShardId, ShardMap};
 use tokio_postgres::Client;
 
+use crate::constraints;
 use crate::connect::{ANSWER_TIMEOUT, Proxy, ask, cell};
 use crate::output::Report;
 
@@ -29,16 +30,16 @@ const PARTITION_DAYS: u32 = 60;
 const SWEEP_TIMEOUT: Duration = Duration::from_secs(600);
 
 #[derive(Default)]
-struct Findings {
-    all: Vec<(String, Result<String, String>)>,
+pub(crate) struct Findings {
+    pub(crate) all: Vec<(String, Result<String, String>)>,
 }
 
 impl Findings {
-    fn well(&mut self, check: impl Into<String>, what: impl Into<String>) {
+    pub(crate) fn well(&mut self, check: impl Into<String>, what: impl Into<String>) {
         self.all.push((check.into(), Ok(what.into())));
     }
 
-    fn problem(&mut self, check: impl Into<String>, remedy: impl Into<String>) {
+    pub(crate) fn problem(&mut self, check: impl Into<String>, remedy: impl Into<String>) {
         self.all.push((check.into(), Err(remedy.into())));
     }
 
@@ -98,6 +99,7 @@ pub(crate) async fn doctor(proxy: &Proxy, config: Option<&Path>, sweep: bool) ->
         against_config(&map, config, &mut findings);
     }
     let mut schemas = BTreeMap::new();
+    let mut constraints_seen = false;
     for shard in map.shards() {
         let client = match proxy.shard(shard).await {
             Ok(client) => client,
@@ -112,6 +114,13 @@ pub(crate) async fn doctor(proxy: &Proxy, config: Option<&Path>, sweep: bool) ->
         }
         if let Err(error) = partitions(&client, &name, &mut findings).await {
             findings.problem(format!("{name}: partitions"), format!("{error:#}"));
+        }
+        if !constraints_seen {
+            // They are the same on every shard, or that is a finding of its own.
+            match constraints::unenforced(&client, config.as_ref(), &mut findings).await {
+                Ok(()) => constraints_seen = true,
+                Err(error) => findings.problem(format!("{name}: constraints"), format!("{error:#}")),
+            }
         }
         match schema(&client).await {
             Ok(schema) => _ = schemas.insert(shard, schema),

@@ -12,6 +12,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 mod connect;
+mod constraints;
 mod doctor;
 mod explain;
 mod map;

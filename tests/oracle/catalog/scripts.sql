@@ -512,7 +512,6 @@ SET ROLE nosuch;
 SET SESSION AUTHORIZATION postgres;
 --! end
 --! script
---! deviates it runs, and holds the lock for nothing
 LOCK TABLE filled;
 --! end
 --! script
@@ -541,4 +540,56 @@ UPDATE settings SET n = 100 WHERE key = 'alpha';
 SELECT s.n, count(*) FROM settings s, filled f GROUP BY s.n ORDER BY 1 NULLS LAST;
 ROLLBACK;
 SELECT count(*) FROM filled;
+--! end filled
+-- Cursors of one name, on one shard and on several.
+--! script
+BEGIN;
+DECLARE c CURSOR FOR SELECT id FROM filled WHERE tenant_id = {k1} ORDER BY id;
+SAVEPOINT s;
+DECLARE c CURSOR FOR SELECT id FROM filled WHERE tenant_id = {k2} ORDER BY id;
+ROLLBACK TO s;
+DECLARE c CURSOR FOR SELECT id FROM filled ORDER BY id;
+ROLLBACK TO s;
+FETCH 1 FROM c;
+CLOSE c;
+DECLARE c CURSOR FOR SELECT tenant_id, id FROM filled ORDER BY tenant_id, id;
+SAVEPOINT s;
+DECLARE c CURSOR FOR SELECT id FROM filled WHERE tenant_id = {k1} ORDER BY id;
+ROLLBACK TO s;
+FETCH 3 FROM c;
+CLOSE ALL;
+DECLARE c CURSOR FOR SELECT id FROM filled WHERE tenant_id = {k2} ORDER BY id;
+FETCH ALL FROM c;
+COMMIT;
+--! end
+-- A definition does not make another kind of table of one that has rows.
+--! script
+CREATE TABLE made_plain (id int, other int);
+ALTER TABLE made_plain RENAME COLUMN other TO another;
+ALTER TABLE made_plain RENAME TO made_again;
+CREATE TABLE made_child (more int) INHERITS (made_again);
+INSERT INTO made_child VALUES (1, 2, 3);
+SELECT * FROM made_again;
+--! cleanup DROP TABLE IF EXISTS made_child, made_again, made_plain
+--! end
+-- COPY with line ends in its rows; a wrong row says its line.
+--! script
+COPY filled (tenant_id, id, b) FROM STDIN (FORMAT csv);
+{u1},800,"a
+b"
+{u2},800,"c
+
+d"
+{u7},x,"e"
+\.
+COPY filled (tenant_id, id, b) FROM STDIN (FORMAT csv);
+{u1},800,"a
+b"
+,801,"no key"
+\.
+COPY filled (tenant_id, id, b) FROM STDIN;
+{u1}	800	a
+nokey	801	b
+\.
+SELECT count(*) FROM filled WHERE id >= 800;
 --! end filled

@@ -95,3 +95,15 @@ DELETE FROM filled WHERE {where};
 --! list then: WHEN MATCHED THEN UPDATE SET b = 'merged' | WHEN MATCHED AND f.id > 1 THEN DELETE WHEN NOT MATCHED THEN DO NOTHING | WHEN MATCHED THEN DO NOTHING WHEN NOT MATCHED THEN INSERT (tenant_id, id, a) VALUES (v.t, v.i, v.i + 5000)
 --! writes filled
 MERGE INTO filled f {merge} {then};
+-- Rows of reference tables that depend on which rows are found first, or lie where.
+--! list first: UPDATE products p SET name = c.name FROM countries c WHERE c.code = 'DE' AND p.id < 3 | UPDATE products SET name = (SELECT string_agg(code, ',' ORDER BY code) FROM countries) WHERE id = 1 | UPDATE products SET price = (SELECT count(*) FROM countries) WHERE id < 4 | INSERT INTO products (id, name) SELECT 900 + row_number() OVER (ORDER BY code), name FROM countries
+--! + INSERT INTO products (id, name) SELECT DISTINCT ON (category) id + 900, name FROM products ORDER BY category, id | INSERT INTO products (id, name) SELECT id, 'again' FROM products WHERE id < 3 ON CONFLICT (id) DO UPDATE SET name = excluded.name | INSERT INTO products (id, name) SELECT id, 'again' FROM products ON CONFLICT DO NOTHING
+--! writes products
+{first};
+--! list locked: FOR UPDATE OF o | FOR SHARE OF o | FOR NO KEY UPDATE OF o NOWAIT
+--! rows any
+SELECT o.id, c.name FROM orders o JOIN countries c ON c.code = o.country WHERE o.tenant_id = {k1} {locked};
+--! writes filled
+DELETE FROM filled a USING filled b WHERE a.tenant_id = b.tenant_id AND a.id = b.id AND a.ctid < b.ctid;
+--! writes filled
+UPDATE filled SET b = 'here' WHERE tenant_id = {k1} AND ctid = (SELECT min(ctid) FROM filled WHERE tenant_id = {k1} AND id = 1) RETURNING id;

@@ -25,7 +25,7 @@ use super::gather::{check_views, parameter_oids, select_of};
 use super::pour::{self, binary_results};
 use super::limits::GATHER_ANALYZE_ROWS;
 use super::statement::say_rows;
-use super::{Failure, commit};
+use super::{Failure, carry, commit};
 use crate::catalog::TableKind;
 use crate::error::{Column as ErrorColumn, ProxyError};
 use crate::oids::FIRST_USER_OID;
@@ -239,14 +239,18 @@ impl Applying<'_> {
             oid.try_into().is_ok_and(|oid| u32::from_be_bytes(oid) < FIRST_USER_OID)
         };
         let filter = self.plan.filter.as_ref().filter(|_| oids.chunks_exact(4).all(built_in));
-        let stored = names(&shape.stored());
+        let columns = shape.stored();
+        let stored = names(&columns);
+        let carried = carry::as_text(p, self.scratch, TARGET).await?;
+        let quoted: Vec<String> = columns.iter().map(|column| column.quoted()).collect();
+        let list = carried.as_ref().map_or_else(|| stored.clone(), |carried| carried.list(Some(&quoted)));
         let alias = filter.map_or(&self.plan.name, |filter| &filter.alias);
         let condition = filter.map_or(String::new(), |filter| format!(" WHERE {}\n", filter.condition));
         // As PostgreSQL's own UPDATE would (src/backend/access/heap/README.tuplock).
         let lock = if self.plan.command == Command::Update { "NO KEY UPDATE" } else { "UPDATE" };
         let select = |shard: usize| {
             format!(
-                "SELECT {stored}, {shard}::pg_catalog.int4, tableoid, ctid FROM {} AS {}{condition} FOR {lock}",
+                "SELECT {list}, {shard}::pg_catalog.int4, tableoid, ctid FROM {} AS {}{condition} FOR {lock}",
                 full_name(self.plan),
                 quote(alias)
             )
@@ -261,6 +265,9 @@ impl Applying<'_> {
             locks: true,
         };
         load.run(p, self.scratch, bytes).await?;
+        if let Some(carried) = carried {
+            exchange::ask(p, self.scratch, &carried.back).await?.ok()?;
+        }
         exchange::ask(p, self.scratch, &shape.remember()).await?.ok()?;
         Ok(())
     }
@@ -272,15 +279,22 @@ impl Applying<'_> {
             (Spread::Default, Some(default)) => vec![default],
             (Spread::Default, None) => return Ok(()),
         };
-        let select = select_of(table, false);
+        let temporary = format!("pg_temp.{}", temporary_name(n));
+        let carried = carry::as_text(p, self.scratch, &temporary).await?;
+        let list = carried.as_ref().map_or("*".to_owned(), |carried| carried.list(None));
+        let select = select_of(table, &list, false);
         let load = Load {
-            into: format!("COPY pg_temp.{} FROM STDIN (FORMAT binary)", temporary_name(n)),
+            into: format!("COPY {temporary} FROM STDIN (FORMAT binary)"),
             from: from.into_iter().map(|at| (at, select.clone())).collect(),
             parameters: None,
             locks: false,
         };
-        if load.run(p, self.scratch, bytes).await? >= GATHER_ANALYZE_ROWS {
-            let analyze = format!("ANALYZE pg_temp.{}", temporary_name(n));
+        let rows = load.run(p, self.scratch, bytes).await?;
+        if let Some(carried) = carried {
+            exchange::ask(p, self.scratch, &carried.back).await?.ok()?;
+        }
+        if rows >= GATHER_ANALYZE_ROWS {
+            let analyze = format!("ANALYZE {temporary}");
             exchange::ask(p, self.scratch, &analyze).await?.ok()?;
         }
         Ok(())

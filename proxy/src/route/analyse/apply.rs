@@ -41,6 +41,17 @@ pub(super) struct Write<'a> {
     tail_unstable: bool,
 }
 
+impl<'a> Write<'a> {
+    /// The table, the name by which the statement's columns refer to it, and what is done.
+    pub(super) fn target(&self) -> (&'a Table, &str, Command) {
+        (self.table, self.alias.as_deref().unwrap_or(&self.table.name), self.command)
+    }
+
+    pub(super) fn assigns(&self, column: &str) -> bool {
+        self.assigned.iter().any(|assigned| assigned == column)
+    }
+}
+
 /// How one text is applied.
 #[derive(Debug)]
 pub struct ApplyPlan {
@@ -111,7 +122,7 @@ impl<'a> Builder<'a> {
         let column = write.table.columns.iter().find(|column| column.name == name);
         let sharded = matches!(write.table.kind, TableKind::Sharded { .. });
         match column.filter(|column| default && sharded && column.draws) {
-            Some(column) => self.soften(block, super::dml::draws(&column.name)),
+            Some(column) => self.soften(block, super::insert::draws(&column.name)),
             None => Ok(()),
         }
     }
@@ -124,7 +135,7 @@ impl<'a> Builder<'a> {
         };
         let missing = write.table.columns.iter().find(|column| column.draws && !given(&column.name));
         match missing {
-            Some(column) => self.soften(block, super::dml::draws(&column.name)),
+            Some(column) => self.soften(block, super::insert::draws(&column.name)),
             None => Ok(()),
         }
     }

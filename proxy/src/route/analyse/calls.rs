@@ -28,6 +28,7 @@ impl Builder<'_> {
         if call.over().is_none() && functions.iter().any(|f| f.aggregate) {
             self.aggregate(call, place.block);
         }
+        self.note_order(call, &name, functions.iter().any(|f| f.aggregate));
         let bare = name.rsplit('.').next().unwrap_or_default();
         let clock = builtin && matches!(bare, "now" | "transaction_timestamp");
         if clock {
@@ -60,6 +61,7 @@ impl Builder<'_> {
                 self.seen.other_default_function |= bare != "nextval" || !builtin;
                 self.seen.session_lock |= is_session_lock(bare);
                 self.seen.sequence_value |= reads_sequence(bare);
+                self.seen.sets_sequence |= bare == "setval";
                 Ok(())
             }
             FunctionRoute::Keyed { argument, array, key_type } => {
@@ -166,6 +168,7 @@ impl Builder<'_> {
             self.seen.other_default_function |= name != "nextval";
             self.seen.session_lock |= is_session_lock(name);
             self.seen.sequence_value |= reads_sequence(name);
+            self.seen.sets_sequence |= name == "setval";
         }
         Ok(())
     }

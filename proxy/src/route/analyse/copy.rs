@@ -102,7 +102,7 @@ fn draws_nothing(copy: &nodes::CopyStmt, table: &Table) -> Result<()> {
     };
     match table.columns.iter().find(|column| column.draws && !is_copied(&column.name)) {
         None => Ok(()),
-        Some(column) => Err(super::dml::draws(&column.name)),
+        Some(column) => Err(super::insert::draws(&column.name)),
     }
 }
 

@@ -1,15 +1,14 @@
-//! Definitions: run on every shard, so that all have one schema; and what a sharded table may not have (H11).
+//! Definitions: run on every shard, so that all have one schema. What a table may not have is in [`super::constraints`],
+//! what would make it another kind of table in [`super::placement`].
 
-use pg_raw_parse::raw::{AlterTableType, ConstrType, ObjectType, TableLikeOption};
+use pg_raw_parse::raw::ObjectType;
 use pg_raw_parse::{Node, nodes};
-use shard_config::KeyType;
 
-use super::expr::builtin_type;
 use super::ir::{Builder, Result};
 use super::names::Found;
 use super::plain_plan;
 use super::utility::autocommit;
-use crate::catalog::{Declared, Table, TableKind};
+use crate::catalog::{Table, TableKind};
 use crate::route::plan::{Access, Broadcast, Effect, Plan, Refusal, Route};
 
 /// `RELPERSISTENCE_TEMP` of pg_class.h.
@@ -58,6 +57,14 @@ impl Builder<'_> {
                 self.check_rename(rename)?;
                 everywhere()
             }
+            Node::AlterObjectSchemaStmt(alter) => {
+                self.check_new_schema(alter)?;
+                everywhere()
+            }
+            Node::CreateSchemaStmt(create) if !create.schema_elts().is_empty() => Err(Refusal::unsupported(
+                "CREATE SCHEMA with the objects in it",
+                "Create the schema first, then its objects, each by a statement of its own.",
+            )),
             Node::ViewStmt(view) if temporary(view.view()) => {
                 self.pin_temporary(view.view(), "temporary view")
             }
@@ -106,7 +113,6 @@ impl Builder<'_> {
             | Node::AlterForeignServerStmt(_)
             | Node::AlterFunctionStmt(_)
             | Node::AlterObjectDependsStmt(_)
-            | Node::AlterObjectSchemaStmt(_)
             | Node::AlterOpFamilyStmt(_)
             | Node::AlterOperatorStmt(_)
             | Node::AlterOwnerStmt(_)
@@ -230,6 +236,7 @@ impl Builder<'_> {
         }
         let name = create.relation().map_or_else(Default::default, |var| self.full_name(var));
         let key = self.key_of_new(create, &name)?;
+        self.check_parents(create, key.as_deref(), &name)?;
         for element in create.table_elts() {
             match element {
                 Node::ColumnDef(column) => self.check_column(column, key.as_deref(), &name)?,
@@ -246,7 +253,7 @@ impl Builder<'_> {
         everywhere()
     }
 
-    fn full_name(&self, var: &nodes::RangeVar) -> (String, String) {
+    pub(super) fn full_name(&self, var: &nodes::RangeVar) -> (String, String) {
         let schema = var.schemaname().unwrap_or_else(|| self.creation_schema());
         (schema.to_owned(), var.relname().unwrap_or_default().to_owned())
     }
@@ -262,255 +269,18 @@ impl Builder<'_> {
         self.context.search_path.schemas().find(|s| !s.starts_with("pg_") && exists(s)).unwrap_or("public")
     }
 
-    /// The key column that a table about to be created will have.
-    fn key_of_new(&self, create: &nodes::CreateStmt, name: &(String, String)) -> Result<Option<String>> {
-        match self.context.catalog.declared.get(name) {
-            Some(Declared::Sharded { column, .. }) => return Ok(Some(column.clone())),
-            Some(Declared::Reference | Declared::Plain) => return Ok(None),
-            None => {}
-        }
-        let Some((key, key_type)) = &self.context.catalog.key_column else { return Ok(None) };
-        for element in create.table_elts() {
-            match element {
-                Node::ColumnDef(column) if column.colname() == Some(key) => {
-                    return check_key_type(column, *key_type, name).map(|()| Some(key.clone()));
-                }
-                Node::TableLikeClause(like) => {
-                    if let Some(key) = like.relation().and_then(|var| self.sharded_key(var)) {
-                        return Ok(Some(key));
-                    }
-                }
-                _ => {}
-            }
-        }
-        // A partition or child has its parent's columns.
-        let mut parents = create.inh_relations().iter().filter_map(|node| match node {
-            Node::RangeVar(var) => self.sharded_key(var),
-            _ => None,
-        });
-        Ok(parents.next_back())
-    }
-
-    fn known(&self, var: &nodes::RangeVar) -> Option<&Table> {
+    pub(super) fn known(&self, var: &nodes::RangeVar) -> Option<&Table> {
         match self.relation(var) {
             Ok(Found::Table(table)) => Some(table),
             _ => None,
         }
     }
 
-    fn sharded_key(&self, var: &nodes::RangeVar) -> Option<String> {
+    pub(super) fn sharded_key(&self, var: &nodes::RangeVar) -> Option<String> {
         let table = self.known(var)?;
         match table.kind {
             TableKind::Sharded { key_index, .. } => table.columns.get(key_index).map(|c| c.name.clone()),
             _ => None,
         }
     }
-
-    fn check_column(
-        &self,
-        column: &nodes::ColumnDef,
-        key: Option<&str>,
-        table: &(String, String),
-    ) -> Result<()> {
-        for node in column.constraints() {
-            if let Node::Constraint(constraint) = node {
-                self.check_constraint(constraint, key, table, column.colname())?;
-            }
-        }
-        Ok(())
-    }
-
-    /// The indexes of a table without the key may be unique without it.
-    fn check_like(
-        &self,
-        like: &nodes::TableLikeClause,
-        key: Option<&str>,
-        table: &(String, String),
-    ) -> Result<()> {
-        let Some(key) = key.filter(|_| like.options & TableLikeOption::CREATE_TABLE_LIKE_INDEXES != 0) else {
-            return Ok(());
-        };
-        match like.relation().and_then(|var| self.sharded_key(var)) {
-            Some(same) if same == key => Ok(()),
-            _ => Err(lacks_key("an index copied by LIKE INCLUDING INDEXES", key, table)),
-        }
-    }
-
-    /// Uniqueness and references are enforced by one shard, so they must include the key.
-    fn check_constraint(
-        &self,
-        constraint: &nodes::Constraint,
-        key: Option<&str>,
-        table: &(String, String),
-        column: Option<&str>,
-    ) -> Result<()> {
-        let named = |list: &pg_raw_parse::list::NodeList| -> Vec<String> {
-            let mut names: Vec<String> = list.iter().filter_map(|n| n.as_str().map(str::to_owned)).collect();
-            if names.is_empty() {
-                names.extend(column.map(str::to_owned));
-            }
-            names
-        };
-        let (kind, columns) = match constraint.contype {
-            ConstrType::CONSTR_PRIMARY => ("PRIMARY KEY", named(constraint.keys())),
-            ConstrType::CONSTR_UNIQUE => ("UNIQUE constraint", named(constraint.keys())),
-            ConstrType::CONSTR_EXCLUSION => ("EXCLUDE constraint", excluded_columns(constraint)),
-            ConstrType::CONSTR_FOREIGN => {
-                let columns = named(constraint.fk_attrs());
-                return self.check_reference(constraint, key, table, &columns);
-            }
-            _ => return Ok(()),
-        };
-        match key {
-            // UNIQUE USING INDEX names no columns: the index was checked when it was made.
-            Some(key) if constraint.indexname().is_none() && !columns.iter().any(|c| c == key) => {
-                Err(lacks_key(kind, key, table))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    fn check_reference(
-        &self,
-        constraint: &nodes::Constraint,
-        key: Option<&str>,
-        table: &(String, String),
-        columns: &[String],
-    ) -> Result<()> {
-        let Some(target) = constraint.pktable() else { return Ok(()) };
-        let itself = self.full_name(target) == *table;
-        let target_key = if itself { key.map(str::to_owned) } else { self.sharded_key(target) };
-        let kind = self.known(target).map(|t| t.kind.clone());
-        let full = format!("{}.{}", table.0, table.1);
-        match (key, target_key) {
-            (None, None) => Ok(()),
-            (Some(_), None) if matches!(kind, Some(TableKind::Plain)) => Err(Refusal::unsupported(
-                format!(
-                    "sharded table {full} cannot reference a plain table, whose rows are on the default shard"
-                ),
-                "Declare the referenced table as a reference table.",
-            )),
-            (Some(_), None) => Ok(()),
-            (None, Some(_)) => Err(Refusal::unsupported(
-                format!("table {full} is not sharded and cannot reference a sharded table"),
-                "Give it the key column.",
-            )),
-            (Some(key), Some(target_key)) => {
-                let pairs: Vec<String> =
-                    constraint.pk_attrs().iter().filter_map(|n| n.as_str().map(str::to_owned)).collect();
-                let position = columns.iter().position(|c| c == key);
-                let matches = match position {
-                    None => false,
-                    Some(_) if pairs.is_empty() => true,
-                    Some(i) => pairs.get(i) == Some(&target_key),
-                };
-                if matches { Ok(()) } else { Err(lacks_key("FOREIGN KEY", key, table)) }
-            }
-        }
-    }
-
-    fn check_index(&self, index: &nodes::IndexStmt) -> Result<()> {
-        let Some(var) = index.relation().filter(|_| index.unique) else { return Ok(()) };
-        let Some(key) = self.sharded_key(var) else { return Ok(()) };
-        if index.index_params().iter().any(|element| element.name() == Some(&key)) {
-            return Ok(());
-        }
-        Err(lacks_key("UNIQUE index", &key, &self.full_name(var)))
-    }
-
-    fn check_alter(&self, alter: &nodes::AlterTableStmt) -> Result<()> {
-        let Some(var) = alter.relation() else { return Ok(()) };
-        let key = self.sharded_key(var);
-        let name = self.full_name(var);
-        for node in alter.cmds() {
-            let Node::AlterTableCmd(command) = node else { continue };
-            let on_key = key.is_some() && command.name() == key.as_deref();
-            match (command.subtype, command.def()) {
-                (AlterTableType::AT_AddConstraint, Node::Constraint(constraint)) => {
-                    self.check_constraint(constraint, key.as_deref(), &name, None)?;
-                }
-                (AlterTableType::AT_AddColumn, Node::ColumnDef(column)) => {
-                    self.check_column(column, key.as_deref(), &name)?;
-                    let configured = self.context.catalog.key_column.as_ref().map(|(key, _)| key.as_str());
-                    let declared = self.context.catalog.declared.contains_key(&name);
-                    if key.is_none()
-                        && !declared
-                        && self.known(var).is_some()
-                        && column.colname() == configured
-                    {
-                        return Err(Refusal::unsupported(
-                            format!(
-                                "adding the sharding key to {}.{} would make it a sharded table",
-                                name.0, name.1
-                            ),
-                            "Create a new table with the key and copy the rows.",
-                        ));
-                    }
-                }
-                (
-                    AlterTableType::AT_DropColumn
-                    | AlterTableType::AT_AlterColumnType
-                    | AlterTableType::AT_DropNotNull,
-                    _,
-                ) if on_key => return Err(alters_key(&name)),
-                _ => {}
-            }
-        }
-        Ok(())
-    }
-
-    fn check_rename(&self, rename: &nodes::RenameStmt) -> Result<()> {
-        let Some(var) = rename.relation().filter(|_| rename.rename_type == ObjectType::OBJECT_COLUMN) else {
-            return Ok(());
-        };
-        match self.sharded_key(var) {
-            Some(key) if rename.subname() == Some(&key) => Err(alters_key(&self.full_name(var))),
-            _ => Ok(()),
-        }
-    }
-}
-
-fn check_key_type(column: &nodes::ColumnDef, key_type: KeyType, table: &(String, String)) -> Result<()> {
-    let found = column.type_name().and_then(builtin_type).filter(|t| !t.array).map(|t| t.oid);
-    if found == Some(key_type.oid()) {
-        return Ok(());
-    }
-    Err(Refusal::unsupported(
-        format!(
-            "column {} of {}.{} has the sharding key's name but not its type {key_type}",
-            column.colname().unwrap_or_default(),
-            table.0,
-            table.1
-        ),
-        "Give it that type; or declare the table in the configuration ([[table]] kind = \"plain\" or \"reference\").",
-    ))
-}
-
-fn excluded_columns(constraint: &nodes::Constraint) -> Vec<String> {
-    let mut columns = Vec::new();
-    for pair in constraint.exclusions() {
-        let mut parts = pair.as_node_list().into_iter().flatten();
-        let (Some(Node::IndexElem(element)), Some(operator)) = (parts.next(), parts.next()) else { continue };
-        let equal = operator
-            .as_node_list()
-            .is_some_and(|o| o.iter().next_back().and_then(|n| n.as_str()) == Some("="));
-        if equal {
-            columns.extend(element.name().map(str::to_owned));
-        }
-    }
-    columns
-}
-
-fn lacks_key(kind: &str, key: &str, table: &(String, String)) -> Refusal {
-    Refusal::unsupported(
-        format!("{kind} of sharded table {}.{} does not include the sharding key {key}", table.0, table.1),
-        format!("It would hold within each shard only; include {key}, for example PRIMARY KEY ({key}, id)."),
-    )
-}
-
-fn alters_key(table: &(String, String)) -> Refusal {
-    Refusal::unsupported(
-        format!("the sharding key of {}.{} cannot be altered: rows are placed by it", table.0, table.1),
-        "Create a new table and copy the rows.",
-    )
 }

@@ -330,6 +330,10 @@ impl Builder<'_> {
                 self.seen.outer_aggregate = true;
                 self.children(node, place)?;
             }
+            Node::A_Expr(operation) => {
+                self.note_address(operation);
+                self.children(node, place)?;
+            }
             Node::CurrentOfExpr(_) => self.seen.cursor = true,
             Node::SQLValueFunction(function) => {
                 self.seen.unstable = Some("CURRENT_TIMESTAMP or CURRENT_USER".to_owned());

@@ -117,7 +117,10 @@ impl Builder<'_> {
         let mut open = false;
         let kind = match table.kind {
             TableKind::Sharded { key_index, key_type } => RelKind::Sharded { key: key_index, key_type },
-            TableKind::Reference => RelKind::Other,
+            TableKind::Reference => {
+                self.reference_items.push((block, alias.clone(), full.clone()));
+                RelKind::Other
+            }
             TableKind::Plain => {
                 self.seen.default = Some(format!("plain table {full}"));
                 RelKind::Other
@@ -130,6 +133,7 @@ impl Builder<'_> {
             }
             TableKind::View => {
                 let view = self.view(table, &full)?;
+                self.derived_items.push((block, alias.clone(), view));
                 exports = self.exports(view);
                 RelKind::Derived(view)
             }
@@ -176,6 +180,7 @@ impl Builder<'_> {
         let columns = self.block_columns(inner, &alias_columns(sub.alias()));
         let exports = self.exports(inner);
         let open = self.blocks[inner].outputs.is_none();
+        self.derived_items.push((block, alias.clone(), inner));
         let rel = Rel { kind: RelKind::Derived(inner), name: format!("subquery {alias}"), columns };
         let rel = self.add_rel(block, scope, rel);
         self.export_facts(rel, &exports, block, scope);

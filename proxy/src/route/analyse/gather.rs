@@ -30,7 +30,7 @@ enum What {
     Table(GatherTable),
     /// What is written, and the name of its copy.
     Target(&'static str),
-    View { text: String, sources: Vec<Source> },
+    View { full: (String, String), text: String, sources: Vec<Source> },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -101,6 +101,34 @@ pub fn temporary_name(n: usize) -> String {
 }
 
 impl Source {
+    /// Schema and name, if it reads sharded rows.
+    pub(super) fn sharded(&self) -> Option<(&str, &str)> {
+        match &self.what {
+            What::Table(table) if table.kind == Spread::Shards => Some((&table.schema, &table.name)),
+            What::View { full, sources, .. } if sources.iter().any(|source| source.sharded().is_some()) => {
+                Some((&full.0, &full.1))
+            }
+            _ => None,
+        }
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(super) fn only(&self) -> bool {
+        self.only
+    }
+
+    pub(super) fn has_alias(&self) -> bool {
+        self.has_alias
+    }
+
+    /// Where its name stands, and whether it is where no alias can be.
+    pub(super) fn span(&self, text: &str, tokens: &[Token]) -> Result<(Range<usize>, bool)> {
+        name_span(text, tokens, self)
+    }
+
     pub(super) fn target(var: &nodes::RangeVar, copy: &'static str) -> Option<Self> {
         Some(Self {
             location: usize::try_from(var.location).ok()?,
@@ -120,7 +148,10 @@ impl Builder<'_> {
         }
         let what = match (&table.kind, &table.view_definition) {
             (TableKind::System, _) => return,
-            (TableKind::View, Some(text)) => What::View { text: text.clone(), sources: inner },
+            (TableKind::View, Some(text)) => {
+                let full = (table.schema.clone(), table.name.clone());
+                What::View { full, text: text.clone(), sources: inner }
+            }
             (kind, _) => What::Table(GatherTable {
                 schema: table.schema.clone(),
                 name: table.name.clone(),
@@ -239,7 +270,7 @@ pub(super) fn splice(
             What::Table(_) => continue,
             What::Target(copy) => (*copy).to_owned(),
             What::View { .. } if source.only => return Err(unreadable()),
-            What::View { text, sources } => {
+            What::View { text, sources, .. } => {
                 let inner = splice(text.trim_end().trim_end_matches(';'), sources, true, all, tables)?;
                 format!("({inner})")
             }

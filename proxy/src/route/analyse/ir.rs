@@ -195,6 +195,12 @@ pub(super) struct Seen {
     /// FOR UPDATE and the like.
     pub(super) locks: bool,
     pub(super) limit: bool,
+    /// What may come out differently where the same rows lie in another order.
+    pub(super) order: Option<String>,
+    /// A reference table of which rows are locked.
+    pub(super) locked_reference: Option<String>,
+    /// Where a row is, or which transaction wrote it, is compared with a given value: true for one server only.
+    pub(super) address: bool,
     /// INSERT, UPDATE, DELETE and MERGE, those within WITH too.
     pub(super) write_count: usize,
     /// `default` is (also) a function other than nextval().
@@ -205,6 +211,8 @@ pub(super) struct Seen {
     pub(super) session_lock: bool,
     /// currval() or lastval().
     pub(super) sequence_value: bool,
+    /// setval().
+    pub(super) sets_sequence: bool,
     pub(super) tables: SeenTables,
     pub(super) parameters: u16,
     /// Something whose answer depends on the table itself and not only on its rows: ctid, tableoid, TABLESAMPLE, names
@@ -288,6 +296,10 @@ pub(super) struct Builder<'a> {
     pub(super) assigned_keys: usize,
     /// Relations named in FROM, of the text that is being looked at.
     pub(super) sources: Vec<Source>,
+    /// Reference tables in FROM: the block, the name in it, the table.
+    pub(super) reference_items: Vec<(BlockId, String, String)>,
+    /// Subqueries and views in FROM: the block, the name in it, their own block.
+    pub(super) derived_items: Vec<(BlockId, String, BlockId)>,
     /// What the outermost query's FROM shows.
     pub(super) top_items: Option<Vec<Item>>,
 }
@@ -316,6 +328,8 @@ impl<'a> Builder<'a> {
             soft: None,
             assigned_keys: 0,
             sources: Vec::new(),
+            reference_items: Vec::new(),
+            derived_items: Vec::new(),
             top_items: None,
         }
     }

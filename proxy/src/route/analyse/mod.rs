@@ -1,19 +1,23 @@
 //! Statement -> plan, by PostgreSQL's own grammar. Runs on a cache miss only.
 //!
 //! - [`ir`], [`facts`]: relation occurrences, query blocks and equalities.
-//! - [`names`], [`from`], [`select`], [`dml`], [`merge`], [`expr`], [`calls`]: the parse tree becomes blocks.
+//! - [`names`], [`from`], [`select`], [`dml`] with [`insert`], [`merge`], [`expr`], [`calls`]: the parse tree becomes blocks.
 //! - [`prove`]: every sharded occurrence is bound to the key.
 //! - [`scatter`]: if not, whether every shard can answer for its own rows; [`split`], with [`groups`] and [`write`]: a
 //!   query cut into the shards' parts and what PostgreSQL makes of them; [`gather`]: what to bring together if neither.
 //! - [`apply`]: writes that are done to copies first.
+//! - [`tenant`]: the text for a session that sees one key only.
 //! - [`around`]: the query within COPY, EXPLAIN and DECLARE.
-//! - [`utility`], [`ddl`], [`copy`]: statements that are not queries; [`changes`]: what a definition changes.
+//! - [`physical`]: what is one server's own, such as a row's address.
+//! - [`utility`], [`ddl`] with [`constraints`] and [`placement`], [`copy`]: statements that are not queries; [`changes`]: what
+//!   a definition changes.
 //! - [`syntax`]: texts that the grammar refuses, and texts that are not UTF-8.
 
 pub(super) mod apply;
 mod around;
 mod calls;
 mod changes;
+mod constraints;
 mod copy;
 mod ddl;
 mod dml;
@@ -22,14 +26,18 @@ mod facts;
 mod from;
 pub(super) mod gather;
 mod groups;
+mod insert;
 mod ir;
 mod merge;
 mod names;
+mod physical;
+mod placement;
 mod prove;
 mod scatter;
 mod select;
 pub(super) mod split;
 mod syntax;
+pub(super) mod tenant;
 mod tokens;
 mod utility;
 mod write;
@@ -167,6 +175,17 @@ pub fn apply_plan(
     planned.unwrap_or_else(|_| Err(dml::odd_statement()))
 }
 
+/// The text for a session that sees one key only; see [`tenant`].
+pub fn restrict(
+    context: &RouteContext<'_>,
+    text: &str,
+    literals: &Literals,
+    value: &str,
+) -> std::result::Result<Option<tenant::Restricted>, Refusal> {
+    catch_unwind(AssertUnwindSafe(|| tenant::restrict(context, text, literals, value)))
+        .unwrap_or_else(|_| Err(dml::odd_statement()))
+}
+
 fn analyse(context: &RouteContext<'_>, text: &[u8], literals: &Literals, sure: bool) -> Analysed {
     let never = |plan| Analysed { plan, sharing: Sharing::Never };
     let none = Literals::new();
@@ -291,6 +310,8 @@ impl Builder<'_> {
             Effect::Pin("session advisory lock")
         } else if seen.sequence_value {
             Effect::ReadsSequence
+        } else if seen.sets_sequence {
+            Effect::SetsSequence
         } else {
             Effect::None
         };
@@ -311,6 +332,15 @@ impl Builder<'_> {
         let sharded = !self.keys.is_empty();
         if let Some(table) = self.seen.reference_write.clone() {
             return self.reference_write(&table);
+        }
+        if let Some(table) = self.seen.locked_reference.clone().filter(|_| sharded) {
+            return Err(Refusal::unsupported(
+                format!(
+                    "row locks on reference table {table} together with a sharded table: they would be on one shard's copy, \
+                     and exclude nobody elsewhere"
+                ),
+                "Lock the sharded rows alone (FOR UPDATE OF ...), and the reference rows by a statement of their own.",
+            ));
         }
         if let Some(what) = self.seen.default.clone() {
             if sharded {
@@ -364,6 +394,10 @@ impl Builder<'_> {
             Some("a temporary table".to_owned())
         } else if let Some(what) = &seen.unstable {
             Some(format!("{what}, which may differ from shard to shard"))
+        } else if let Some(what) = seen.physical.as_ref().filter(|what| !what.starts_with("the name")) {
+            Some(format!("{what}, which is each server's own"))
+        } else if let Some(what) = &seen.order {
+            Some(what.clone())
         } else if seen.limit {
             Some("LIMIT, which may choose other rows on each shard".to_owned())
         } else {

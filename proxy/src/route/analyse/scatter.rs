@@ -46,6 +46,8 @@ impl Builder<'_> {
             || seen.session_lock
             || seen.default_function
             || seen.cursor
+            || seen.address
+            || seen.locked_reference.is_some()
         {
             return None;
         }
@@ -210,18 +212,5 @@ impl Builder<'_> {
     fn is_own(&self, reference: &nodes::ColumnRef, first: usize) -> bool {
         let column = self.column(reference);
         column.is_some_and(|c| matches!(c.term, Some(Term::Column(rel, _)) if rel >= first))
-    }
-
-    /// Columns that a copy of the rows would not have, and names that would not find the copy.
-    pub(super) fn note_physical(&mut self, reference: &nodes::ColumnRef) {
-        let parts: Vec<&str> = reference.fields().iter().filter_map(Node::as_str).collect();
-        let system = parts
-            .last()
-            .filter(|name| matches!(**name, "ctid" | "xmin" | "xmax" | "cmin" | "cmax" | "tableoid"));
-        if let Some(name) = system {
-            self.seen.physical = Some(format!("column {name}"));
-        } else if reference.fields().len() > 2 {
-            self.seen.physical = Some(format!("the name {}", parts.join(".")));
-        }
     }
 }

@@ -69,6 +69,7 @@ impl Builder<'_> {
         for node in select.distinct_clause() {
             self.positional(node, place)?;
             if !matches!(node, Node::None) {
+                self.seen.order = Some("DISTINCT ON".to_owned());
                 let term = self.column_term(node).map(|(term, _)| term);
                 distinct_on.get_or_insert_with(Vec::new).extend(term);
             }
@@ -113,6 +114,7 @@ impl Builder<'_> {
         if !select.locking_clause().is_empty() {
             self.seen.writes = true;
             self.seen.locks = true;
+            self.note_locks(select.locking_clause(), place.block);
         }
         Ok(())
     }
@@ -283,7 +285,10 @@ impl Builder<'_> {
             let id = match cte.ctequery() {
                 Node::SelectStmt(select) if recursive => self.recursive(select, name, &aliases)?,
                 query => {
-                    let inner = self.modifying_or_select(query)?;
+                    let inner = self.modifying_or_select(query).map_err(|refusal| match with.recursive {
+                        true => of_itself(refusal, &name),
+                        false => refusal,
+                    })?;
                     self.add_cte(name, inner, &aliases, closed)
                 }
             };
@@ -385,6 +390,16 @@ impl Builder<'_> {
             self.add_fact(block, Some(scope), fact);
         }
     }
+}
+
+/// A CTE of a WITH RECURSIVE that looks for itself and is no UNION (src/backend/parser/parse_cte.c).
+fn of_itself(refusal: Refusal, name: &str) -> Refusal {
+    if refusal.sqlstate != "42P01" || !refusal.message.contains(&format!("\"{name}\"")) {
+        return refusal;
+    }
+    let message =
+        format!("recursive query \"{name}\" does not have the form non-recursive-term UNION [ALL] recursive-term");
+    Refusal { sqlstate: "42P19", message, ..refusal }
 }
 
 pub(super) fn merge(mut values: Vec<Value>) -> Option<Value> {

@@ -251,7 +251,8 @@ impl Builder<'_> {
                 ));
             }
         };
-        Ok(plain_plan(route, Access::Write, Effect::None))
+        let effect = if verb == "LOCK" { Effect::NeedsBlock("LOCK TABLE") } else { Effect::None };
+        Ok(plain_plan(route, Access::Write, effect))
     }
 
     /// `SELECT set_config('name', 'value', local)` is a SET.
@@ -302,7 +303,7 @@ impl Builder<'_> {
         arguments.iter().chain([&value]).for_each(|node| self.peek(*node));
         self.peeked = true;
         let name = name.to_ascii_lowercase();
-        let ours = name.starts_with("shard.");
+        let ours = crate::route::is_own_setting(&name);
         if ours && matches!(of, ConfigValue::Parameter(_)) {
             return Err(refusal());
         }
@@ -383,7 +384,7 @@ fn set_variable(set: &nodes::VariableSetStmt) -> Result<Plan> {
         _ => Effect::Set { name, value: None, local: set.is_local },
     };
     // Ours never reach a server; others are validated by one.
-    let ours = matches!(&effect, Effect::Set { name, .. } if name.starts_with("shard."));
+    let ours = matches!(&effect, Effect::Set { name, .. } if crate::route::is_own_setting(name));
     Ok(plain_plan(if ours { Route::Session } else { Route::Any }, Access::Write, effect))
 }
 

@@ -155,6 +155,11 @@ pub(super) fn test_catalog() -> Catalog {
         ("public".to_owned(), "by_region".to_owned()),
         Declared::Sharded { column: "region".to_owned(), key_type: KeyType::Text },
     );
+    let entries = |list: &[&str]| list.iter().map(|entry| (*entry).to_owned()).collect();
+    catalog
+        .unique_by_construction
+        .insert(("public".to_owned(), "vouched".to_owned()), entries(&["id", "code, day", "by_name"]));
+    catalog.unique_by_construction.insert(("public".to_owned(), "orders".to_owned()), entries(&["id"]));
     functions(&mut catalog);
     catalog
 }

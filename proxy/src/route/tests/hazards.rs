@@ -112,6 +112,9 @@ fn h11_uniqueness_without_the_key_is_refused() {
         ("ALTER TABLE accounts ALTER COLUMN tenant_id TYPE text", "refuse 0A000"),
         ("ALTER TABLE accounts RENAME COLUMN tenant_id TO owner_id", "refuse 0A000"),
         ("ALTER TABLE settings ADD COLUMN tenant_id uuid", "refuse 0A000"),
+        ("CREATE SCHEMA s CREATE TABLE a (tenant_id uuid, id bigint PRIMARY KEY)", "refuse 0A000"),
+        ("CREATE SCHEMA s", "ddl w"),
+        ("CREATE TABLE public.countries (code text PRIMARY KEY, s text REFERENCES settings (name))", "refuse 0A000"),
     ]);
 }
 

@@ -1,0 +1,51 @@
+//! Numbers of sequences that the session's worker has drawn ahead: what `crate::multi::draws` asks of the session.
+
+use std::time::Instant;
+
+use super::multi_hook::Participants;
+use crate::sequences::Key;
+
+/// When drawing began, and how often sequences had been set by then.
+#[derive(Debug, Clone, Copy)]
+pub struct Before(Instant, u64);
+
+impl Participants<'_> {
+    /// How many numbers are drawn at a time.
+    pub fn sequence_block(&self) -> usize {
+        self.session.worker.state().config.sequences.block as usize
+    }
+
+    /// At most `count` of those that this SQL has drawn for this role.
+    pub fn take_drawn(&mut self, draws: &str, count: usize) -> Vec<String> {
+        let worker = &self.session.worker;
+        let key = self.key(draws);
+        worker.sequences.borrow_mut().take(&key, count, Instant::now(), worker.sequence_resets())
+    }
+
+    pub fn before_drawing(&self) -> Before {
+        Before(Instant::now(), self.session.worker.sequence_resets())
+    }
+
+    pub fn put_drawn(&mut self, draws: &str, values: Vec<String>, before: Before) {
+        if !values.is_empty() {
+            let key = self.key(draws);
+            self.session.worker.sequences.borrow_mut().put(key, values.into_iter(), before.0, before.1);
+        }
+    }
+
+    /// A sequence was set, or may have been.
+    pub fn reset_sequences(&self) {
+        self.session.worker.reset_sequences();
+    }
+
+    /// Rights on a sequence are the role's.
+    fn key(&self, draws: &str) -> Key {
+        Key { role: self.session.routing().user.clone(), draws: draws.to_owned() }
+    }
+
+    /// The client's Sync is here already: this statement is all there is of its implicit transaction. A later
+    /// one is not waited for.
+    pub fn sync_follows(&self) -> bool {
+        self.session.input.starts_with(crate::wire::build::SYNC)
+    }
+}
