@@ -114,6 +114,16 @@ impl ProxyError {
             .retry(Retry::Safe)
     }
 
+    /// Before the commit point.
+    pub fn participant_lost(shard: u16) -> Self {
+        Self::new(
+            "08006",
+            format!("connection to shard {shard} was lost: the transaction is rolled back on all shards"),
+        )
+        .hint("Run the transaction again.")
+        .retry(Retry::Safe)
+    }
+
     pub fn failed_transaction() -> Self {
         Self::new("25P02", "current transaction is aborted, commands ignored until end of transaction block")
     }

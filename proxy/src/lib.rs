@@ -31,6 +31,8 @@ pub mod auth;
 pub mod catalog;
 pub mod control;
 pub mod error;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod http;
 pub mod limits;
 pub mod listen;

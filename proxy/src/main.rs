@@ -15,6 +15,7 @@ use shard_proxy::auth::users::Users;
 use shard_proxy::control::{Control, Handle};
 use shard_proxy::session::client::WorkerStats;
 use shard_proxy::shared::{ShardState, Shared, State};
+use shard_proxy::twophase::fault;
 use shard_proxy::worker::{Mail, Worker, WorkerHandle};
 use shard_proxy::{limits, listen};
 
@@ -56,6 +57,7 @@ fn main() -> anyhow::Result<()> {
         return Ok(());
     }
     raise_open_files(&config);
+    fault::arm(config.proxy.listen.ip())?;
     let listener = listen::bind(config.proxy.listen)?;
     let shared = Arc::new(Shared::new(initial_state(config.clone())));
     let control = Control::start(config.clone(), &arguments.config, shared.clone())?;

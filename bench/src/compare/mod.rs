@@ -1,4 +1,5 @@
 //! `bench compare`: side by side, in one run.
+pub mod memory;
 pub mod posting;
 pub mod proxy;
 pub mod rebalance;
@@ -16,6 +17,9 @@ pub struct CompareArgs {
 pub enum What {
     /// pgbench select-by-key through PostgreSQL directly, HAProxy, PgBouncer and our proxy over four shards.
     Proxy(proxy::ProxyArgs),
+    /// The proxy's resident memory while a client reads ten million rows of four shards, plainly, in order, aggregated,
+    /// and slowly.
+    Memory(memory::MemoryArgs),
     /// A payment as a JPA application posts it, row by row, beside the set-based statement of the core; directly to
     /// one PostgreSQL and through our proxy over four shards.
     Posting(posting::PostingArgs),
@@ -26,6 +30,7 @@ pub enum What {
 pub async fn run(args: CompareArgs) -> Result<bool> {
     match args.what {
         What::Proxy(args) => proxy::run(args).await,
+        What::Memory(args) => memory::run(args).await,
         What::Posting(args) => posting::run(args).await,
         What::Rebalance(args) => rebalance::run(args).await,
     }

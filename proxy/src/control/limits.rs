@@ -35,8 +35,9 @@ pub const CONTROL_QUEUE: usize = 1024;
 pub const CONTROL_POOL: usize = 4;
 
 /// How often prepared transactions are looked for, and how old one is before another proxy finishes it.
-pub const RECOVERY_POLL: Duration = Duration::from_secs(1);
-pub const RECOVERY_AGE: Duration = Duration::from_secs(5);
+/// Together less than the 5 s that the keys of a dead proxy's transaction may be locked.
+pub const RECOVERY_POLL: Duration = Duration::from_millis(500);
+pub const RECOVERY_AGE: Duration = Duration::from_secs(3);
 /// Waiting for a lock while finishing somebody's transaction.
 pub const RECOVERY_LOCK: Duration = Duration::from_millis(1000);
 
@@ -44,9 +45,9 @@ pub const RECOVERY_LOCK: Duration = Duration::from_millis(1000);
 pub const RECOVERY_TERMINATE: Duration = Duration::from_secs(30);
 /// One step of it on one shard; a commit may wait for a synchronous standby.
 pub const RECOVERY_STEP: Duration = Duration::from_secs(5);
-/// Transactions looked at in one round, and rounds between two clean-ups.
+/// Transactions looked at in one round, and the time between two clean-ups.
 pub const RECOVERY_BATCH: i64 = 1000;
-pub const RECOVERY_FORGET: u64 = 30;
+pub const RECOVERY_FORGET: Duration = Duration::from_secs(30);
 
 /// A wait for a lock is looked at when it is this old: PostgreSQL's own `deadlock_timeout`, which goes first.
 pub const DEADLOCK_AGE: Duration = Duration::from_secs(1);

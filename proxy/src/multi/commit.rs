@@ -11,6 +11,7 @@ use super::exchange::{self, ask, ask_all, gather, send};
 use super::limits::{RESOLVE, RESOLVE_PAUSE};
 use crate::error::{ProxyError, Retry};
 use crate::session::multi_hook::{Message, Participants};
+use crate::twophase::fault::{Step, reach};
 use crate::twophase::{Gid, Outcome};
 use crate::wire::{build, read};
 
@@ -104,6 +105,9 @@ pub(super) fn bind_execute(out: &mut Vec<u8>, tail: &[u8], describe: bool) {
 }
 
 async fn commit_all(p: &mut Participants<'_>) -> Result<(), Failure> {
+    if let Some(shard) = p.untold_loss() {
+        return Err(ProxyError::participant_lost(shard).into());
+    }
     settle(p).await?;
     let all = p.indices();
     for at in &all {
@@ -167,7 +171,8 @@ async fn two_phases(p: &mut Participants<'_>, mut writers: Vec<(usize, u64)>) ->
     let mut failure = None;
     let mut prepared = Vec::new();
     let mut in_doubt = false;
-    for (at, reply) in ask_all(p, &questions).await {
+    reach(Step::BeforePrepare, &gid, &shards).await;
+    for (at, reply) in ask_all_stopping(p, &questions, 2, Step::BetweenPrepares, (&gid, &shards)).await {
         match reply {
             Ok(reply) => match reply.ok() {
                 // PREPARE TRANSACTION in a failed transaction is a ROLLBACK, and says so.
@@ -193,9 +198,13 @@ async fn two_phases(p: &mut Participants<'_>, mut writers: Vec<(usize, u64)>) ->
         return Err(failure);
     }
 
+    reach(Step::BeforeCommit, &gid, &shards).await;
     // The commit point.
     let reply = match send(p, first, b"COMMIT").await {
-        Ok(()) => gather(p, first).await,
+        Ok(()) => {
+            reach(Step::AtCommit, &gid, &shards).await;
+            gather(p, first).await
+        }
         Err(error) => Err(error),
     };
     match reply {
@@ -211,9 +220,10 @@ async fn two_phases(p: &mut Participants<'_>, mut writers: Vec<(usize, u64)>) ->
         Err(_) => return resolve_now(p, first, gid, shards).await,
     }
 
+    reach(Step::AfterCommit, &gid, &shards).await;
     let questions: Vec<_> = prepared.iter().map(|at| (*at, format!("COMMIT PREPARED '{gid}'"))).collect();
     let mut unfinished = Vec::new();
-    for (at, reply) in ask_all(p, &questions).await {
+    for (at, reply) in ask_all_stopping(p, &questions, 1, Step::BetweenCommits, (&gid, &shards)).await {
         let done = match &reply {
             Ok(reply) => reply.error.as_ref().is_none_or(|e| is_missing(e)),
             Err(_) => false,
@@ -236,7 +246,25 @@ async fn two_phases(p: &mut Participants<'_>, mut writers: Vec<(usize, u64)>) ->
             p.reply(&bytes).await;
         }
     }
+    reach(Step::BeforeAnswer, &gid, &shards).await;
     Ok(())
+}
+
+/// `ask_all` with a fault point behind the first `head` questions, if there are more.
+async fn ask_all_stopping(
+    p: &mut Participants<'_>,
+    questions: &[(usize, String)],
+    head: usize,
+    step: Step,
+    (gid, others): (&Gid, &[shard_config::ShardId]),
+) -> Vec<(usize, Result<exchange::Reply, ProxyError>)> {
+    let (head, tail) = questions.split_at(head.min(questions.len()));
+    let mut sent = exchange::send_all(p, head).await;
+    if !tail.is_empty() {
+        reach(step, gid, others).await;
+        sent.extend(exchange::send_all(p, tail).await);
+    }
+    exchange::gather_all(p, sent).await
 }
 
 /// Recovery was faster.

@@ -154,6 +154,16 @@ impl Cut {
     }
 }
 
+/// However a binary stream is cut into messages, the same bytes are left of it.
+#[cfg(any(test, fuzzing))]
+pub(super) fn tail(bytes: &[u8]) {
+    let cut = |size: usize| {
+        let mut cut = Cut { head: 19, held: Vec::new() };
+        bytes.chunks(size).flat_map(|chunk| cut.rows(chunk)).collect::<Vec<u8>>()
+    };
+    assert_eq!(cut(3), cut(bytes.len().max(1)));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

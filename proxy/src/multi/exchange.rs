@@ -62,13 +62,7 @@ pub(super) fn fields(row: &[u8]) -> Option<Vec<Option<&[u8]>>> {
 pub(super) fn lost(p: &mut Participants<'_>, at: usize) -> ProxyError {
     p.discard(at);
     p.transaction_is_lost();
-    let shard = p.server(at).pool.shard_id;
-    ProxyError::new(
-        "08006",
-        format!("connection to shard {shard} was lost: the transaction is rolled back on all shards"),
-    )
-    .hint("Run the transaction again.")
-    .retry(crate::error::Retry::Safe)
+    ProxyError::participant_lost(p.server(at).pool.shard_id)
 }
 
 pub(super) async fn send(p: &mut Participants<'_>, at: usize, sql: &[u8]) -> Result<(), ProxyError> {
@@ -124,10 +118,21 @@ pub(super) async fn ask_all(
     p: &mut Participants<'_>,
     questions: &[(usize, String)],
 ) -> Vec<(usize, Result<Reply, ProxyError>)> {
+    let sent = send_all(p, questions).await;
+    gather_all(p, sent).await
+}
+
+pub(super) type Sent = Vec<(usize, Result<(), ProxyError>)>;
+
+pub(super) async fn send_all(p: &mut Participants<'_>, questions: &[(usize, String)]) -> Sent {
     let mut sent = Vec::new();
     for (at, sql) in questions {
         sent.push((*at, send(p, *at, sql.as_bytes()).await));
     }
+    sent
+}
+
+pub(super) async fn gather_all(p: &mut Participants<'_>, sent: Sent) -> Vec<(usize, Result<Reply, ProxyError>)> {
     let mut replies = Vec::new();
     for (at, sent) in sent {
         replies.push((

@@ -33,6 +33,8 @@ mod cursors;
 mod draws;
 mod exchange;
 mod explain;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod gather;
 mod last;
 pub mod limits;

@@ -118,7 +118,7 @@ fn is_unknown(name: &str) -> bool {
 }
 
 /// The parts of a list that was written with commas.
-fn split_list(text: &str, standard_strings: bool) -> Vec<&str> {
+pub(super) fn split_list(text: &str, standard_strings: bool) -> Vec<&str> {
     use crate::route::tokens::{TokenKind, tokens};
     let mut parts = Vec::new();
     let (mut depth, mut start) = (0_usize, 0);

@@ -19,6 +19,8 @@
 pub mod analyse;
 pub mod arrays;
 pub mod cache;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod lex;
 pub mod plan;
 pub mod resolve;
@@ -27,6 +29,9 @@ pub mod search_path;
 pub mod tokens;
 pub mod values;
 
+#[cfg(any(test, fuzzing))]
+#[path = "tests/catalog.rs"]
+mod test_catalog;
 #[cfg(test)]
 mod tests;
 
@@ -109,16 +114,22 @@ pub struct Routed {
 pub struct Router {
     cache: PlanCache,
     catalog_version: u64,
+    analysed: u64,
 }
 
 impl Router {
     pub fn new(cache_capacity: usize) -> Self {
-        Self { cache: PlanCache::new(cache_capacity), catalog_version: 0 }
+        Self { cache: PlanCache::new(cache_capacity), catalog_version: 0, analysed: 0 }
     }
 
     /// Hits and misses of the plan cache since the start.
     pub fn cache_counts(&self) -> (u64, u64) {
         (self.cache.hits, self.cache.misses)
+    }
+
+    /// Statements analysed since the start, by the grammar: what the cache has spared is not among them.
+    pub fn analysed(&self) -> u64 {
+        self.analysed
     }
 
     /// Routes the text of a Query message (without its NUL).
@@ -169,6 +180,7 @@ impl Router {
         }
         let text = if single { scanned.start..scanned.end } else { 0..sql.len() };
         if !single {
+            self.analysed += 1;
             let plan = analyse::statement(context, sql, text.clone(), &literals, false).plan;
             return refused(RoutedStatement { text, plan: Arc::new(plan), literals });
         }
@@ -290,6 +302,7 @@ impl Router {
         if sure && let Some(plan) = self.cache.get(key, text, &literals) {
             return RoutedStatement { text: range, plan, literals };
         }
+        self.analysed += 1;
         let analysed = analyse::statement(context, sql, range.clone(), &literals, sure);
         let plan = Arc::new(analysed.plan);
         let sharing = if sure { analysed.sharing } else { Sharing::Never };
@@ -299,8 +312,8 @@ impl Router {
 
     /// The slow path for a text in which a piece is not a statement: the grammar splits it
     /// (`CREATE FUNCTION ... BEGIN ATOMIC ...; END` has semicolons of its own), or reports the error.
-    fn whole(&self, context: &RouteContext<'_>, sql: &[u8]) -> Routed {
-        let statements = analyse::split(context, sql)
+    fn whole(&mut self, context: &RouteContext<'_>, sql: &[u8]) -> Routed {
+        let statements: SmallVec<[RoutedStatement; 1]> = analyse::split(context, sql)
             .into_iter()
             .map(|range| {
                 let mut literals = Literals::new();
@@ -312,6 +325,7 @@ impl Router {
                 RoutedStatement { text: range, plan: Arc::new(plan), literals }
             })
             .collect();
+        self.analysed += statements.len() as u64;
         Routed { statements }
     }
 }

@@ -178,6 +178,8 @@ counters! {
     prepared_hits,
     /// Parse messages that had to be analysed.
     prepared_misses,
+    /// Statements that went through the grammar because no plan for their like was known.
+    statements_analysed,
     /// Times a statement had to wait for a server connection.
     pool_waits,
     /// Waits that ended without a connection.

@@ -350,6 +350,7 @@ impl Session {
     pub(super) fn abort_transaction(&mut self, extended: bool) {
         if let Some(transaction) = &mut self.transaction {
             transaction.failed = true;
+            transaction.untold = None;
         }
         let at = self.active;
         let Some(server) = self.servers.get_mut(at).filter(|s| s.enlisted) else { return };

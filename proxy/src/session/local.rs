@@ -66,6 +66,11 @@ impl Session {
                         build::command_complete(&mut out, if rollback { "ROLLBACK" } else { "COMMIT" });
                     }
                     Some(transaction) => {
+                        if let Some(shard) = transaction.untold.filter(|_| !rollback) {
+                            self.transaction = Some(transaction);
+                            self.end_transaction(false);
+                            return Err(ProxyError::participant_lost(shard));
+                        }
                         let committed = !rollback && !transaction.failed;
                         let next = chain.then(|| transaction.next());
                         self.transaction = Some(transaction);

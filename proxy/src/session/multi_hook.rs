@@ -142,7 +142,8 @@ impl Session {
         if !self.has_several() {
             return None;
         }
-        let failed = self.transaction.as_ref().is_some_and(|t| t.failed);
+        // A loss that the client has not heard of is an error of its COMMIT.
+        let failed = self.transaction.as_ref().is_some_and(|t| t.failed && t.untold.is_none());
         let tag = match &plan.effect {
             Effect::Commit { .. } | Effect::Rollback { .. } => "",
             Effect::Savepoint(SavepointVerb::Savepoint, _) => "SAVEPOINT",

@@ -68,7 +68,14 @@ impl Session {
             client_encoding_is_utf8: constants.client_encoding_is_utf8,
             session_has_temp: self.has_temp,
         };
-        run(&mut self.worker.router.borrow_mut(), &context, &state)
+        let mut router = self.worker.router.borrow_mut();
+        let before = router.analysed();
+        let result = run(&mut router, &context, &state);
+        let new = router.analysed() - before;
+        if new > 0 {
+            self.worker.stats.statements_analysed.add(new);
+        }
+        result
     }
 
     /// SET, or with `None` SET TO DEFAULT and RESET: back to what the session began with.

@@ -202,6 +202,11 @@ impl<'a> Participants<'a> {
         }
     }
 
+    /// The shard whose part of the transaction is gone, if the client does not know.
+    pub fn untold_loss(&self) -> Option<u16> {
+        self.session.transaction.as_ref().and_then(|transaction| transaction.untold)
+    }
+
     /// Not even ROLLBACK TO can help.
     pub fn transaction_is_lost(&mut self) {
         if let Some(transaction) = &mut self.session.transaction {

@@ -20,6 +20,9 @@ pub struct Transaction {
     pub settings_before: Rc<Settings>,
     /// The server that ran a part of it is gone: nothing but ROLLBACK is possible, not even ROLLBACK TO.
     pub lost: bool,
+    /// The shard whose server was lost while nothing was asked of it: the client has heard of no error yet. A COMMIT
+    /// answered by the tag ROLLBACK alone would look to most drivers as if it had committed.
+    pub untold: Option<u16>,
     /// A sequence was drawn from on another connection than the transaction's own: currval() would not tell.
     pub drew_elsewhere: bool,
     cursors: Vec<Cursor>,
@@ -53,6 +56,7 @@ impl Transaction {
             failed: false,
             settings_before: settings,
             lost: false,
+            untold: None,
             drew_elsewhere: false,
             cursors: Vec::new(),
         }

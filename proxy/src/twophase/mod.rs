@@ -6,9 +6,12 @@
 //! that first COMMIT impossible for ever, and then it rolls back. No proxy keeps a log that could be lost.
 //!
 //! Rooms: `gid` (PURE: the name of such a transaction), `recovery` (on the control thread: finishes what nobody
-//! finishes, and forgets what is finished), `confirm` (is a decision on the standby, too). The coordinator's own steps are in `multi::commit`.
+//! finishes), `forget` (what is finished), `confirm` (is a decision on the standby, too), `fault` (where tests stop
+//! it). The coordinator's own steps are in `multi::commit`.
 
 mod confirm;
+pub mod fault;
+mod forget;
 mod gid;
 mod recovery;
 

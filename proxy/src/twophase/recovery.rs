@@ -1,4 +1,4 @@
-//! Finishes transactions over several shards that nobody else finishes, and forgets the finished ones.
+//! Finishes transactions over several shards that nobody else finishes.
 //!
 //! Every proxy does this for every transaction of the cluster; that two do it at once is harmless, because both do
 //! what the decision row says and the second finds nothing left to do.
@@ -16,9 +16,9 @@ use tokio_postgres::error::SqlState;
 
 use super::Gid;
 use super::confirm::Confirmations;
+use super::forget::Forget;
 use crate::control::limits::{
-    RECOVERY_AGE, RECOVERY_BATCH, RECOVERY_FORGET, RECOVERY_LOCK, RECOVERY_POLL, RECOVERY_STEP,
-    RECOVERY_TERMINATE,
+    RECOVERY_AGE, RECOVERY_BATCH, RECOVERY_LOCK, RECOVERY_POLL, RECOVERY_STEP, RECOVERY_TERMINATE,
 };
 use crate::control::{Servers, World};
 
@@ -47,25 +47,23 @@ pub struct Recovery {
     world: Arc<World>,
     /// For the metrics.
     prepared: Arc<Mutex<Vec<(ShardId, u64)>>>,
-    /// Told once each: a participant's part was lost with a failover (H4).
-    in_doubt: HashSet<String>,
     confirmations: Confirmations,
-    rounds: u64,
 }
 
 impl Recovery {
     pub fn new(servers: Arc<Servers>, world: Arc<World>, prepared: Arc<Mutex<Vec<(ShardId, u64)>>>) -> Self {
-        Self {
-            servers,
-            world,
-            prepared,
-            in_doubt: HashSet::new(),
-            confirmations: Confirmations::default(),
-            rounds: 0,
+        Self { servers, world, prepared, confirmations: Confirmations::default() }
+    }
+
+    pub async fn run(self, requests: mpsc::Receiver<Resolve>) {
+        let forgetting = Forget::new(self.servers.clone(), self.world.clone()).run();
+        tokio::select! {
+            () = self.recover(requests) => {}
+            () = forgetting => {}
         }
     }
 
-    pub async fn run(mut self, mut requests: mpsc::Receiver<Resolve>) {
+    async fn recover(mut self, mut requests: mpsc::Receiver<Resolve>) {
         let mut tick = interval(RECOVERY_POLL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -74,13 +72,7 @@ impl Recovery {
                     Some(request) => self.resolve(request).await,
                     None => return,
                 },
-                _ = tick.tick() => {
-                    self.sweep().await;
-                    self.rounds += 1;
-                    if self.rounds % RECOVERY_FORGET == 0 {
-                        self.forget().await;
-                    }
-                }
+                _ = tick.tick() => self.sweep().await,
             }
         }
     }
@@ -230,79 +222,18 @@ impl Recovery {
         timeout(RECOVERY_STEP, work).await.context("no answer")?
     }
 
-    /// Drops decisions that every participant has carried out, and tombstones of transactions that are over.
-    async fn forget(&mut self) {
-        for index in 0..self.servers.shards.len() {
-            let shard = self.servers.shards[index].id;
-            match timeout(RECOVERY_STEP, self.forget_on(shard)).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::debug!(shard = shard.0, ?error, "old decisions stay"),
-                Err(_) => tracing::debug!(shard = shard.0, "old decisions stay: no answer"),
-            }
-        }
-    }
-
-    async fn forget_on(&mut self, shard: ShardId) -> anyhow::Result<()> {
-        let Some(client) = self.client(shard).await? else { return Ok(()) };
-        // Below xmin no such transaction can commit any more, so nobody needs the tombstone to stop it.
-        client
-            .execute(
-                "DELETE FROM shard_catalog.decision
-                 WHERE outcome = 'abort' AND xid < pg_snapshot_xmin(pg_current_snapshot())",
-                &[],
-            )
-            .await?;
-        let sql = "SELECT gid, participants FROM shard_catalog.decision
-            WHERE outcome = 'commit' AND decided_at < now() - interval '1 minute' ORDER BY decided_at LIMIT $1";
-        for row in client.query(sql, &[&RECOVERY_BATCH]).await? {
-            let (gid, participants): (String, Vec<i32>) = (row.try_get(0)?, row.try_get(1)?);
-            let mut done = true;
-            for participant in &participants {
-                done &= self.carried_out(ShardId(*participant as u16), &gid).await?;
-            }
-            if done {
-                client.execute("DELETE FROM shard_catalog.decision WHERE gid = $1", &[&gid]).await?;
-            }
-        }
-        client
-            .execute("DELETE FROM shard_catalog.applied WHERE applied_at < now() - interval '7 days'", &[])
-            .await?;
-        Ok(())
-    }
-
-    /// 'Does not exist' is 'done' only where the transaction's own row says so (H4).
-    async fn carried_out(&mut self, shard: ShardId, gid: &str) -> anyhow::Result<bool> {
-        let Some(client) = self.client(shard).await? else { return Ok(false) };
-        let sql = "SELECT EXISTS (SELECT FROM pg_prepared_xacts WHERE gid = $1),
-            EXISTS (SELECT FROM shard_catalog.applied WHERE gid = $1)";
-        let row = client.query_one(sql, &[&gid]).await?;
-        let (waiting, applied): (bool, bool) = (row.try_get(0)?, row.try_get(1)?);
-        if !waiting
-            && !applied
-            && self.in_doubt.len() < RECOVERY_BATCH as usize
-            && self.in_doubt.insert(gid.to_owned())
-        {
-            tracing::error!(
-                gid,
-                shard = shard.0,
-                "IN DOUBT: the transaction was committed, and this shard's part of it is lost; \
-                an asynchronous standby was promoted. The decision row on its first shard is kept."
-            );
-        }
-        Ok(applied && !waiting)
-    }
-
     async fn client(&self, shard: ShardId) -> anyhow::Result<Option<Object>> {
-        let index = self
-            .servers
-            .shards
-            .iter()
-            .position(|s| s.id == shard)
-            .with_context(|| format!("no shard {shard}"))?;
-        match self.world.primary(index) {
-            Some(primary) => Ok(Some(self.servers.server(index, primary.slot).client().await?)),
-            None => Ok(None),
-        }
+        client(&self.servers, &self.world, shard).await
+    }
+}
+
+/// A connection to the shard's primary; `None` while it has none.
+pub(super) async fn client(servers: &Servers, world: &World, shard: ShardId) -> anyhow::Result<Option<Object>> {
+    let index =
+        servers.shards.iter().position(|s| s.id == shard).with_context(|| format!("no shard {shard}"))?;
+    match world.primary(index) {
+        Some(primary) => Ok(Some(servers.server(index, primary.slot).client().await?)),
+        None => Ok(None),
     }
 }
 

@@ -6,4 +6,6 @@
 
 pub mod build;
 pub mod frame;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod read;

@@ -3,7 +3,7 @@
 //! The first participant's COMMIT is held up by a deferred trigger that waits for an advisory lock of the test: at
 //! that moment the others are prepared and nothing is decided.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::task::JoinHandle;
 use tokio_postgres::Client;
@@ -91,6 +91,63 @@ async fn h16_the_first_participant_dies_before_it_committed() {
     assert!(matches!(code(&error).as_str(), "40000" | "08007"), "{error:?}");
     world.settled().await;
     assert_eq!(world.counts().await, [0; 4], "never committed, so nowhere");
+}
+
+/// Whichever step the dead proxy had reached. The survivor is never restarted.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn h16_a_second_proxy_finishes_the_orphans_of_a_dead_one_within_five_seconds() {
+    let world = World::start("multi-orphans").await;
+    let faults = world.cluster.directory.join("faults");
+    std::fs::create_dir(&faults).unwrap();
+    for (step, rows) in [("between-prepares", 0), ("before-commit", 0), ("after-commit", 1), ("between-commits", 1)] {
+        let mut doomed = Proxy::start_with_faults(&world.cluster, &faults);
+        let client = doomed.client().await;
+        std::fs::write(faults.join(step), "").unwrap();
+        let text = format!("INSERT INTO t VALUES ({}, 1), ({}, 1), ({}, 1)", key(1), key(2), key(3));
+        let writing = tokio::spawn(async move { client.simple_query(&text).await.map(drop) });
+        let reached = faults.join(format!("{step}.reached"));
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let prepared = async || world.each("SELECT count(*) FROM pg_prepared_xacts").await.iter().sum::<i64>();
+        while !reached.exists() || prepared().await == 0 {
+            assert!(Instant::now() < deadline, "{step} is not reached");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        doomed.kill();
+        let dead = Instant::now();
+        assert!(writing.await.unwrap().is_err());
+        std::fs::remove_file(&reached).unwrap();
+        world.settled().await;
+        assert!(dead.elapsed() < Duration::from_secs(5), "{step}: {:?}", dead.elapsed());
+        assert_eq!(world.counts().await, [rows, rows, rows, 0], "{step}");
+        world.empty().await;
+    }
+}
+
+/// Drivers take the answer to a COMMIT for a commit whatever its tag says: a loss that was not told yet is an error there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn h21_a_commit_after_an_untold_loss_is_an_error() {
+    let world = World::start("multi-untold").await;
+    let client = world.proxy.client().await;
+    let end = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE state = 'idle in transaction'";
+    for (keys, told) in [(&[1, 2][..], "08006"), (&[2], "08006"), (&[2, 3, 4], "08006")] {
+        client.batch_execute("BEGIN").await.unwrap();
+        for shard in keys {
+            let insert = format!("INSERT INTO t VALUES ({}, 1)", key(*shard));
+            client.batch_execute(&insert).await.unwrap();
+        }
+        let ended = world.cluster.primaries[1].client("postgres").await.query_one(end, &[]).await.unwrap();
+        assert_eq!(ended.get::<_, i64>(0), 1);
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let error = client.batch_execute("COMMIT").await.unwrap_err();
+        assert_eq!(code(&error), told, "{keys:?}");
+        // The transaction is over, as after any COMMIT that failed.
+        client.batch_execute("BEGIN").await.unwrap();
+        client.batch_execute(&format!("INSERT INTO t VALUES ({}, 1)", key(2))).await.unwrap();
+        world.cluster.primaries[1].client("postgres").await.query_one(end, &[]).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        client.batch_execute("ROLLBACK").await.unwrap();
+        assert_eq!(world.counts().await, [0; 4], "{keys:?}");
+    }
 }
 
 /// H5: the primary hangs and its standby takes over. A commit over both shards that waits for it ends, and an open

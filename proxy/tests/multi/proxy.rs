@@ -1,5 +1,6 @@
 //! The proxy's own binary as a child process, and a keyed table to write to.
 
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -24,14 +25,31 @@ impl Proxy {
         Self::run(cluster, (port, http), &cluster.configuration(port, http, CONFIGURATION))
     }
 
+    /// Its transactions can be stopped by files in this directory: see `shard_proxy::twophase::fault`.
+    pub fn start_with_faults(cluster: &Cluster, directory: &Path) -> Self {
+        let (port, http) = (take_port(), take_port());
+        let configuration = cluster.configuration(port, http, CONFIGURATION);
+        Self::spawn(cluster, (port, http), &configuration, Some(directory))
+    }
+
     /// With this configuration, which names these ports.
-    pub fn run(cluster: &Cluster, (port, http): (u16, u16), configuration: &str) -> Self {
+    pub fn run(cluster: &Cluster, ports: (u16, u16), configuration: &str) -> Self {
+        Self::spawn(cluster, ports, configuration, None)
+    }
+
+    fn spawn(
+        cluster: &Cluster,
+        (port, http): (u16, u16),
+        configuration: &str,
+        faults: Option<&Path>,
+    ) -> Self {
         let path = cluster.directory.join(format!("proxy-{port}.toml"));
         std::fs::write(&path, configuration).unwrap();
         let log = std::fs::File::create(cluster.directory.join(format!("proxy-{port}.log"))).unwrap();
         let child = Command::new(env!("CARGO_BIN_EXE_shard-proxy"))
             .arg("--config")
             .arg(&path)
+            .envs(faults.map(|directory| ("SHARD_PROXY_FAULT_DIR", directory)))
             .stdin(Stdio::null())
             .stderr(log)
             .spawn()

@@ -2,7 +2,8 @@
 //!
 //! Rooms, in reading order: `stack` (where the servers are, and the commands that hurt them), `http` (a client
 //! connection), `load` (payments with a log of what was acknowledged), `faults` (what is done to the system), `judge`
-//! (what must hold afterwards), `run` (one seeded run from seeding to verdict). `tests/` holds tidy and the checks
+//! (what must hold afterwards), `run` (one seeded run from seeding to verdict); `twophase` (the kill matrix of commits over
+//! several shards). `tests/` holds tidy and the checks
 //! that need the stack (ignored by a plain `cargo test`; `cargo verify` runs them).
 //!
 //! Invariants: no code is shared with the proxy or the core; an acknowledgement is on file before its client asks for
@@ -14,3 +15,4 @@ pub mod judge;
 pub mod load;
 pub mod run;
 pub mod stack;
+pub mod twophase;

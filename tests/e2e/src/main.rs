@@ -5,6 +5,7 @@ use e2e_tests::faults::ALL;
 use e2e_tests::load;
 use e2e_tests::run::{Plan, Suite, one};
 use e2e_tests::stack::Stack;
+use e2e_tests::twophase;
 use serde_json::json;
 use std::process::ExitCode;
 
@@ -12,11 +13,17 @@ use std::process::ExitCode;
 const SHOWN: usize = 50;
 
 struct Arguments {
-    runs: u64,
+    runs: Option<u64>,
     seed: u64,
     rate: u32,
-    suite: Suite,
+    wanted: Wanted,
     json: bool,
+}
+
+/// Which part of the system is put under load.
+enum Wanted {
+    Payments(Suite),
+    TwoPhase(Vec<twophase::Cell>),
 }
 
 fn help() -> String {
@@ -33,24 +40,38 @@ doubled, the ledger's invariants hold, throughput recovers and other shards' ten
   --suite SUITE lite (six faults one after the other), full (one to three drawn from all; the default), or one of
                 {}
   --json        one object: runs, clean, violations, seed, acknowledged, retries, faults
+
+Commits over several shards: transfers between shards go through two proxies (`cargo stack up --detach --proxies 2`),
+and at every step of the two phases the first proxy and each shard's primary is killed. What clients were told is true
+then, no money is lost, nothing stays prepared, and the second proxy finishes a dead one's orphans within 5 s.
+
+  --suite two-phase              the whole matrix, --runs times (default 1); the seed orders it
+  --suite two-phase-lite         two cells of it
+  --suite two-phase:STEP/VICTIM  one: {}
 ",
-        names.join(", ")
+        names.join(", "),
+        twophase::cells("two-phase").unwrap_or_default().iter().map(|cell| cell.name()).collect::<Vec<_>>().join(", ")
     )
 }
 
 fn parse() -> Result<Option<Arguments>> {
     let clock = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_secs() % 1_000_000;
-    let mut parsed = Arguments { runs: 3, seed: clock, rate: 150, suite: Suite::Full, json: false };
+    let mut parsed = Arguments { runs: None, seed: clock, rate: 150, wanted: Wanted::Payments(Suite::Full), json: false };
     let mut rest = std::env::args().skip(1);
     while let Some(flag) = rest.next() {
         let mut value = || rest.next().with_context(|| format!("{flag} needs a value"));
         match flag.as_str() {
-            "--runs" => parsed.runs = value()?.parse().context("--runs")?,
+            "--runs" => parsed.runs = Some(value()?.parse().context("--runs")?),
             "--seed" => parsed.seed = value()?.parse().context("--seed")?,
             "--rate" => parsed.rate = value()?.parse().context("--rate")?,
             "--suite" => {
                 let name = value()?;
-                parsed.suite = Suite::named(&name).with_context(|| format!("--suite {name}: see --help"))?;
+                parsed.wanted = match twophase::cells(&name) {
+                    Some(cells) => Wanted::TwoPhase(cells),
+                    None => Wanted::Payments(
+                        Suite::named(&name).with_context(|| format!("--suite {name}: see --help"))?,
+                    ),
+                };
             }
             "--json" => parsed.json = true,
             "-h" | "--help" => return Ok(None),
@@ -66,13 +87,18 @@ async fn chaos(arguments: &Arguments) -> Result<bool> {
     if !down.is_empty() {
         bail!("not running: {}; `cargo stack up --detach` first", down.join(", "));
     }
+    let suite = match &arguments.wanted {
+        Wanted::Payments(suite) => *suite,
+        Wanted::TwoPhase(cells) => return two_phase(&mut stack, cells, arguments).await,
+    };
+    let runs = arguments.runs.unwrap_or(3);
     let seed = load::seed(&stack).await?;
     let (mut clean, mut acknowledged, mut retries) = (0, 0, 0);
     let (mut violations, mut faults) = (Vec::new(), Vec::new());
-    for run in 0..arguments.runs {
+    for run in 0..runs {
         let plan =
-            Plan { seed: arguments.seed + run, rate: arguments.rate, suite: arguments.suite, tell: true };
-        eprintln!("run {} of {}, seed {}", run + 1, arguments.runs, plan.seed);
+            Plan { seed: arguments.seed + run, rate: arguments.rate, suite, tell: true };
+        eprintln!("run {} of {}, seed {}", run + 1, runs, plan.seed);
         let verdict = one(&mut stack, &seed, &plan).await?;
         eprintln!(
             "  {} acknowledged, {} retries, {} violations",
@@ -93,20 +119,47 @@ async fn chaos(arguments: &Arguments) -> Result<bool> {
             violations.push(json!({"run": run + 1, "seed": plan.seed, "what": format!("and {hidden} more")}));
         }
     }
-    let ok = violations.is_empty() && clean == arguments.runs;
+    let ok = violations.is_empty() && clean == runs;
     if arguments.json {
         println!(
             "{:#}",
             json!({
-                "runs": arguments.runs, "clean": clean, "violations": violations, "seed": arguments.seed,
+                "runs": runs, "clean": clean, "violations": violations, "seed": arguments.seed,
                 "acknowledged": acknowledged, "retries": retries, "faults": faults,
             })
         );
     } else {
         println!(
             "{} runs, {clean} clean, {} violations; {acknowledged} payments acknowledged, {retries} retries",
-            arguments.runs,
+            runs,
             violations.len()
+        );
+    }
+    Ok(ok)
+}
+
+async fn two_phase(stack: &mut Stack, cells: &[twophase::Cell], arguments: &Arguments) -> Result<bool> {
+    let passes = arguments.runs.unwrap_or(1);
+    eprintln!("{} cells, seed {}", cells.len() as u64 * passes, arguments.seed);
+    let verdict = twophase::run(stack, cells, passes, arguments.seed).await?;
+    let ok = verdict.violations.is_empty() && verdict.clean == verdict.runs && verdict.runs > 0;
+    if arguments.json {
+        let violations: Vec<_> =
+            verdict.violations.iter().map(|(cell, what)| json!({"cell": cell, "what": what})).collect();
+        println!(
+            "{:#}",
+            json!({
+                "runs": verdict.runs, "clean": verdict.clean, "violations": violations, "seed": arguments.seed,
+                "transfers": verdict.transfers, "cells": verdict.effects,
+            })
+        );
+    } else {
+        println!(
+            "{} cells, {} clean, {} violations; {} transfers",
+            verdict.runs,
+            verdict.clean,
+            verdict.violations.len(),
+            verdict.transfers
         );
     }
     Ok(ok)

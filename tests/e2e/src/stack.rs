@@ -41,9 +41,15 @@ impl Stack {
 
     /// Runs `stack <words>` to its end.
     pub async fn command(&self, words: &[&str]) -> Result<String> {
+        self.command_with(words, &[]).await
+    }
+
+    /// With these variables, which a server that it starts has, too.
+    pub async fn command_with(&self, words: &[&str], variables: &[(&str, &str)]) -> Result<String> {
         let output = Command::new(&self.binary)
             .args(words)
             .env("STACK_DIR", self.dir()?)
+            .envs(variables.iter().copied())
             .stdin(Stdio::null())
             .output()
             .await
@@ -94,6 +100,19 @@ impl Stack {
             .split(',')
             .map(|url| url.trim_start_matches("http://").to_owned())
             .collect())
+    }
+
+    /// URLs of the proxies; the first is proxy1's.
+    pub fn proxies(&self) -> Result<Vec<String>> {
+        Ok(self.var("PROXY_URLS")?.split(',').map(str::to_owned).collect())
+    }
+
+    /// The process of a server that runs.
+    pub async fn pid(&self, name: &str) -> Result<i64> {
+        let status = self.status().await?;
+        let servers = status["servers"].as_array().context("servers")?;
+        let found = servers.iter().find(|server| server["name"] == name);
+        found.and_then(|server| server["pid"].as_i64()).with_context(|| format!("{name} is not running"))
     }
 
     /// A shard's server by its name, e.g. `shard1-primary`; `None` by role, as the environment has it.

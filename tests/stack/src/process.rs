@@ -107,6 +107,11 @@ impl Process {
     pub(crate) fn wait_dead(&self, limit: Duration) -> bool {
         wait_until(limit, || !self.alive())
     }
+
+    /// Also no zombie any more, if somebody reaps it: PostgreSQL does not start beside one.
+    pub(crate) fn wait_reaped(&self, limit: Duration) {
+        wait_until(limit, || self.stat().is_none());
+    }
 }
 
 /// Polls a cheap condition; the interval is far below every duration that matters here.

@@ -239,6 +239,7 @@ pub(crate) fn one(options: &Options, verb: &str) -> Result<bool> {
         "kill" if options.hard => {
             process.signal_family(Signal::SIGKILL);
             process.wait_dead(Duration::from_secs(10));
+            process.wait_reaped(Duration::from_secs(2));
         }
         "kill" => stack.stop(std::slice::from_ref(target))?,
         "pause" => process.signal_family(Signal::SIGSTOP),

@@ -152,6 +152,18 @@ fn with_stack(verify: &mut Verify, options: &Options) -> Result<()> {
         )?;
         judge_chaos(&text.0)
     });
+    verify.step("two-phase commit", || {
+        // The second proxy finishes what the first one leaves; before, one alone reads from replicas.
+        let two = Options { proxies: Some(2), ..options.clone() };
+        let mut vars = environment(&up::bring_up(&two, true)?.state())?;
+        vars.push(("STACK_BIN".into(), std::env::current_exe()?.display().to_string()));
+        let text = captured(
+            Command::new(release("chaos")?)
+                .envs(vars)
+                .args(["--suite", "two-phase-lite", "--runs", "1", "--json"]),
+        )?;
+        judge_chaos(&text.0)
+    });
     drop(stack);
     // What failed is left to be looked at.
     let wipe = verify.failures.is_empty();

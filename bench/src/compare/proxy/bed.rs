@@ -39,6 +39,8 @@ pub struct Bed {
     pub script: PathBuf,
     pub rows: u32,
     pub proxy_binary: PathBuf,
+    /// Of our proxy's metrics.
+    pub proxy_http: u16,
     pub directory: Directory,
 }
 
@@ -102,7 +104,7 @@ impl Bed {
             };
             proxies.push((peer, server));
         }
-        let bed = Bed { proxies, single, shards, script, rows, proxy_binary, directory };
+        let bed = Bed { proxies, single, shards, script, rows, proxy_binary, proxy_http: ports[8], directory };
         for &peer in &args.peers {
             bed.answers(peer)
                 .await

@@ -7,6 +7,7 @@ pub mod bed;
 pub mod idle;
 pub mod pgbench;
 pub mod report;
+pub mod routing;
 
 use crate::output::load_average;
 use anyhow::Result;
@@ -83,6 +84,11 @@ pub async fn run(args: ProxyArgs) -> Result<bool> {
             idle.push(idle::measure(&bed, peer, args.idle).await?);
         }
     }
+    let mut routed = None;
+    if args.peers.contains(&Peer::ShardProxy) {
+        note("routing ...");
+        routed = Some(routing::measure(&bed).await?);
+    }
     let mut cells: Vec<Cell> = Vec::new();
     for round in 1..=args.rounds {
         for &mode in &args.modes {
@@ -102,7 +108,7 @@ pub async fn run(args: ProxyArgs) -> Result<bool> {
             }
         }
     }
-    let report = ProxyReport::new(&args, &bed, &cells, idle, load_average());
+    let report = ProxyReport::new(&args, &bed, &cells, (idle, routed), load_average());
     if args.json {
         println!("{}", serde_json::to_string(&report)?);
     } else {

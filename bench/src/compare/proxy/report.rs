@@ -2,6 +2,7 @@
 use super::bed::{Bed, Peer};
 use super::idle::Idle;
 use super::pgbench::Run;
+use super::routing::Routing;
 use super::{Protocol, ProxyArgs};
 use crate::output::{Table, median, optional, rounded, thousands};
 use serde::{Serialize, Serializer};
@@ -12,6 +13,9 @@ const MAX_USER_US: f64 = 6.0;
 const GOAL_USER_US: f64 = 3.0;
 const MAX_TOTAL_RATIO: f64 = 1.2;
 const MAX_IDLE_KIB: f64 = 12.0;
+/// CPU microseconds that routing adds to a statement seen before; analyses of one shape, whatever its constants.
+const MAX_ROUTING_US: f64 = 2.0;
+const REPEATED: [&str; 3] = ["simple", "extended", "prepared"];
 const BAR_CLIENTS: u32 = 16;
 
 pub struct Cell {
@@ -57,6 +61,7 @@ pub struct Bar {
 pub struct ProxyReport {
     pub cells: Vec<Figures>,
     pub idle: Vec<Idle>,
+    pub routing: Option<Routing>,
     pub bars: Vec<Bar>,
     pub rounds: u32,
     pub seconds: u32,
@@ -84,7 +89,7 @@ impl ProxyReport {
         args: &ProxyArgs,
         bed: &Bed,
         cells: &[Cell],
-        idle: Vec<Idle>,
+        (idle, routing): (Vec<Idle>, Option<Routing>),
         load_average: Option<f64>,
     ) -> ProxyReport {
         let mut figures: Vec<Figures> = cells
@@ -117,10 +122,12 @@ impl ProxyReport {
             let ratio = base.filter(|base| base.total_us > 0.0).map(|base| rounded(own / base.total_us));
             figures[index].total_ratio = ratio.filter(|_| figures[index].peer != Peer::Direct);
         }
-        let bars = bars(&figures, &idle);
+        let mut bars = bars(&figures, &idle);
+        bars.extend(routing.iter().flat_map(routing_bars));
         ProxyReport {
             cells: figures,
             idle,
+            routing,
             bars,
             rounds: args.rounds,
             seconds: args.seconds,
@@ -191,6 +198,14 @@ impl ProxyReport {
             }
             text.push_str(&table.render());
         }
+        if let Some(routing) = &self.routing {
+            text.push_str("\nrouting alone, CPU us a statement\n");
+            let mut table = Table::new(&["", "hot", "cold caches"]);
+            for call in &routing.calls {
+                table.row(vec![call.name.clone(), format!("{:.2}", call.hot_us), format!("{:.2}", call.cold_us)]);
+            }
+            text.push_str(&table.render());
+        }
         if !self.bars.is_empty() {
             text.push_str("\nbars\n");
             for bar in &self.bars {
@@ -230,5 +245,19 @@ fn bars(figures: &[Figures], idle: &[Idle]) -> Vec<Bar> {
             ok: idle.rss_kib <= MAX_IDLE_KIB,
         });
     }
+    bars
+}
+
+fn routing_bars(routing: &Routing) -> Vec<Bar> {
+    let bar = |name: String, value: f64, bar: f64| Bar { name, value, bar, ok: value <= bar };
+    let repeated = routing.calls.iter().filter(|call| REPEATED.contains(&call.name.as_str()));
+    let mut bars: Vec<Bar> =
+        repeated.map(|call| bar(format!("routing a {} statement: us, cold caches", call.name), call.cold_us, MAX_ROUTING_US)).collect();
+    let counts = [
+        (format!("{} constants, simple: analyses", thousands(routing.literals)), routing.literals_analysed),
+        (format!("{} constants, extended: analyses", thousands(routing.literals)), routing.extended_literals_analysed),
+        (format!("one text of {} clients: analyses", routing.clients), routing.clients_analysed),
+    ];
+    bars.extend(counts.map(|(name, count)| bar(name, count as f64, 1.0)));
     bars
 }

@@ -140,6 +140,15 @@ pub(super) fn bind_tail(client: Option<&Tail<'_>>, arrays: &[Vec<u8>], results: 
     Some(out)
 }
 
+/// What is built of any client's Bind reads back.
+#[cfg(any(test, fuzzing))]
+pub(in crate::multi) fn any_tail(bytes: &[u8]) {
+    if let Some(tail) = Tail::of(bytes) {
+        let built = bind_tail(Some(&tail), &[bytes.to_vec()], tail.results);
+        assert!(built.is_none_or(|built| Tail::of(&built).is_some_and(|again| again.results == tail.results)));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -17,6 +17,8 @@ mod shape;
 use shard_config::KeyType;
 
 use self::images::{Address, Tail};
+#[cfg(any(test, fuzzing))]
+pub(super) use self::images::any_tail;
 use self::load::Load;
 use self::place::{Find, Rest, Row};
 use self::shape::{BEFORE, Column, ROWS, Shape, broken, full_name, names, quote};

@@ -61,7 +61,7 @@ fn view(name: &str, list: &str, definition: &str) -> Table {
     Table { view_definition: Some(definition.to_owned()), ..table(name, TableKind::View, list) }
 }
 
-pub(super) fn test_catalog() -> Catalog {
+pub(crate) fn test_catalog() -> Catalog {
     let mut catalog = Catalog {
         version: 7,
         key_column: Some(("tenant_id".to_owned(), KeyType::Uuid)),
@@ -162,6 +162,49 @@ pub(super) fn test_catalog() -> Catalog {
     catalog.unique_by_construction.insert(("public".to_owned(), "orders".to_owned()), entries(&["id"]));
     functions(&mut catalog);
     catalog
+}
+
+/// The tables that the catalogue of tests/oracle is about, for fuzzing; types as far as routing tells them apart.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn oracle_tables(catalog: &mut Catalog) {
+    let texts = [include_str!("../../../../tests/oracle/schema.sql"), include_str!("../../../../tests/oracle/tpc.sql")];
+    for statement in texts.iter().flat_map(|text| text.split(";\n")) {
+        let statement = statement.lines().filter(|line| !line.starts_with("--")).collect::<Vec<_>>().join(" ");
+        let Some((name, body)) =
+            statement.trim().strip_prefix("CREATE TABLE ").and_then(|rest| rest.split_once(" ("))
+        else {
+            continue;
+        };
+        // Partitions, and a name in quotes.
+        if name.contains(' ') {
+            continue;
+        }
+        let name = if name.contains('.') { name.to_owned() } else { format!("oracle.{name}") };
+        let mut list = Vec::new();
+        for part in body.split(", ") {
+            let mut words = part.split_whitespace();
+            // Not PRIMARY KEY (...), and not the inside of numeric(12, 2).
+            let column = words.next().filter(|word| word.starts_with(|c: char| c.is_ascii_lowercase()));
+            let (Some(column), Some(kind)) = (column, words.next()) else { continue };
+            let known = match kind.split('(').next().unwrap_or_default() {
+                "int" => "int4",
+                "bigint" => "int8",
+                "timestamptz" => "ts",
+                kind @ ("uuid" | "jsonb" | "numeric" | "char" | "varchar") => kind,
+                _ => "text",
+            };
+            list.push(format!("{column}:{known}"));
+        }
+        let kind = match list.first() {
+            Some(first) if first == "tenant_id:uuid" => by(KeyType::Uuid),
+            _ if name.starts_with("oracle.settings") || name.starts_with("oracle.numbers") => TableKind::Plain,
+            _ => TableKind::Reference,
+        };
+        let table = table(&name, kind, &list.join(" "));
+        catalog.tables.insert((table.schema.clone(), table.name.clone()), table);
+    }
+    assert!(catalog.tables.contains_key(&("tpch".to_owned(), "lineitem".to_owned())));
+    assert!(catalog.tables.contains_key(&("oracle".to_owned(), "customers".to_owned())));
 }
 
 /// `prokind` 'a' of PostgreSQL 15, without the ordered-set ones.

@@ -1,7 +1,6 @@
 //! Golden tables: statement -> plan. The notation is `describe`'s.
 
 mod application;
-mod catalog;
 mod definitions;
 mod hazards;
 mod lexer;
@@ -14,6 +13,7 @@ mod unsound;
 mod values;
 
 use super::plan::{Access, Broadcast, CopyRows, Effect, How, KeyPlace, Plan, Route};
+use super::test_catalog as catalog;
 use super::{RouteContext, Routed, Router, SearchPath};
 
 pub(super) fn context<'a>(catalog: &'a crate::catalog::Catalog, path: &'a SearchPath) -> RouteContext<'a> {
