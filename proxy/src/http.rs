@@ -16,6 +16,7 @@ use tokio::time::timeout;
 use crate::admin::{Context, workers};
 use crate::control::limits::{HTTP_CONNECTIONS, HTTP_HEADER_TIMEOUT};
 use crate::limits::PEER_MESSAGE;
+use crate::motion::Stage;
 use crate::metrics::{Gauges, Page};
 use crate::peers;
 use crate::pool::pool::PoolStatus;
@@ -128,6 +129,16 @@ fn metrics(context: &Context, clients: &[ClientStatus], pools: &[PoolStatus]) ->
     page.gauge(Gauges::BuildInfo, &[("version", env!("CARGO_PKG_VERSION"))], 1.0);
     page.gauge(Gauges::MapEpoch, &[], state.map.epoch() as f64);
     page.gauge(Gauges::CatalogVersion, &[], state.catalog.version as f64);
+    let leased = context.shared.gate.is_leased(crate::motion::boottime_ms());
+    page.gauge(Gauges::CatalogSeen, &[], state.following.version as f64);
+    page.gauge(Gauges::LeaseValid, &[], f64::from(u8::from(leased)));
+    for stage in [Stage::Copying, Stage::Holding, Stage::Flipped] {
+        let motions = state.following.motions.as_deref().map_or(&[][..], |motions| motions.list());
+        let count = motions.iter().filter(|motion| motion.stage == stage).count();
+        page.gauge(Gauges::Motions, &[("stage", stage.name())], count as f64);
+    }
+    let holding = context.workers.iter().map(|w| w.progress.holding.load(std::sync::atomic::Ordering::Relaxed));
+    page.gauge(Gauges::Holding, &[], holding.sum::<u64>() as f64);
     let drifted = state.catalog.tables.values().filter(|t| t.drift.is_some()).count();
     page.gauge(Gauges::TablesDrifted, &[], drifted as f64);
     for activity in

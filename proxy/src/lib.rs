@@ -5,7 +5,7 @@
 //! `session` (one state machine a client) -> `route` (PURE: text -> shard) -> `pool` (server connections). Beside
 //! it: `wire` (PURE: frames), `auth` (SCRAM both ways), `replica` (read-your-writes), `multi` and `twophase`
 //! (statements and transactions over several shards), `oids` and `sequences` (PURE), `control` (one thread that watches the shards and publishes
-//! `shared::State`), `admin`, `http` and `metrics` (what operators see), `peers` (cancel requests for other proxies).
+//! `shared::State`), `motion` (buckets on their way to another shard), `admin`, `http` and `metrics` (what operators see), `peers` (cancel requests for other proxies).
 //!
 //! Invariants:
 //!
@@ -37,6 +37,7 @@ pub mod http;
 pub mod limits;
 pub mod listen;
 pub mod metrics;
+pub mod motion;
 pub mod multi;
 pub mod oids;
 pub mod peers;

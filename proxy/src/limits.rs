@@ -58,6 +58,14 @@ pub const POOL_CONNECTING: usize = 8;
 /// Back-off after a failed connect, doubled up to the maximum.
 pub const CONNECT_BACKOFF: Duration = Duration::from_millis(50);
 pub const CONNECT_BACKOFF_MAX: Duration = Duration::from_secs(2);
+/// How often a worker looks whether what it routed by an older version of the catalog has ended, while it has not.
+pub const DRAIN_LOOK: Duration = Duration::from_millis(3);
+/// A statement whose buckets move waits so long, well above what a move takes to hand them over (400 ms).
+pub const HOLD: Duration = Duration::from_secs(5);
+/// While it waits it looks so often whether the lease is back.
+pub const HOLD_LOOK: Duration = Duration::from_millis(50);
+/// Statements of one worker that wait so at one time.
+pub const HELD: u64 = 20_000;
 /// How often a worker looks after its pools and clients.
 pub const MAINTENANCE: Duration = Duration::from_millis(500);
 /// An idle server connection is tested with the test query when it was not used for this long.

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 
 use shard_proxy::auth::users::Users;
 use shard_proxy::control::{Control, Handle};
-use shard_proxy::session::client::WorkerStats;
+use shard_proxy::motion::Following;
 use shard_proxy::shared::{ShardState, Shared, State};
 use shard_proxy::twophase::fault;
 use shard_proxy::worker::{Mail, Worker, WorkerHandle};
@@ -83,7 +83,7 @@ fn initial_state(config: Arc<Config>) -> State {
         ids.iter().map(|(id, _)| ShardState { id: *id, primary: None, replicas: Vec::new() }).collect();
     shards.sort_by_key(|s| s.id.0);
     let map = Arc::new(ShardMap::weighted(&ids, config.key.buckets));
-    State { config, map, catalog: Arc::default(), shards }
+    State { config, map, catalog: Arc::default(), following: Following::default(), shards }
 }
 
 type Threads = Vec<std::thread::JoinHandle<()>>;
@@ -98,12 +98,12 @@ fn start_workers(
     let mut mailboxes = Vec::new();
     for _ in 0..config.proxy.workers.min(127) {
         let (mail, mailbox) = mpsc::channel(limits::MAILBOX);
-        handles.push(WorkerHandle { mail, stats: Arc::new(WorkerStats::default()) });
+        handles.push(WorkerHandle { mail, stats: Arc::default(), progress: Arc::default() });
         mailboxes.push(mailbox);
     }
     let mut threads = Vec::new();
     for (id, mailbox) in mailboxes.into_iter().enumerate() {
-        let (all, stats) = (handles.clone(), handles[id].stats.clone());
+        let (all, stats, progress) = (handles.clone(), handles[id].stats.clone(), handles[id].progress.clone());
         let (shared, users, control) = (shared.clone(), users.clone(), control.clone());
         let thread = std::thread::Builder::new().name(format!("worker{id}")).spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -111,7 +111,7 @@ fn start_workers(
                 Ok(runtime) => runtime,
                 Err(error) => return tracing::error!(%error, "worker runtime"),
             };
-            let worker = Worker::new(id as u8, shared, users, control, stats);
+            let worker = Worker::new(id as u8, shared, users, control, stats, progress);
             *worker.workers.borrow_mut() = all;
             tokio::task::LocalSet::new().block_on(&runtime, worker.run(mailbox));
         })?;

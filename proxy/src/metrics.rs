@@ -20,10 +20,14 @@ pub enum Gauges {
     BackendUp,
     Timeline,
     PreparedTransactions,
+    CatalogSeen,
+    LeaseValid,
+    Motions,
+    Holding,
 }
 
 /// (name, help)
-pub const GAUGES: [(&str, &str); 11] = [
+pub const GAUGES: [(&str, &str); 15] = [
     ("shardproxy_build_info", "Version of the proxy, always 1."),
     ("shardproxy_map_epoch", "Epoch of the shard map in use."),
     ("shardproxy_catalog_version", "Changes of the schema seen since the start."),
@@ -38,6 +42,10 @@ pub const GAUGES: [(&str, &str); 11] = [
         "shardproxy_prepared_transactions",
         "Transactions over several shards that are prepared on a shard now.",
     ),
+    ("shardproxy_catalog_seen", "Version of map and moves that is served."),
+    ("shardproxy_lease_valid", "1 while this proxy's lease in the catalog runs."),
+    ("shardproxy_motions", "Moves under way by stage."),
+    ("shardproxy_holding", "Statements that wait because their buckets move."),
 ];
 
 /// Collects samples and prints them in the text format of Prometheus.
@@ -115,6 +123,7 @@ mod tests {
     #[test]
     fn gauges_are_listed_in_the_order_of_the_enum() {
         assert_eq!(GAUGES[Gauges::PreparedTransactions as usize].0, "shardproxy_prepared_transactions");
+        assert_eq!(GAUGES[Gauges::Holding as usize].0, "shardproxy_holding");
         assert_eq!(GAUGES[Gauges::PoolLimit as usize].0, "shardproxy_pool_limit");
     }
 }

@@ -6,8 +6,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use shard_config::{Config, ShardId, ShardMap};
+use tokio::sync::watch;
 
 use crate::catalog::Catalog;
+use crate::motion::{Following, Gate, boottime_ms};
 
 /// One consistent view: a statement uses one `State` from routing to its last byte.
 #[derive(Debug)]
@@ -15,6 +17,8 @@ pub struct State {
     pub config: Arc<Config>,
     pub map: Arc<ShardMap>,
     pub catalog: Arc<Catalog>,
+    /// What moves, as of the same moment as the map.
+    pub following: Following,
     /// Indexed by position, sorted by `ShardId`.
     pub shards: Vec<ShardState>,
 }
@@ -46,6 +50,9 @@ pub struct Shared {
     generation: AtomicU64,
     /// How often a client of this proxy has set a sequence, or may have.
     sequence_resets: AtomicU64,
+    /// For those who wait for the next one.
+    changes: watch::Sender<u64>,
+    pub gate: Gate,
 }
 
 impl Shared {
@@ -54,6 +61,8 @@ impl Shared {
             state: ArcSwap::from_pointee(state),
             generation: AtomicU64::new(1),
             sequence_resets: AtomicU64::new(0),
+            changes: watch::Sender::new(1),
+            gate: Gate::new(boottime_ms()),
         }
     }
 
@@ -66,6 +75,11 @@ impl Shared {
         self.sequence_resets.fetch_add(1, Ordering::AcqRel);
     }
 
+    /// Hears of every `publish` that follows.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
     pub fn generation(&self) -> u64 {
         self.generation.load(Ordering::Acquire)
     }
@@ -76,6 +90,7 @@ impl Shared {
 
     pub fn publish(&self, state: State) {
         self.state.store(Arc::new(state));
-        self.generation.fetch_add(1, Ordering::AcqRel);
+        let generation = self.generation.fetch_add(1, Ordering::AcqRel) + 1;
+        self.changes.send_replace(generation);
     }
 }

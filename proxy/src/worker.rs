@@ -5,8 +5,10 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
 use shard_config::ShardId;
 use tokio::net::TcpStream;
@@ -56,6 +58,20 @@ pub enum Mail {
 pub struct WorkerHandle {
     pub mail: mpsc::Sender<Mail>,
     pub stats: Arc<WorkerStats>,
+    pub progress: Arc<Progress>,
+}
+
+/// How far a worker has followed the catalog (`motion`). Written by the worker only.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// The version that it serves by.
+    pub serving: AtomicU64,
+    /// Whatever it had routed under an older version than this has ended, but for what touches nothing that moves.
+    pub drained: AtomicU64,
+    /// Statements that wait because their buckets move.
+    pub holding: AtomicU64,
+    /// Who keeps `drained` back.
+    pub waits_for: Mutex<Option<String>>,
 }
 
 /// The pools and settings of one role.
@@ -92,6 +108,7 @@ pub struct Worker {
     pub clients: RefCell<FxHashMap<u32, Rc<ClientInfo>>>,
     next_client: Cell<u32>,
     pub stats: Arc<WorkerStats>,
+    pub progress: Arc<Progress>,
     /// One read buffer and one output buffer for all sessions: an idle client owns neither.
     read_buffer: Cell<Vec<u8>>,
     spare: Cell<Vec<u8>>,
@@ -109,6 +126,7 @@ impl Worker {
         users: Arc<Users>,
         control: control::Handle,
         stats: Arc<WorkerStats>,
+        progress: Arc<Progress>,
     ) -> Rc<Self> {
         Rc::new(Self {
             id,
@@ -126,6 +144,7 @@ impl Worker {
             clients: RefCell::default(),
             next_client: Cell::new(1),
             stats,
+            progress,
             read_buffer: Cell::new(vec![0; limits::READ_BUFFER]),
             spare: Cell::default(),
             now: Cell::new(Instant::now()),
@@ -146,13 +165,18 @@ impl Worker {
     pub async fn run(self: Rc<Self>, mut mailbox: mpsc::Receiver<Mail>) {
         let mut tick = tokio::time::interval(limits::MAINTENANCE);
         let mut deadline = None;
+        let mut changes = self.shared.changes();
         loop {
+            let undrained = self.note_progress();
             tokio::select! {
                 mail = mailbox.recv() => match mail {
                     Some(mail) => self.receive(mail),
                     None => return,
                 },
                 _ = tick.tick() => self.maintain(),
+                // The state is followed below. (Its sender lives as long as `shared`.)
+                _ = changes.changed() => {}
+                () = tokio::time::sleep(limits::DRAIN_LOOK), if undrained => {}
             }
             if self.draining.get() {
                 let deadline = *deadline.get_or_insert_with(|| Instant::now() + limits::DRAIN);
@@ -197,6 +221,49 @@ impl Worker {
                 self.clients.borrow().values().for_each(|info| info.wake());
             }
         }
+    }
+
+    /// Serves by the newest state, and says so; returns whether something of an older one must still end.
+    fn note_progress(&self) -> bool {
+        let state = self.state().clone();
+        let following = &state.following;
+        let version = following.version;
+        self.progress.serving.store(version, Ordering::Release);
+        if self.progress.drained.load(Ordering::Relaxed) >= version {
+            return false;
+        }
+        let waits_for = following.motions.as_deref().and_then(|motions| {
+            self.clients.borrow().values().find_map(|info| {
+                let touch = info.touch.borrow();
+                let motion = touch.blocks(motions)?;
+                let age = info.since.get().elapsed().as_millis();
+                Some(format!(
+                    "move {} waits for client {} of {} ({}, {} for {age} ms)",
+                    motion.move_id, info.id, info.user, info.address, info.activity.get().name()
+                ))
+            })
+        });
+        let undrained = waits_for.is_some();
+        *self.progress.waits_for.lock() = waits_for;
+        if !undrained {
+            self.progress.drained.store(version, Ordering::Release);
+        }
+        undrained
+    }
+
+    /// The state by which the statement at hand was routed: `state` would follow a newer one.
+    #[inline]
+    pub fn current(&self) -> std::cell::Ref<'_, Arc<State>> {
+        self.state.borrow()
+    }
+
+    pub fn changes(&self) -> tokio::sync::watch::Receiver<u64> {
+        self.shared.changes()
+    }
+
+    #[inline]
+    pub fn gate(&self) -> &crate::motion::Gate {
+        &self.shared.gate
     }
 
     /// The newest state. A statement holds what it got from routing to its end.

@@ -13,6 +13,14 @@ mod copies;
 mod deadlocks;
 #[path = "multi/faults.rs"]
 mod faults;
+#[path = "multi/lease.rs"]
+mod lease;
+#[path = "multi/motion.rs"]
+mod motion;
+#[path = "multi/motion_scatter.rs"]
+mod motion_scatter;
+#[path = "multi/mover.rs"]
+mod mover;
 #[path = "multi/oids.rs"]
 mod oids;
 #[path = "multi/placement.rs"]

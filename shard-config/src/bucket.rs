@@ -34,11 +34,35 @@ impl Bucket {
         self.0
     }
 
+}
+
+/// The whole hash of a key, signed as SQL shows it. The bucket is its low bits; a single tenant that lives elsewhere than
+/// its bucket is named by all of them, so that nobody needs the tenant's spelling.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct KeyHash(i64);
+
+impl KeyHash {
+    /// What the hash function of the key's type says in SQL.
+    pub const fn new(hash: i64) -> Self {
+        Self(hash)
+    }
+
+    pub const fn get(self) -> i64 {
+        self.0
+    }
+
     /// `buckets` is a power of two (validated where the configuration and the map are read), so the mask takes
     /// the hash's low bits, as the SQL above does.
-    const fn of_hash(hash: u64, buckets: u16) -> Self {
+    #[inline]
+    pub const fn bucket(self, buckets: u16) -> Bucket {
         debug_assert!(buckets.is_power_of_two());
-        Self((hash as u16) & (buckets - 1))
+        Bucket((self.0 as u16) & (buckets - 1))
+    }
+}
+
+impl std::fmt::Display for KeyHash {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
     }
 }
 
@@ -50,21 +74,36 @@ impl std::fmt::Display for Bucket {
 
 /// `uuid_hash_extended`.
 #[inline]
-pub fn bucket_of_uuid(key: &[u8; 16], buckets: u16) -> Bucket {
-    Bucket::of_hash(hash_bytes(key, HASH_SEED as u64), buckets)
+pub fn hash_of_uuid(key: &[u8; 16]) -> KeyHash {
+    KeyHash(hash_bytes(key, HASH_SEED as u64) as i64)
 }
 
 /// `hashint8extended`, which equals `hashint4extended` and `hashint2extended` of the same number.
 #[inline]
-pub fn bucket_of_int8(key: i64, buckets: u16) -> Bucket {
-    Bucket::of_hash(hash_int8(key, HASH_SEED as u64), buckets)
+pub fn hash_of_int8(key: i64) -> KeyHash {
+    KeyHash(hash_int8(key, HASH_SEED as u64) as i64)
 }
 
 /// `hashtextextended`. `key` must be the UTF-8 that the server stores: text in another client encoding has other
-/// bytes and so another bucket (H24), which is why callers refuse it.
+/// bytes and so another hash (H24), which is why callers refuse it.
+#[inline]
+pub fn hash_of_text(key: &[u8]) -> KeyHash {
+    KeyHash(hash_bytes(key, HASH_SEED as u64) as i64)
+}
+
+#[inline]
+pub fn bucket_of_uuid(key: &[u8; 16], buckets: u16) -> Bucket {
+    hash_of_uuid(key).bucket(buckets)
+}
+
+#[inline]
+pub fn bucket_of_int8(key: i64, buckets: u16) -> Bucket {
+    hash_of_int8(key).bucket(buckets)
+}
+
 #[inline]
 pub fn bucket_of_text(key: &[u8], buckets: u16) -> Bucket {
-    Bucket::of_hash(hash_bytes(key, HASH_SEED as u64), buckets)
+    hash_of_text(key).bucket(buckets)
 }
 
 /// Three 32-bit words of state, named as in `hashfn.c`.

@@ -1,7 +1,9 @@
-//! The only ways in which a map becomes another one: moves of buckets from their owner, one epoch later. Whoever
+//! The only ways in which a map becomes another one: moves of buckets or of single tenants from their owner, one epoch later. Whoever
 //! stores or receives a map asks here, so that an old map, or one of another cluster, is never followed.
 
-use crate::map::{ShardId, ShardMap};
+use crate::bucket::KeyHash;
+use crate::map::{MapError, ShardId, ShardMap};
+use crate::scope::Scope;
 
 /// A contiguous range of buckets, both ends inclusive, all owned by `source`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,6 +53,12 @@ pub enum ChangeError {
     Buckets { ours: u16, offered: u16 },
     #[error("there is no epoch after {0}")]
     LastEpoch(u64),
+    #[error("the tenant with hash {hash} is on shard {owner}, not on shard {source_shard}")]
+    NotTheTenantsOwner { hash: KeyHash, owner: ShardId, source_shard: ShardId },
+    #[error("the tenant with hash {hash} of bucket {bucket} is kept on shard {shard}: move it by itself first")]
+    Pinned { hash: KeyHash, bucket: u16, shard: ShardId },
+    #[error(transparent)]
+    Map(#[from] MapError),
 }
 
 /// What to do with a map that somebody offers.
@@ -95,7 +103,62 @@ impl ShardMap {
             }
         }
         let epoch = planned.checked_add(1).ok_or(ChangeError::LastEpoch(planned))?;
-        Ok(Self::with_owners(epoch, owners))
+        // Tenants that live elsewhere stay where they are.
+        Ok(Self::with_owners(epoch, owners).with_overrides(self.overrides())?)
+    }
+
+    /// The map after everything in `scope` has moved from `source` to `target`, at the next epoch.
+    ///
+    /// A tenant that is kept on one of the two shards while its bucket moves between them is refused: its rows are among
+    /// those that the scope's predicate names, and must neither be copied nor removed with them.
+    pub fn apply_scope(
+        &self,
+        planned: u64,
+        scope: &Scope,
+        source: ShardId,
+        target: ShardId,
+        shards: &[ShardId],
+    ) -> Result<Self, ChangeError> {
+        if planned != self.epoch() {
+            return Err(ChangeError::Stale { planned, actual: self.epoch() });
+        }
+        if source == target {
+            return Err(ChangeError::SameShard(source));
+        }
+        if !shards.contains(&target) {
+            return Err(ChangeError::UnknownShard(target));
+        }
+        let moves: Vec<Move> =
+            scope.ranges().iter().map(|&(from, to)| Move { from, to, source, target }).collect();
+        let buckets = self.buckets();
+        for &(hash, shard) in self.overrides() {
+            let bucket = hash.bucket(buckets);
+            if scope.has_range_of(bucket) && (shard == source || shard == target) {
+                return Err(ChangeError::Pinned { hash, bucket: bucket.get(), shard });
+            }
+        }
+        let mut after = match moves.as_slice() {
+            [] if scope.hashes().is_empty() => return Err(ChangeError::Nothing),
+            [] => {
+                let epoch = planned.checked_add(1).ok_or(ChangeError::LastEpoch(planned))?;
+                Self::with_owners(epoch, self.owners().into()).with_overrides(self.overrides())?
+            }
+            moves => self.apply(planned, moves, shards)?,
+        };
+        let mut overrides = self.overrides().to_vec();
+        for &hash in scope.hashes() {
+            let owner = self.shard_of_hash(hash);
+            if owner != source {
+                return Err(ChangeError::NotTheTenantsOwner { hash, owner, source_shard: source });
+            }
+            overrides.retain(|(known, _)| *known != hash);
+            // Back where its bucket is, it is a tenant like any other.
+            if after.shard_of(hash.bucket(buckets)) != target {
+                overrides.push((hash, target));
+            }
+        }
+        after = after.with_overrides(&overrides)?;
+        Ok(after)
     }
 
     /// Whether to follow `offered`, which came from the catalog or from another proxy. The epoch decides, and two
@@ -152,6 +215,33 @@ mod tests {
         check(1, &[one(0, 1, 1, 3), one(1, 2, 1, 3)], twice);
         let foreign = ChangeError::NotTheOwner { bucket: 8, owner: ShardId(2), source_shard: ShardId(1) };
         check(1, &[one(7, 8, 1, 3)], foreign);
+    }
+
+    #[test]
+    fn a_tenant_moves_alone_and_back() {
+        let scope = |ranges: &[(u16, u16)], hashes: &[i64]| {
+            Scope::new(ranges, &hashes.iter().copied().map(KeyHash::new).collect::<Vec<_>>()).unwrap()
+        };
+        let (one, two, three) = (ShardId(1), ShardId(2), ShardId(3));
+        // Of 16 buckets: hash 35 is in bucket 3 of shard 1.
+        let alone = scope(&[], &[35]);
+        let after = map().apply_scope(1, &alone, one, three, &SHARDS).unwrap();
+        assert_eq!((after.epoch(), after.overrides()), (2, &[(KeyHash::new(35), three)][..]));
+        assert_eq!(after.ranges(), map().ranges());
+        assert_eq!(map().consider(&after), Ok(Offer::Newer));
+        // Its bucket moves between other shards, and it stays.
+        let moved = after.apply_scope(2, &scope(&[(2, 4)], &[]), one, two, &SHARDS).unwrap();
+        assert_eq!((moved.shard_of_hash(KeyHash::new(35)), moved.shard_of_hash(KeyHash::new(19))), (three, two));
+        let pinned = ChangeError::Pinned { hash: KeyHash::new(35), bucket: 3, shard: three };
+        assert_eq!(after.apply_scope(2, &scope(&[(2, 4)], &[]), one, three, &SHARDS), Err(pinned));
+        let back = moved.apply_scope(3, &alone, three, two, &SHARDS).unwrap();
+        assert_eq!(back.overrides(), []);
+        let foreign = ChangeError::NotTheTenantsOwner { hash: KeyHash::new(35), owner: three, source_shard: one };
+        assert_eq!(moved.apply_scope(3, &alone, one, two, &SHARDS), Err(foreign));
+        // As `apply`, for ranges.
+        let ranges = map().apply_scope(1, &scope(&[(6, 7)], &[]), one, three, &SHARDS).unwrap();
+        assert_eq!(ranges, map().apply(1, &[Move { from: 6, to: 7, source: one, target: three }], &SHARDS).unwrap());
+        assert_eq!(map().apply_scope(1, &scope(&[], &[]), one, three, &SHARDS), Err(ChangeError::Nothing));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! what PostgreSQL's input and receive functions accept for the type; a spelling they would refuse is `None`, and
 //! then there is no bucket to speak of.
 
-use crate::bucket::{Bucket, bucket_of_int8, bucket_of_text, bucket_of_uuid};
+use crate::bucket::{Bucket, KeyHash, hash_of_int8, hash_of_text, hash_of_uuid};
 
 /// The types a sharding key may have. Others are refused: `numeric` has 1 and 1.0, `char(n)` pads, `varchar(n)`
 /// truncates trailing blanks, `citext` folds, so equal keys could have different bytes.
@@ -56,8 +56,8 @@ impl KeyType {
         Self::ALL.into_iter().find(|t| t.oid() == oid)
     }
 
-    /// The bucket expression as a shard computes it, for CHECKs, publications and DBAs.
-    pub fn sql(self, column: &str, buckets: u16) -> String {
+    /// The hash expression as a shard computes it.
+    pub fn sql_hash(self, column: &str) -> String {
         let function = match self {
             Self::Uuid => "uuid_hash_extended",
             Self::Int8 => "hashint8extended",
@@ -65,38 +65,51 @@ impl KeyType {
             Self::Int2 => "hashint2extended",
             Self::Text => "hashtextextended",
         };
-        format!("({function}({column}, {}) & {})", crate::HASH_SEED, buckets - 1)
+        format!("{function}({column}, {})", crate::HASH_SEED)
+    }
+
+    /// The bucket expression as a shard computes it, for CHECKs, publications and DBAs.
+    pub fn sql(self, column: &str, buckets: u16) -> String {
+        format!("({} & {})", self.sql_hash(column), buckets - 1)
+    }
+
+    /// The hash of a value in PostgreSQL's text format. `None`: the server would not accept this text.
+    #[inline]
+    pub fn hash_of_text_value(self, value: &[u8]) -> Option<KeyHash> {
+        match self {
+            Self::Uuid => parse_uuid(value).map(|key| hash_of_uuid(&key)),
+            Self::Int8 | Self::Int4 | Self::Int2 => {
+                parse_int8(value).filter(|n| self.in_range(*n)).map(hash_of_int8)
+            }
+            Self::Text => std::str::from_utf8(value)
+                .ok()
+                .filter(|text| !text.contains('\0'))
+                .map(|_| hash_of_text(value)),
+        }
+    }
+
+    /// The hash of a value in PostgreSQL's binary format. `None`: wrong length, or not UTF-8.
+    #[inline]
+    pub fn hash_of_binary_value(self, value: &[u8]) -> Option<KeyHash> {
+        match self {
+            Self::Uuid => value.try_into().ok().map(hash_of_uuid),
+            Self::Int8 => value.try_into().ok().map(|n| hash_of_int8(i64::from_be_bytes(n))),
+            Self::Int4 => value.try_into().ok().map(|n| hash_of_int8(i32::from_be_bytes(n).into())),
+            Self::Int2 => value.try_into().ok().map(|n| hash_of_int8(i16::from_be_bytes(n).into())),
+            Self::Text => self.hash_of_text_value(value),
+        }
     }
 
     /// The bucket of a value in PostgreSQL's text format. `None`: the server would not accept this text.
     #[inline]
     pub fn bucket_of_text_value(self, value: &[u8], buckets: u16) -> Option<Bucket> {
-        match self {
-            Self::Uuid => parse_uuid(value).map(|key| bucket_of_uuid(&key, buckets)),
-            Self::Int8 | Self::Int4 | Self::Int2 => {
-                parse_int8(value).filter(|n| self.in_range(*n)).map(|n| bucket_of_int8(n, buckets))
-            }
-            Self::Text => std::str::from_utf8(value)
-                .ok()
-                .filter(|text| !text.contains('\0'))
-                .map(|_| bucket_of_text(value, buckets)),
-        }
+        self.hash_of_text_value(value).map(|hash| hash.bucket(buckets))
     }
 
     /// The bucket of a value in PostgreSQL's binary format. `None`: wrong length, or not UTF-8.
     #[inline]
     pub fn bucket_of_binary_value(self, value: &[u8], buckets: u16) -> Option<Bucket> {
-        match self {
-            Self::Uuid => value.try_into().ok().map(|key| bucket_of_uuid(key, buckets)),
-            Self::Int8 => value.try_into().ok().map(|n| bucket_of_int8(i64::from_be_bytes(n), buckets)),
-            Self::Int4 => {
-                value.try_into().ok().map(|n| bucket_of_int8(i32::from_be_bytes(n).into(), buckets))
-            }
-            Self::Int2 => {
-                value.try_into().ok().map(|n| bucket_of_int8(i16::from_be_bytes(n).into(), buckets))
-            }
-            Self::Text => self.bucket_of_text_value(value, buckets),
-        }
+        self.hash_of_binary_value(value).map(|hash| hash.bucket(buckets))
     }
 
     fn in_range(self, number: i64) -> bool {

@@ -5,8 +5,10 @@
 //!
 //! - [`bucket`]: PostgreSQL's own hash of a key, so that the proxy and plain SQL on a shard say the same bucket.
 //! - [`key`]: key values as PostgreSQL spells them, brought to the bytes that are hashed.
-//! - [`map`]: bucket -> shard, with an epoch that only grows.
+//! - [`map`]: bucket -> shard, with an epoch that only grows; single tenants may live elsewhere than their bucket.
+//! - [`scope`]: a set of buckets and tenants, as a predicate in Rust and in SQL: what a move is about.
 //! - [`assign`]: which shard each bucket should be on, moving as few as possible.
+//! - [`plan`]: which moves lead to a better map.
 //! - [`change`]: the only ways in which one map may become another.
 //! - [`settings`], [`config`], [`validate`]: the configuration file; one table entry a setting, and every mistake
 //!   reported at once.
@@ -28,18 +30,24 @@ pub mod change;
 pub mod config;
 pub mod key;
 pub mod map;
+pub mod plan;
+pub mod scope;
 pub mod secret;
 pub mod settings;
 pub mod url;
 pub mod validate;
 
-pub use bucket::{BUCKETS_DEFAULT, Bucket, HASH_SEED, bucket_of_int8, bucket_of_text, bucket_of_uuid};
+pub use bucket::{
+    BUCKETS_DEFAULT, Bucket, HASH_SEED, KeyHash, bucket_of_int8, bucket_of_text, bucket_of_uuid, hash_of_int8,
+    hash_of_text, hash_of_uuid,
+};
 pub use change::{ChangeError, Move, Offer};
 pub use config::{
     Config, FunctionRoute, FunctionRule, HostPort, ReadPolicy, SequenceSettings, ShardServers, TableKind, TableRule, User, is_vouched,
 };
 pub use key::KeyType;
 pub use map::{ShardId, ShardMap};
+pub use scope::{Scope, ScopeError};
 pub use secret::Secret;
 pub use settings::Mistake;
 pub use url::ConnectionUrl;

@@ -1,9 +1,12 @@
-//! Bucket -> shard. Looking up an owner is one array index; everything else here is for building, printing and
-//! storing maps.
+//! Bucket -> shard, and the few tenants that live elsewhere than their bucket. Looking up an owner is one array index
+//! (and a search of the overrides, when there are any); everything else here is for building, printing and storing maps.
 
 use std::collections::BTreeSet;
 
-use crate::bucket::Bucket;
+use crate::bucket::{Bucket, KeyHash};
+
+/// Tenants that may live elsewhere than their bucket. More are better moved with their buckets.
+pub const OVERRIDES_MAX: usize = 4096;
 
 /// A shard's number as in the configuration file, from 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -20,6 +23,8 @@ impl std::fmt::Display for ShardId {
 pub struct ShardMap {
     epoch: u64,
     owners: Box<[ShardId]>,
+    /// By hash; beats the bucket's owner.
+    overrides: Box<[(KeyHash, ShardId)]>,
 }
 
 /// Why a list of ranges is not a map.
@@ -35,6 +40,10 @@ pub enum MapError {
     Unowned(u16),
     #[error("shard 0 does not exist: shards are numbered from 1")]
     ShardZero,
+    #[error("the tenant with hash {0} has two owners")]
+    OverrideTwice(KeyHash),
+    #[error("there are {0} overrides of single tenants, and may be {OVERRIDES_MAX}")]
+    TooManyOverrides(usize),
 }
 
 /// The number of buckets a cluster may have: a power of two, since buckets are taken by mask.
@@ -67,7 +76,7 @@ impl ShardMap {
             let border = u64::from(buckets) * passed / total;
             owners.resize(border as usize, shard);
         }
-        Self { epoch: 1, owners: owners.into() }
+        Self { epoch: 1, owners: owners.into(), overrides: Box::default() }
     }
 
     /// A stored map. Ranges are inclusive and in any order; every bucket has exactly one owner.
@@ -93,15 +102,49 @@ impl ShardMap {
         }
         match owners.iter().position(|owner| owner.0 == 0) {
             Some(bucket) => Err(MapError::Unowned(bucket as u16)),
-            None => Ok(Self { epoch, owners: owners.into() }),
+            None => Ok(Self { epoch, owners: owners.into(), overrides: Box::default() }),
         }
     }
 
-    pub(crate) fn with_owners(epoch: u64, owners: Box<[ShardId]>) -> Self {
-        Self { epoch, owners }
+    /// The same map with these overrides, in any order, in place of its own.
+    pub fn with_overrides(mut self, overrides: &[(KeyHash, ShardId)]) -> Result<Self, MapError> {
+        if overrides.len() > OVERRIDES_MAX {
+            return Err(MapError::TooManyOverrides(overrides.len()));
+        }
+        let mut overrides = overrides.to_vec();
+        overrides.sort_unstable();
+        if let Some(pair) = overrides.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+            return Err(MapError::OverrideTwice(pair[0].0));
+        }
+        if overrides.iter().any(|(_, shard)| shard.0 == 0) {
+            return Err(MapError::ShardZero);
+        }
+        self.overrides = overrides.into();
+        Ok(self)
     }
 
-    /// `bucket` comes from this map's number of buckets.
+    pub(crate) fn with_owners(epoch: u64, owners: Box<[ShardId]>) -> Self {
+        Self { epoch, owners, overrides: Box::default() }
+    }
+
+    /// Where the key with this hash lives.
+    #[inline]
+    pub fn shard_of_hash(&self, hash: KeyHash) -> ShardId {
+        if !self.overrides.is_empty()
+            && let Ok(at) = self.overrides.binary_search_by_key(&hash, |(known, _)| *known)
+        {
+            return self.overrides[at].1;
+        }
+        self.shard_of(hash.bucket(self.buckets()))
+    }
+
+    /// Tenants that live elsewhere than their bucket, by hash.
+    pub fn overrides(&self) -> &[(KeyHash, ShardId)] {
+        &self.overrides
+    }
+
+    /// The owner of the bucket, whatever single tenants of it live elsewhere. `bucket` comes from this map's number of
+    /// buckets.
     #[inline]
     pub fn shard_of(&self, bucket: Bucket) -> ShardId {
         self.owners[usize::from(bucket.get())]
@@ -133,9 +176,10 @@ impl ShardMap {
         ranges
     }
 
-    /// Shards that own at least one bucket, ascending.
+    /// Shards that own at least one bucket or a single tenant, ascending.
     pub fn shards(&self) -> Vec<ShardId> {
-        self.owners.iter().copied().collect::<BTreeSet<_>>().into_iter().collect()
+        let single = self.overrides.iter().map(|(_, shard)| *shard);
+        self.owners.iter().copied().chain(single).collect::<BTreeSet<_>>().into_iter().collect()
     }
 
     /// How many buckets `shard` owns.
@@ -150,6 +194,9 @@ impl std::fmt::Debug for ShardMap {
         write!(f, "ShardMap(epoch {}", self.epoch)?;
         for (from, to, shard) in self.ranges() {
             write!(f, ", {from}..={to} -> {shard}")?;
+        }
+        for (hash, shard) in &self.overrides {
+            write!(f, ", tenant {hash} -> {shard}")?;
         }
         f.write_str(")")
     }
@@ -193,7 +240,30 @@ mod tests {
         assert_eq!(ShardMap::from_ranges(1, 12, &[]), Err(MapError::Buckets(12)));
     }
 
+    #[test]
+    fn an_override_beats_the_bucket_and_nothing_else() {
+        let hash = KeyHash::new(-3467891652331307802);
+        let map = ShardMap::even(&ids(4), 4096);
+        assert_eq!((hash.bucket(4096).get(), map.shard_of_hash(hash)), (3302, ShardId(4)));
+        let map = map.with_overrides(&[(KeyHash::new(7), ShardId(1)), (hash, ShardId(5))]).unwrap();
+        assert_eq!(map.shard_of_hash(hash), ShardId(5));
+        assert_eq!(map.shard_of_hash(KeyHash::new(hash.get() ^ (1 << 40))), ShardId(4), "its neighbour stays");
+        assert_eq!(map.shards(), ids(5));
+        let twice = [(hash, ShardId(1)), (hash, ShardId(2))];
+        assert_eq!(map.clone().with_overrides(&twice), Err(MapError::OverrideTwice(hash)));
+        assert_eq!(map.with_overrides(&[(hash, ShardId(0))]), Err(MapError::ShardZero));
+    }
+
     proptest! {
+        #[test]
+        fn without_overrides_a_hash_is_where_its_bucket_is(hash: i64, owners in prop::collection::vec(1u16..6, 64)) {
+            let map = ShardMap::with_owners(1, owners.into_iter().map(ShardId).collect());
+            let hash = KeyHash::new(hash);
+            prop_assert_eq!(map.shard_of_hash(hash), map.shard_of(hash.bucket(64)));
+            let map = map.with_overrides(&[(hash, ShardId(9))]).unwrap();
+            prop_assert_eq!(map.shard_of_hash(hash), ShardId(9));
+        }
+
         #[test]
         fn ranges_round_trip(owners in prop::collection::vec(1u16..6, 64), epoch in 1u64..) {
             let owners: Box<[ShardId]> = owners.into_iter().map(ShardId).collect();

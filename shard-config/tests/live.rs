@@ -5,7 +5,7 @@
 
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
-use shard_config::{BUCKETS_DEFAULT, Bucket, KeyType};
+use shard_config::{BUCKETS_DEFAULT, Bucket, KeyHash, KeyType, Scope};
 use testpg::TempPostgres;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, NoTls};
@@ -127,4 +127,34 @@ async fn h24_a_live_server_says_the_same_bucket() {
                WHERE satisfies_hash_partition('parted'::regclass, 4096, remainder, key)";
     let satisfied: i64 = client.query_one(sql, &[&keys, &remainders]).await.unwrap().get(0);
     assert_eq!(satisfied, KEYS as i64);
+}
+
+/// What a scope's predicate finds on a shard is what the proxy takes for the scope's, row for row.
+#[tokio::test]
+async fn a_live_server_says_the_same_scope() {
+    let server = TempPostgres::start(&[]);
+    let client = connect(&server).await;
+    let keys: Vec<uuid::Uuid> =
+        random(&proptest::num::u128::ANY).into_iter().map(uuid::Uuid::from_u128).collect();
+    let hashes: Vec<KeyHash> = keys.iter().map(|key| shard_config::hash_of_uuid(key.as_bytes())).collect();
+    let sql = format!(
+        "SELECT {} FROM unnest($1::uuid[]) WITH ORDINALITY AS keys (key, ord) ORDER BY ord",
+        KeyType::Uuid.sql_hash("key")
+    );
+    let theirs: Vec<i64> = client.query(&sql, &[&keys]).await.unwrap().iter().map(|row| row.get(0)).collect();
+    assert_eq!(hashes.iter().map(|hash| hash.get()).collect::<Vec<_>>(), theirs);
+
+    let scopes = [
+        Scope::new(&[(0, 511), (4095, 4095)], &[]).unwrap(),
+        Scope::new(&[], &hashes[..3]).unwrap(),
+        Scope::new(&[(1024, 2047)], &hashes[5..6]).unwrap(),
+        Scope::default(),
+    ];
+    for scope in scopes {
+        let predicate = format!("({})::int::int8", scope.sql("key", KeyType::Uuid, BUCKETS_DEFAULT));
+        let theirs = buckets(&client, &predicate, "uuid[]", &keys).await;
+        let ours: Vec<i64> =
+            hashes.iter().map(|hash| i64::from(scope.contains_hash(*hash, BUCKETS_DEFAULT))).collect();
+        assert_eq!(ours, theirs, "{scope}");
+    }
 }

@@ -1,7 +1,7 @@
 //! The shard map, read from the proxy as a hint for grouping.
 
 use rustc_hash::FxHashMap;
-use shard_config::{BUCKETS_DEFAULT, ShardId, ShardMap, bucket_of_uuid};
+use shard_config::{BUCKETS_DEFAULT, KeyHash, ShardId, ShardMap, hash_of_uuid};
 use std::sync::Arc;
 use tokio_postgres::SimpleQueryMessage;
 use tokio_postgres::error::SqlState;
@@ -28,12 +28,21 @@ impl Routing {
     }
 
     pub fn lane_of(&self, tenant: TenantId) -> &Arc<Lane> {
-        let bucket = bucket_of_uuid(tenant.0.as_bytes(), self.map.buckets());
+        let hash = hash_of_uuid(tenant.0.as_bytes());
+        if !self.map.overrides().is_empty()
+            && let Some(lane) = self.lanes.get(&self.map.shard_of_hash(hash))
+        {
+            return lane;
+        }
+        let bucket = hash.bucket(self.map.buckets());
         &self.by_bucket[usize::from(bucket.get())]
     }
 
     pub fn is_for(&self, map: &ShardMap, sharded: bool) -> bool {
-        self.sharded == sharded && self.map.epoch() == map.epoch() && self.map.owners() == map.owners()
+        self.sharded == sharded
+            && self.map.epoch() == map.epoch()
+            && self.map.owners() == map.owners()
+            && self.map.overrides() == map.overrides()
     }
 }
 
@@ -63,6 +72,7 @@ pub async fn read(link: &Link) -> Result<Option<ShardMap>, MapError> {
         _ => None,
     });
     let mut ranges = Vec::new();
+    let mut overrides = Vec::new();
     let mut epoch = 0;
     for row in rows {
         let field = |name: &str| -> Result<u64, MapError> {
@@ -72,7 +82,16 @@ pub async fn read(link: &Link) -> Result<Option<ShardMap>, MapError> {
         let small = |value: u64| u16::try_from(value).map_err(|_| MapError::Nonsense(format!("{value} is too large")));
         ranges.push((small(field("bucket_from")?)?, small(field("bucket_to")?)?, ShardId(small(field("shard")?)?)));
         epoch = field("epoch")?;
+        // Single tenants that live elsewhere than their bucket: `[[hash, shard], ...]`. A proxy of before has no such column.
+        let single = row.columns().iter().position(|column| column.name() == "overrides");
+        let single = single.and_then(|at| row.get(at)).filter(|text| !text.is_empty()).unwrap_or("[]");
+        let single: Vec<(i64, u16)> =
+            serde_json::from_str(single).map_err(|_| MapError::Nonsense(format!("overrides is {single:?}")))?;
+        overrides.extend(single.into_iter().map(|(hash, shard)| (KeyHash::new(hash), ShardId(shard))));
     }
     let buckets = ranges.iter().map(|(_, to, _)| to + 1).max().unwrap_or(0);
-    ShardMap::from_ranges(epoch, buckets, &ranges).map(Some).map_err(|e| MapError::Nonsense(format!("{e:?}")))
+    ShardMap::from_ranges(epoch, buckets, &ranges)
+        .and_then(|map| map.with_overrides(&overrides))
+        .map(Some)
+        .map_err(|e| MapError::Nonsense(format!("{e:?}")))
 }

@@ -5,6 +5,7 @@ use uuid::Uuid;
 
 use super::event::Event;
 use super::lease::Lease;
+use super::owned;
 
 /// Where the next claim starts. Claims go round over the accounts, so that an account with more events than a claim
 /// holds cannot keep the others waiting.
@@ -48,26 +49,27 @@ impl Claims {
         // Lost marks are rows published twice, which consumers must bear anyway; a flush and a wait for the standby
         // for every batch is what they would cost otherwise.
         client.batch_execute("SET synchronous_commit = off").await?;
-        // The partial index on unpublished rows gives this order. A shard that does not own all its rows (a bucket
-        // being moved to it) will join the ownership row here, in the statement that claims (H12).
+        let owned = owned::condition(client, "o").await?;
+        // The partial index on unpublished rows gives this order.
         let claim = format!(
             "SELECT tenant_id, account_id, event_seq, event_id, event_type, payment_id, credit_account_id, amount_minor, \
-             currency, status, code, occurred_at FROM outbox \
-             WHERE published_at IS NULL AND (account_id, event_seq) > ($1, $2) \
+             currency, status, code, occurred_at FROM outbox o \
+             WHERE published_at IS NULL AND (account_id, event_seq) > ($1, $2){owned} \
              ORDER BY account_id, event_seq LIMIT {limit}"
         );
-        // `published_at IS NULL` keeps the first mark's time when a row was published twice.
-        let mark = "UPDATE outbox o SET published_at = clock_timestamp() \
+        // `published_at IS NULL` keeps the first mark's time when a row was published twice. Rows that have moved on
+        // since they were claimed are marked by their new owner, which publishes them once more.
+        let mark = format!("UPDATE outbox o SET published_at = clock_timestamp() \
              FROM unnest($1::uuid[], $2::uuid[], $3::int8[]) AS d (tenant_id, account_id, event_seq) \
              WHERE o.tenant_id = d.tenant_id AND o.account_id = d.account_id AND o.event_seq = d.event_seq \
              AND o.published_at IS NULL \
-             AND EXISTS (SELECT 1 FROM relay_leases l WHERE l.shard_id = $4 AND l.owner = $5 AND l.epoch = $6)";
-        let pending = "SELECT count(*), coalesce(extract(epoch FROM clock_timestamp() - min(occurred_at)), 0)::float8 \
-             FROM (SELECT occurred_at FROM outbox WHERE published_at IS NULL LIMIT 50000) AS waiting";
+             AND EXISTS (SELECT 1 FROM relay_leases l WHERE l.shard_id = $4 AND l.owner = $5 AND l.epoch = $6){owned}");
+        let pending = format!("SELECT count(*), coalesce(extract(epoch FROM clock_timestamp() - min(occurred_at)), 0)::float8 \
+             FROM (SELECT occurred_at FROM outbox o WHERE published_at IS NULL{owned} LIMIT 50000) AS waiting");
         Ok(Claims {
             claim: client.prepare(&claim).await?,
-            mark: client.prepare(mark).await?,
-            pending: client.prepare(pending).await?,
+            mark: client.prepare(&mark).await?,
+            pending: client.prepare(&pending).await?,
         })
     }
 

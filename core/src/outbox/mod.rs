@@ -25,6 +25,7 @@ pub mod event;
 pub mod lease;
 pub mod publisher;
 pub mod relay;
+mod owned;
 mod shards;
 pub mod sweep;
 

@@ -17,6 +17,7 @@ use tokio::task::JoinHandle;
 use tokio_postgres::{Client, Statement};
 
 use super::OutboxConfig;
+use super::owned;
 use super::shards::{self, StatementError, in_time};
 use crate::metrics::Metrics;
 
@@ -32,27 +33,29 @@ const FIRST_ROUND: Duration = Duration::from_secs(5);
 /// Longest statement: a table without an index on time is read whole.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// `{owned}` stands for the condition that a row is this shard's: copies of rows that are on their way here are left alone.
+///
 /// Rows that occurred and were published long ago. The BRIN index on `occurred_at` makes the look-up cheap: rows are
 /// stored nearly in that order.
-const PUBLISHED: &str = "DELETE FROM outbox WHERE ctid = ANY (ARRAY(SELECT ctid FROM outbox \
+const PUBLISHED: &str = "DELETE FROM outbox WHERE ctid = ANY (ARRAY(SELECT ctid FROM outbox o \
     WHERE occurred_at < clock_timestamp() - $1 * interval '1 second' \
-    AND published_at < clock_timestamp() - $1 * interval '1 second' LIMIT $2))";
+    AND published_at < clock_timestamp() - $1 * interval '1 second'{owned} LIMIT $2))";
 
 /// Keys that expired `$1` seconds ago, by BRIN on `expires_at`.
-const KEYS: &str = "DELETE FROM idempotency_keys WHERE ctid = ANY (ARRAY(SELECT ctid FROM idempotency_keys \
-    WHERE expires_at < clock_timestamp() - $1 * interval '1 second' LIMIT $2)) \
+const KEYS: &str = "DELETE FROM idempotency_keys WHERE ctid = ANY (ARRAY(SELECT ctid FROM idempotency_keys o \
+    WHERE expires_at < clock_timestamp() - $1 * interval '1 second'{owned} LIMIT $2)) \
     AND expires_at < clock_timestamp() - $1 * interval '1 second'";
 
 /// Use of windows that ended `$1` seconds ago, and of rules that are gone. A row is locked before it is judged: a payment
 /// may be starting the next window in it.
-const USAGE: &str = "DELETE FROM rule_usage WHERE ctid = ANY (ARRAY(SELECT u.ctid FROM rule_usage u \
-    LEFT JOIN fraud_rules f ON f.tenant_id = u.tenant_id AND f.rule_id = u.rule_id \
-    WHERE u.window_start < clock_timestamp() - ($1::float8 + CASE WHEN f.rule_id IS NULL THEN 0 \
-        WHEN f.rule_type = 'daily_amount' THEN 86400 ELSE coalesce(f.window_seconds, 86400) END) * interval '1 second' \
-    LIMIT $2 FOR UPDATE OF u SKIP LOCKED))";
+const USAGE: &str = "DELETE FROM rule_usage WHERE ctid = ANY (ARRAY(SELECT o.ctid FROM rule_usage o \
+    LEFT JOIN fraud_rules f ON f.tenant_id = o.tenant_id AND f.rule_id = o.rule_id \
+    WHERE o.window_start < clock_timestamp() - ($1::float8 + CASE WHEN f.rule_id IS NULL THEN 0 \
+        WHEN f.rule_type = 'daily_amount' THEN 86400 ELSE coalesce(f.window_seconds, 86400) END) * interval '1 second'{owned} \
+    LIMIT $2 FOR UPDATE OF o SKIP LOCKED))";
 
-const INBOX: &str = "DELETE FROM inbox WHERE ctid = ANY (ARRAY(SELECT ctid FROM inbox \
-    WHERE processed_at < clock_timestamp() - $1 * interval '1 second' LIMIT $2))";
+const INBOX: &str = "DELETE FROM inbox WHERE ctid = ANY (ARRAY(SELECT ctid FROM inbox o \
+    WHERE processed_at < clock_timestamp() - $1 * interval '1 second'{owned} LIMIT $2))";
 
 /// Partitions are made for this many months after the current one, as `migrate` does: half a year to notice that they are
 /// not made any more.
@@ -189,7 +192,8 @@ struct Table {
 
 impl Table {
     async fn new(client: &Client, delete: &str, age: Duration, chunk: i64) -> Result<Table, StatementError> {
-        let delete = in_time(PATIENCE, client.prepare(delete)).await?;
+        let owned = in_time(PATIENCE, owned::condition(client, "o")).await?;
+        let delete = in_time(PATIENCE, client.prepare(&delete.replace("{owned}", &owned))).await?;
         Ok(Table { delete, age_s: age.as_secs_f64(), chunk, done: false })
     }
 }

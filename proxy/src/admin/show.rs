@@ -27,6 +27,8 @@ pub(super) async fn run(name: &'static str, context: &Context) -> Result<Table, 
         "show config" => settings(&context.shared.load().config),
         "show shards" => shards(context),
         "show map" => map(context),
+        "show moves" => moves(context),
+        "show proxies" => proxies(context).await?,
         "show tables" => tables(context),
         "show counters" => {
             workers::counters(all).iter().map(|(name, value)| vec![some(name), some(value)]).collect()
@@ -307,8 +309,53 @@ fn shards(context: &Context) -> Vec<Row> {
 
 fn map(context: &Context) -> Vec<Row> {
     let map = context.shared.load().map.clone();
-    let row = |(from, to, shard)| vec![some(from), some(to), some(shard), some(map.epoch())];
+    let row = |(from, to, shard)| {
+        let overrides = crate::session::overrides(&map, from..=to);
+        vec![some(from), some(to), some(shard), some(map.epoch()), some(overrides)]
+    };
     map.ranges().into_iter().map(row).collect()
+}
+
+fn moves(context: &Context) -> Vec<Row> {
+    let following = context.shared.load().following.clone();
+    let row = |motion: &crate::motion::Motion| {
+        vec![
+            some(motion.move_id),
+            some(&motion.scope),
+            some(motion.source),
+            some(motion.target),
+            some(motion.stage.name()),
+            some(motion.since),
+            some(following.version),
+        ]
+    };
+    following.motions.as_deref().map_or(&[][..], |motions| motions.list()).iter().map(row).collect()
+}
+
+/// As the catalog has them.
+async fn proxies(context: &Context) -> Result<Vec<Row>, Refusal> {
+    let why = |error| {
+        let hint = "The catalog is on the default shard's primary; SHOW SHARDS tells why it is not used.";
+        Refusal::new("57P03", "the catalog cannot be asked", hint).detail(format!("{error:#}"))
+    };
+    let list = context.control.proxies().await.map_err(why)?;
+    Ok(list
+        .into_iter()
+        .map(|proxy| {
+            vec![
+                some(proxy.name),
+                some(&proxy.id),
+                some(proxy.address),
+                some(format!("{:.1}", proxy.lease_s)),
+                some(proxy.version),
+                some(proxy.drained),
+                some(proxy.epoch),
+                some(proxy.held),
+                some(if *proxy.id == *context.control.id() { "yes" } else { "no" }),
+                proxy.note,
+            ]
+        })
+        .collect())
 }
 
 fn tables(context: &Context) -> Vec<Row> {

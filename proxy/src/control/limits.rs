@@ -29,6 +29,15 @@ pub const CATALOG_READ: Duration = Duration::from_secs(20);
 /// Relations and functions of one database that are read; more is refused, not truncated.
 pub const CATALOG_RELATIONS_MAX: usize = 100_000;
 
+/// How often the catalog's version is asked for beside being told, and the workers are looked at while something is to be
+/// acknowledged.
+pub const FOLLOW_POLL: Duration = Duration::from_millis(150);
+pub const FOLLOW_LOOK: Duration = Duration::from_millis(4);
+/// One question to the catalog.
+pub const FOLLOW_STEP: Duration = Duration::from_millis(1000);
+/// How often rows of proxies that are gone are removed.
+pub const FOLLOW_TIDY: Duration = Duration::from_secs(30);
+
 /// Requests to the control thread that may wait (catalog refreshes after DDL).
 pub const CONTROL_QUEUE: usize = 1024;
 /// Pooled control connections to one server, beside its prober.
@@ -61,6 +70,9 @@ pub const DEADLOCK_WAITS: usize = 1000;
 pub const HTTP_CONNECTIONS: usize = 64;
 pub const HTTP_HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 
+// Four changes a second at least are followed, and a try that fails counts as one in time (`motion::lease`).
+const _: () = assert!(FOLLOW_POLL.as_millis() <= 200);
+const _: () = assert!(2 * FOLLOW_STEP.as_millis() + FOLLOW_POLL.as_millis() < crate::motion::lease::SUSPENDED.as_millis());
 const _: () = assert!(SERVERS_PER_SHARD_MAX <= u16::MAX as usize);
 const _: () = assert!(PROBE_BACKOFF_FIRST.as_millis() < PROBE_BACKOFF_LAST.as_millis());
 // An orphan is older than any answer its own coordinator may still be waiting for from a healthy server.

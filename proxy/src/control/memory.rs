@@ -1,5 +1,5 @@
 //! What the proxy must not forget over a restart: each shard's system identifier and highest timeline (H5), and the
-//! last shard map it served, so that it starts while the map's home is down.
+//! last shard map it served with what moved then, so that it starts while the map's home is down.
 //!
 //! One small JSON file, replaced whole: written beside, synced, renamed, and the directory synced.
 
@@ -10,14 +10,21 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
+use shard_config::{KeyHash, Scope, ShardId, ShardMap};
 
 use super::roles::Remembered;
+use crate::motion::{Motion, Stage};
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Memory {
     /// By shard number.
     pub(super) shards: BTreeMap<u16, Remembered>,
     pub(super) map: Option<StoredMap>,
+    /// `shard_catalog.control.version` that came with the map.
+    #[serde(default)]
+    pub(super) version: u64,
+    #[serde(default)]
+    pub(super) motions: Vec<StoredMotion>,
 }
 
 /// A shard map as it is stored, here and in `shard_catalog.map`.
@@ -27,6 +34,50 @@ pub(super) struct StoredMap {
     pub(super) buckets: u16,
     /// (first bucket, last bucket, shard)
     pub(super) ranges: Vec<(u16, u16, u16)>,
+    /// (hash of a tenant, shard)
+    #[serde(default)]
+    pub(super) overrides: Vec<(i64, u16)>,
+    /// Random, so that two maps of one epoch are told apart (H6). None: of a map that was never stored.
+    #[serde(default)]
+    pub(super) id: Option<String>,
+}
+
+/// A row of `shard_catalog.motion`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct StoredMotion {
+    pub(super) move_id: i64,
+    pub(super) scope: serde_json::Value,
+    pub(super) source: u16,
+    pub(super) target: u16,
+    pub(super) stage: String,
+}
+
+impl StoredMap {
+    pub(super) fn from_map(map: &ShardMap) -> Self {
+        let ranges = map.ranges().into_iter().map(|(from, to, shard)| (from, to, shard.0)).collect();
+        let overrides = map.overrides().iter().map(|(hash, shard)| (hash.get(), shard.0)).collect();
+        Self { epoch: map.epoch(), buckets: map.buckets(), ranges, overrides, id: None }
+    }
+
+    /// `None` for ranges and overrides that are no map.
+    pub(super) fn to_map(&self) -> Option<ShardMap> {
+        let ranges: Vec<_> =
+            self.ranges.iter().map(|&(from, to, shard)| (from, to, ShardId(shard))).collect();
+        let overrides: Vec<_> =
+            self.overrides.iter().map(|&(hash, shard)| (KeyHash::new(hash), ShardId(shard))).collect();
+        ShardMap::from_ranges(self.epoch, self.buckets, &ranges).ok()?.with_overrides(&overrides).ok()
+    }
+}
+
+impl StoredMotion {
+    /// The error says what is wrong with it.
+    pub(super) fn to_motion(&self) -> anyhow::Result<Motion> {
+        let what = || format!("move {}", self.move_id);
+        let scope = Scope::parse(&self.scope.to_string()).with_context(what)?;
+        let stage = Stage::from_name(&self.stage).with_context(what)?;
+        let (source, target) = (ShardId(self.source), ShardId(self.target));
+        Ok(Motion { move_id: self.move_id, scope, source, target, stage, since: 0, owner_since: 0, by_target: false })
+    }
 }
 
 #[derive(Debug)]

@@ -2,14 +2,17 @@
 //!
 //! Rooms, in reading order: `servers` (addresses and control connections), `health` (one prober a server), `roles`
 //! (PURE: who is the primary), `memory` (what survives a restart), `raw` -> `build` (PURE: the catalog for routing),
-//! `schema` (DDL noticed, catalogs read again), `world` (all of it becomes one `State`); `waits` (PURE) and `deadlock`.
+//! `schema` (DDL noticed, catalogs read again), `follow` with `accept` (the map, what moves, and this proxy's lease), `world`
+//! (all of it becomes one `State`); `waits` (PURE) and `deadlock`.
 //!
 //! Invariants: nothing on the data path waits for this thread, except a session that asked for `refresh` after its own
 //! DDL; a primary is published only after its timeline is on disk; the map's epoch never goes back.
 
+mod accept;
 mod build;
 mod builtin;
 pub mod deadlock;
+mod follow;
 mod health;
 pub mod limits;
 mod memory;
@@ -22,7 +25,7 @@ mod waits;
 mod world;
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -33,6 +36,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
+pub use follow::ProxyStatus;
 pub use servers::Servers;
 pub use world::{ServerStatus, World};
 
@@ -54,6 +58,9 @@ pub struct Handle {
     requests: mpsc::Sender<schema::Refresh>,
     resolves: mpsc::Sender<Resolve>,
     ready: watch::Receiver<bool>,
+    /// Of this process's row in `shard_catalog.proxy`.
+    id: Arc<str>,
+    workers: Arc<OnceLock<Vec<WorkerHandle>>>,
 }
 
 /// The running thread. Dropping it does not stop it: call `stop`.
@@ -101,6 +108,16 @@ impl Handle {
         }
     }
 
+    /// Of this process's row in the catalog.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Every proxy that the catalog knows.
+    pub async fn proxies(&self) -> anyhow::Result<Vec<ProxyStatus>> {
+        follow::proxies(&self.servers, &self.world).await
+    }
+
     pub fn uptime(&self) -> Duration {
         self.started.elapsed()
     }
@@ -120,9 +137,9 @@ impl Control {
     pub fn start(config: Arc<Config>, config_path: &Path, shared: Arc<Shared>) -> anyhow::Result<Self> {
         let servers = Arc::new(Servers::new(&config)?);
         let memory = memory::MemoryFile::open(Path::new(&config.proxy.state_dir))?;
-        let map_known = memory.get().map.is_some();
+        let map_remembered = memory.get().map.is_some();
         let freshness = Arc::new(Freshness::new(servers.shards.len(), config.key.buckets));
-        let world = Arc::new(World::new(config.clone(), shared, servers.clone(), freshness.clone(), memory));
+        let world = Arc::new(World::new(config.clone(), shared.clone(), servers.clone(), freshness.clone(), memory));
         let (requests, queue) = mpsc::channel(limits::CONTROL_QUEUE);
         let (ready_tx, ready) = watch::channel(false);
         let (stop, stopped) = watch::channel(false);
@@ -130,6 +147,20 @@ impl Control {
         let (resolves, resolve_queue) = mpsc::channel(limits::CONTROL_QUEUE);
         let prepared = Arc::default();
         let recovery = Recovery::new(servers.clone(), world.clone(), Arc::clone(&prepared));
+        let nudge = Arc::new(Notify::new());
+        let (known, map_known) = watch::channel(false);
+        let id: Arc<str> = format!("{:016x}", rand::random::<u64>()).into();
+        let workers = Arc::new(OnceLock::new());
+        let follower = follow::Follower {
+            servers: servers.clone(),
+            world: world.clone(),
+            shared,
+            id: id.clone(),
+            workers: workers.clone(),
+            known,
+            nudge: nudge.clone(),
+            complaint: Mutex::default(),
+        };
         let handle = Handle {
             world: world.clone(),
             servers: servers.clone(),
@@ -140,11 +171,13 @@ impl Control {
             requests,
             resolves,
             ready,
+            id,
+            workers,
         };
 
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().context("control runtime")?;
-        let schema = schema::SchemaWatch::new(servers, world, map_known);
+        let schema = schema::SchemaWatch::new(servers, world, map_known, map_remembered);
         let inner = handle.clone();
         let thread = std::thread::Builder::new()
             .name("control".to_owned())
@@ -152,7 +185,7 @@ impl Control {
                 runtime.block_on(run(
                     config,
                     inner,
-                    Tasks { schema, queue, recovery, resolve_queue, doors, ready: ready_tx },
+                    Tasks { schema, queue, nudge, follower, recovery, resolve_queue, doors, ready: ready_tx },
                     stopped,
                 ))
             })
@@ -166,6 +199,9 @@ impl Control {
         let listener =
             std::net::TcpListener::bind(address).with_context(|| format!("[proxy] http = \"{address}\""))?;
         listener.set_nonblocking(true)?;
+        if self.handle.workers.set(workers.clone()).is_err() {
+            anyhow::bail!("the door is open already");
+        }
         let context = admin::Context { shared, control: self.handle.clone(), workers };
         self.door.try_send((listener, context)).context("the door is open already")
     }
@@ -183,6 +219,8 @@ impl Control {
 struct Tasks {
     schema: schema::SchemaWatch,
     queue: mpsc::Receiver<schema::Refresh>,
+    nudge: Arc<Notify>,
+    follower: follow::Follower,
     recovery: Recovery,
     resolve_queue: mpsc::Receiver<Resolve>,
     doors: mpsc::Receiver<(std::net::TcpListener, admin::Context)>,
@@ -190,10 +228,9 @@ struct Tasks {
 }
 
 async fn run(config: Arc<Config>, handle: Handle, start: Tasks, mut stopped: watch::Receiver<bool>) {
-    let Tasks { schema, queue, recovery, resolve_queue, mut doors, ready } = start;
+    let Tasks { schema, queue, nudge, follower, recovery, resolve_queue, mut doors, ready } = start;
     let poll = Duration::from_millis(config.reads.poll_ms);
     let (reports_tx, mut reports) = mpsc::channel(limits::CONTROL_QUEUE);
-    let nudge = Arc::new(Notify::new());
     let mut tasks = JoinSet::new();
     for (shard, addresses) in handle.servers.shards.iter().enumerate() {
         for slot in 0..addresses.servers.len() as u16 {
@@ -204,6 +241,7 @@ async fn run(config: Arc<Config>, handle: Handle, start: Tasks, mut stopped: wat
     drop(reports_tx);
     tasks.spawn(schema.run(queue, nudge.clone(), ready));
     tasks.spawn(recovery.run(resolve_queue));
+    tasks.spawn(follower.run());
     loop {
         tokio::select! {
             biased;
@@ -227,4 +265,5 @@ async fn run(config: Arc<Config>, handle: Handle, start: Tasks, mut stopped: wat
         }
     }
     tasks.shutdown().await;
+    follow::leave(&handle.servers, &handle.world, &handle.id).await;
 }

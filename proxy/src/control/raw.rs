@@ -91,10 +91,11 @@ FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S') AND c.relpersistence <> 't' AND n.nspname <> 'pg_toast'
     AND (n.nspname IN ('pg_catalog', 'information_schema')) = $1";
 
+/// Not the guards of rows that are being moved: they refuse or let pass, are on two shards only, and come and go.
 const TRIGGERS: &str = "
 SELECT t.tgrelid::int8, t.tgname::text, fn.nspname::text, f.proname::text
 FROM pg_trigger t JOIN pg_proc f ON f.oid = t.tgfoid JOIN pg_namespace fn ON fn.oid = f.pronamespace
-WHERE NOT t.tgisinternal AND t.tgenabled <> 'D' ORDER BY t.tgrelid, t.tgname";
+WHERE NOT t.tgisinternal AND t.tgenabled <> 'D' AND fn.nspname <> 'shard_catalog' ORDER BY t.tgrelid, t.tgname";
 
 /// `pg_depend` knows every function that an expression needs, but those that came with the system, which are pinned.
 /// An operator stands for its function. The flag: it is a policy.

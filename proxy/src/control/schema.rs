@@ -13,18 +13,16 @@ use tokio_postgres::Client;
 use super::limits::{
     CATALOG_READ, CONTROL_QUEUE, DRIFT_SETTLE, PRIMARY_EXPECTED, PROBE_QUERY, REFRESH_TRIES, SCHEMA_POLL,
 };
-use super::memory::StoredMap;
 use super::raw::{self, Part, RawCatalog};
 use super::roles::Placed;
 use super::servers::Servers;
 use super::world::World;
 use crate::catalog::Catalog;
+use crate::pool::connect::LOCK_CLASS;
 
 const BOOTSTRAP: &str = include_str!("bootstrap.sql");
 /// The version that `bootstrap.sql` writes; raise both together.
-const BOOTSTRAP_VERSION: i32 = 4;
-/// First key of the advisory locks that are the product's own (H10): "shrd".
-pub(super) const LOCK_CLASS: i32 = 0x7368_7264;
+const BOOTSTRAP_VERSION: i32 = 5;
 const LOCK_BOOTSTRAP: i32 = 1;
 
 /// Tells the other proxies to look now: a DDL of ours on all shards is prepared, and so could not say so itself.
@@ -46,7 +44,10 @@ pub(super) struct SchemaWatch {
     system: Option<RawCatalog>,
     shards: Vec<Seen>,
     published: Option<Built>,
-    map_known: bool,
+    /// The follower has read the map.
+    map_known: watch::Receiver<bool>,
+    /// A map is remembered from before.
+    map_remembered: bool,
 }
 
 #[derive(Debug, Default)]
@@ -59,9 +60,14 @@ struct Seen {
 }
 
 impl SchemaWatch {
-    pub(super) fn new(servers: Arc<Servers>, world: Arc<World>, map_known: bool) -> Self {
+    pub(super) fn new(
+        servers: Arc<Servers>,
+        world: Arc<World>,
+        map_known: watch::Receiver<bool>,
+        map_remembered: bool,
+    ) -> Self {
         let shards = servers.shards.iter().map(|_| Seen::default()).collect();
-        Self { servers, world, system: None, shards, published: None, map_known }
+        Self { servers, world, system: None, shards, published: None, map_known, map_remembered }
     }
 
     /// `ready` turns true once a catalog is published and the map is known.
@@ -93,7 +99,7 @@ impl SchemaWatch {
             if !waiting.is_empty() {
                 self.announce().await;
             }
-            if self.published.is_some() && self.map_known && self.all_installed(begun) {
+            if self.published.is_some() && self.is_map_known(begun) && self.all_installed(begun) {
                 ready.send_replace(true);
             }
             for answer in waiting.drain(..) {
@@ -130,6 +136,11 @@ impl SchemaWatch {
         })
     }
 
+    /// A remembered map may be an old one: it is served only when the newest cannot be read.
+    fn is_map_known(&self, begun: Instant) -> bool {
+        *self.map_known.borrow() || (self.map_remembered && begun.elapsed() >= PRIMARY_EXPECTED)
+    }
+
     /// False when the last look at a shard failed, or it had no primary to look at.
     fn all_answered(&self) -> bool {
         let silent = |(index, seen): (usize, &Seen)| seen.complaint.is_some() || self.world.primary(index).is_none();
@@ -152,33 +163,16 @@ impl SchemaWatch {
     }
 
     async fn look_at_shards(&mut self) {
-        let default = self.default_position();
         let (servers, world) = (&self.servers, &self.world);
         let looks = self.shards.iter_mut().enumerate().map(|(index, seen)| async move {
-            let Some(primary) = world.primary(index) else { return None };
-            let wanted_map = (index == default).then_some(world);
-            match timeout(CATALOG_READ, look_at(servers, index, primary, seen, wanted_map)).await {
-                Ok(Ok(map)) => {
-                    seen.complaint = None;
-                    map
-                }
-                Ok(Err(error)) => {
-                    complain(servers, index, seen, format!("{error:#}"));
-                    None
-                }
-                Err(_) => {
-                    complain(servers, index, seen, "no answer".to_owned());
-                    None
-                }
+            let Some(primary) = world.primary(index) else { return };
+            match timeout(CATALOG_READ, look_at(servers, index, primary, seen)).await {
+                Ok(Ok(())) => seen.complaint = None,
+                Ok(Err(error)) => complain(servers, index, seen, format!("{error:#}")),
+                Err(_) => complain(servers, index, seen, "no answer".to_owned()),
             }
         });
-        let maps = join_all(looks).await;
-        for map in maps.into_iter().flatten() {
-            match self.accept_map(&map) {
-                Ok(()) => self.map_known = true,
-                Err(error) => tracing::error!(?error, "the stored shard map is not used"),
-            }
-        }
+        join_all(looks).await;
         if self.system.is_none() {
             self.read_system().await;
         }
@@ -200,24 +194,6 @@ impl SchemaWatch {
                 Err(_) => tracing::warn!("reading the system catalog: no answer"),
             }
         }
-    }
-
-    fn accept_map(&self, stored: &StoredMap) -> anyhow::Result<()> {
-        let map = stored.to_map().context("shard_catalog.map: the ranges are no map")?;
-        let config = self.world.config();
-        anyhow::ensure!(
-            map.buckets() == config.key.buckets,
-            "the stored map has {} buckets and the configuration {}; the number is fixed once rows exist",
-            map.buckets(),
-            config.key.buckets
-        );
-        for shard in map.shards() {
-            anyhow::ensure!(
-                config.shard(shard).is_some(),
-                "the stored map names shard {shard}, which is not configured"
-            );
-        }
-        self.world.set_map(map)
     }
 
     fn default_position(&self) -> usize {
@@ -276,14 +252,7 @@ fn complain(servers: &Servers, index: usize, seen: &mut Seen, why: String) {
     }
 }
 
-/// Returns the stored map when `map_of` is given (on the default shard).
-async fn look_at(
-    servers: &Servers,
-    index: usize,
-    primary: Placed,
-    seen: &mut Seen,
-    map_of: Option<&Arc<World>>,
-) -> anyhow::Result<Option<StoredMap>> {
+async fn look_at(servers: &Servers, index: usize, primary: Placed, seen: &mut Seen) -> anyhow::Result<()> {
     let mut client = servers.server(index, primary.slot).client().await?;
     if seen.installed != Some(primary) {
         install(&mut client).await.context("installing shard_catalog")?;
@@ -306,10 +275,7 @@ async fn look_at(
                 .await?;
         }
     }
-    match map_of {
-        Some(world) => Ok(Some(stored_map(&client, world).await.context("the shard map")?)),
-        None => Ok(None),
-    }
+    Ok(())
 }
 
 async fn install(client: &mut Client) -> anyhow::Result<()> {
@@ -329,23 +295,4 @@ async fn install(client: &mut Client) -> anyhow::Result<()> {
     }
     transaction.commit().await?;
     Ok(())
-}
-
-/// The map with the highest epoch; the one this proxy serves is stored when there is none.
-async fn stored_map(client: &Client, world: &World) -> anyhow::Result<StoredMap> {
-    let newest = "SELECT epoch, buckets, ranges::text FROM shard_catalog.map ORDER BY epoch DESC LIMIT 1";
-    let mut row = client.query_opt(newest, &[]).await?;
-    if row.is_none() {
-        let ours = StoredMap::from_map(&world.map());
-        let ranges = serde_json::to_string(&ours.ranges)?;
-        let insert = "INSERT INTO shard_catalog.map (epoch, buckets, ranges) VALUES ($1, $2, $3::text::jsonb) ON CONFLICT DO NOTHING";
-        client.execute(insert, &[&(ours.epoch as i64), &i32::from(ours.buckets), &ranges]).await?;
-        row = client.query_opt(newest, &[]).await?;
-    }
-    let row = row.context("the map that was just stored is missing")?;
-    Ok(StoredMap {
-        epoch: row.try_get::<_, i64>(0)? as u64,
-        buckets: u16::try_from(row.try_get::<_, i32>(1)?)?,
-        ranges: serde_json::from_str(&row.try_get::<_, String>(2)?)?,
-    })
 }

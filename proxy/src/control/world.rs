@@ -6,28 +6,30 @@ use parking_lot::Mutex;
 use shard_config::{Config, ShardId, ShardMap};
 
 use super::health::{News, Report};
-use super::memory::{MemoryFile, StoredMap};
+use super::memory::MemoryFile;
 use super::roles::{self, Observation, Placed, Roles};
 use super::servers::Servers;
 use crate::catalog::Catalog;
+use crate::motion::Following;
 use crate::replica::Freshness;
 use crate::shared::{Endpoint, ShardState, Shared, State};
 
 #[derive(Debug)]
 pub struct World {
-    shared: Arc<Shared>,
-    servers: Arc<Servers>,
-    freshness: Arc<Freshness>,
-    parts: Mutex<Parts>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) servers: Arc<Servers>,
+    pub(super) freshness: Arc<Freshness>,
+    pub(super) parts: Mutex<Parts>,
 }
 
 #[derive(Debug)]
-struct Parts {
-    config: Arc<Config>,
-    map: Arc<ShardMap>,
+pub(super) struct Parts {
+    pub(super) config: Arc<Config>,
+    pub(super) map: Arc<ShardMap>,
+    pub(super) following: Following,
     catalog: Arc<Catalog>,
     shards: Vec<Known>,
-    memory: MemoryFile,
+    pub(super) memory: MemoryFile,
 }
 
 #[derive(Debug, Default)]
@@ -69,7 +71,8 @@ impl World {
         let shards = servers.shards.iter().map(known).collect();
         let map =
             memory.get().map.as_ref().and_then(|m| m.to_map()).map_or_else(|| state.map.clone(), Arc::new);
-        let parts = Parts { config, map, catalog: state.catalog.clone(), shards, memory };
+        let following = super::accept::remembered(&map, memory.get());
+        let parts = Parts { config, map, following, catalog: state.catalog.clone(), shards, memory };
         let world = Self { shared, servers, freshness, parts: Mutex::new(parts) };
         world.publish(&world.parts.lock());
         world
@@ -180,25 +183,6 @@ impl World {
         self.publish(&parts);
     }
 
-    /// An epoch never goes back.
-    pub fn set_map(&self, map: ShardMap) -> anyhow::Result<()> {
-        let mut parts = self.parts.lock();
-        if parts.memory.get().map.is_some() && map.epoch() <= parts.map.epoch() {
-            anyhow::ensure!(
-                map.epoch() < parts.map.epoch() || map == *parts.map,
-                "two different shard maps have epoch {}",
-                map.epoch()
-            );
-            return Ok(());
-        }
-        let stored = StoredMap::from_map(&map);
-        parts.memory.change(|m| m.map = Some(stored))?;
-        tracing::info!(?map, "shard map");
-        parts.map = Arc::new(map);
-        self.publish(&parts);
-        Ok(())
-    }
-
     pub fn primary(&self, shard: usize) -> Option<Placed> {
         self.parts.lock().shards[shard].roles.primary
     }
@@ -242,7 +226,7 @@ impl World {
         rows
     }
 
-    fn publish(&self, parts: &Parts) {
+    pub(super) fn publish(&self, parts: &Parts) {
         let endpoint = |shard: usize, placed: &Placed| Endpoint {
             address: self.servers.server(shard, placed.slot).address,
             slot: placed.slot,
@@ -257,21 +241,8 @@ impl World {
             config: parts.config.clone(),
             map: parts.map.clone(),
             catalog: parts.catalog.clone(),
+            following: parts.following.clone(),
             shards: parts.shards.iter().enumerate().map(shard).collect(),
         });
-    }
-}
-
-impl StoredMap {
-    pub(super) fn from_map(map: &ShardMap) -> Self {
-        let ranges = map.ranges().into_iter().map(|(from, to, shard)| (from, to, shard.0)).collect();
-        Self { epoch: map.epoch(), buckets: map.buckets(), ranges }
-    }
-
-    /// `None` for ranges that are no map.
-    pub(super) fn to_map(&self) -> Option<ShardMap> {
-        let ranges: Vec<_> =
-            self.ranges.iter().map(|&(from, to, shard)| (from, to, ShardId(shard))).collect();
-        ShardMap::from_ranges(self.epoch, self.buckets, &ranges).ok()
     }
 }

@@ -50,7 +50,7 @@ pub(super) async fn run(
         )
         .into());
     }
-    let reader = KeyReader { key_type, buckets: p.buckets(), utf8: p.client_encoding_is_utf8() };
+    let reader = KeyReader { key_type, utf8: p.client_encoding_is_utf8() };
     let table = format!("{}.{}", copy.table.0, copy.table.1);
     let mut splitter = Splitter::new(copy.format.clone(), position, reader, table);
     let mut state = Copy::new(statement, &copy.table.1, copy.format == CopyFormat::Binary);
@@ -239,11 +239,11 @@ impl<'a> Copy<'a> {
                     }
                     self.head = Some((head, *lines));
                 }
-                Piece::Row { bytes, bucket, lines, line } => {
-                    let index = match bucket {
+                Piece::Row { bytes, hash, lines, line } => {
+                    let index = match hash {
                         None => 0,
-                        Some(bucket) => {
-                            let shard = p.shard_of(*bucket)?;
+                        Some(hash) => {
+                            let shard = p.shard_of(*hash)?;
                             match self.targets.iter().position(|t| t.shard == shard) {
                                 Some(index) => index,
                                 None => {

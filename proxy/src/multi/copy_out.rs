@@ -3,7 +3,7 @@
 use super::Failure;
 use super::exchange;
 use super::scatter::{client_gone, drain};
-use super::statement::compose;
+use super::statement::{Texts, compose};
 use crate::error::ProxyError;
 use crate::session::multi_hook::{MultiStatement, Participants, Protocol};
 use crate::wire::{build, read};
@@ -18,6 +18,7 @@ pub(super) async fn run(
     statement: &MultiStatement,
     shards: &[usize],
     header: bool,
+    texts: &Texts,
 ) -> Result<Vec<u8>, Failure> {
     let alone = !p.in_block() && p.indices().is_empty();
     let mut servers = Vec::new();
@@ -26,7 +27,8 @@ pub(super) async fn run(
     }
     let mut result = Ok(());
     for at in &servers {
-        compose(p, *at, statement, statement.text(), None);
+        let text = texts.on(p.server(*at).shard, statement);
+        compose(p, *at, statement, text, None);
         if p.flush(*at).await.is_err() {
             result = Err(Failure::from(exchange::lost(p, *at)));
         }

@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use shard_config::Bucket;
+use shard_config::KeyHash;
 
 use super::copy_lines::{LineCount, LineCounter};
 use super::limits::COPY_ROW;
@@ -31,8 +31,8 @@ pub(super) struct CopyError {
 pub(super) enum Piece {
     /// Every shard must hear it first: the header line, the binary header.
     Head { bytes: Range<usize>, lines: LineCount },
-    /// `bucket` is `None` when the row has no key that could be read; any server reports that. `line`: the client's own.
-    Row { bytes: Range<usize>, bucket: Option<Bucket>, lines: LineCount, line: u64 },
+    /// `hash` is `None` when the row has no key that could be read; any server reports that. `line`: the client's own.
+    Row { bytes: Range<usize>, hash: Option<KeyHash>, lines: LineCount, line: u64 },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -128,7 +128,7 @@ impl Splitter {
             *consumed = rest.end;
             self.scanned = rest.end;
             let lines = self.count_row();
-            pieces.push(Piece::Row { bytes: rest, bucket: None, lines, line: self.line.lines() });
+            pieces.push(Piece::Row { bytes: rest, hash: None, lines, line: self.line.lines() });
             let error = self.error("22P04", "unterminated CSV quoted field".to_owned());
             return Err(CopyError { judged: true, ..error });
         }
@@ -276,7 +276,7 @@ impl Splitter {
         };
         // Of a row whose key is no key a server says what PostgreSQL says; our own words are for one that takes it.
         let mut wrong = None;
-        let bucket = match value {
+        let hash = match value {
             None => None,
             Some(None) => {
                 wrong = Some(("23502", format!("null value in the sharding key of table {}", self.table)));
@@ -289,7 +289,7 @@ impl Splitter {
                     self.reader.text(&value)
                 };
                 match read {
-                    Ok(KeyValue::At(bucket)) => Some(bucket),
+                    Ok(KeyValue::At(hash)) => Some(hash),
                     Ok(KeyValue::Nowhere) => None,
                     Err(refusal) => {
                         wrong = Some((refusal.sqlstate, refusal.message));
@@ -299,7 +299,7 @@ impl Splitter {
             }
         };
         let lines = self.count_row();
-        pieces.push(Piece::Row { bytes, bucket, lines, line: self.line.lines() });
+        pieces.push(Piece::Row { bytes, hash, lines, line: self.line.lines() });
         match wrong {
             None => Ok(()),
             Some((sqlstate, message)) => Err(CopyError { judged: true, ..self.error(sqlstate, message) }),

@@ -1,4 +1,4 @@
-use shard_config::{KeyType, bucket_of_int8, bucket_of_text};
+use shard_config::{KeyHash, KeyType, hash_of_int8, hash_of_text};
 
 use super::*;
 
@@ -7,7 +7,7 @@ const CSV: fn(bool) -> CopyFormat =
     |header| CopyFormat::Csv { delimiter: b',', quote: b'"', escape: b'"', null: Vec::new(), header };
 
 fn splitter(format: CopyFormat, key_position: usize, key_type: KeyType) -> Splitter {
-    Splitter::new(format, key_position, KeyReader { key_type, buckets: 4096, utf8: true }, "t".into())
+    Splitter::new(format, key_position, KeyReader { key_type, utf8: true }, "t".into())
 }
 
 /// Feeds `input` in pieces of `size`; returns (bytes, bucket, last line) of each row, heads with no bucket and line 0.
@@ -15,14 +15,14 @@ fn cut(
     mut splitter: Splitter,
     input: &[u8],
     size: usize,
-) -> Result<Vec<(Vec<u8>, Option<Bucket>, u64)>, CopyError> {
+) -> Result<Vec<(Vec<u8>, Option<KeyHash>, u64)>, CopyError> {
     let (mut consumed, mut pieces, mut rows) = (0, Vec::new(), Vec::new());
     let take = |splitter: &Splitter, pieces: &[Piece], rows: &mut Vec<_>| {
         for piece in pieces {
             match piece {
                 Piece::Head { bytes, .. } => rows.push((splitter.bytes()[bytes.clone()].to_vec(), None, 0)),
-                Piece::Row { bytes, bucket, line, .. } => {
-                    rows.push((splitter.bytes()[bytes.clone()].to_vec(), *bucket, *line));
+                Piece::Row { bytes, hash, line, .. } => {
+                    rows.push((splitter.bytes()[bytes.clone()].to_vec(), *hash, *line));
                 }
             }
         }
@@ -42,7 +42,7 @@ fn check(
     key: usize,
     key_type: KeyType,
     input: &[u8],
-    expected: &[(&[u8], Option<Bucket>, u64)],
+    expected: &[(&[u8], Option<KeyHash>, u64)],
 ) {
     let expected: Vec<_> = expected.iter().map(|(b, k, l)| (b.to_vec(), *k, *l)).collect();
     for size in [1, 2, 3, 7, 1000] {
@@ -54,12 +54,12 @@ fn check(
     }
 }
 
-fn text(key: &str) -> Option<Bucket> {
-    Some(bucket_of_text(key.as_bytes(), 4096))
+fn text(key: &str) -> Option<KeyHash> {
+    Some(hash_of_text(key.as_bytes()))
 }
 
-fn int(key: i64) -> Option<Bucket> {
-    Some(bucket_of_int8(key, 4096))
+fn int(key: i64) -> Option<KeyHash> {
+    Some(hash_of_int8(key))
 }
 
 #[test]

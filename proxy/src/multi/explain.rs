@@ -1,7 +1,7 @@
 //! EXPLAIN of a query over several shards: the plan of one of them, or with ANALYZE what each of them did.
 
 use super::Failure;
-use super::statement::{run_on, say_rows};
+use super::statement::{Texts, run_text, say_rows};
 use crate::route::plan::How;
 use crate::session::multi_hook::{Message, MultiStatement, Participants};
 use crate::wire::build;
@@ -26,7 +26,7 @@ pub(super) async fn plan(
         How::Apply => "done to copies of the rows first",
     };
     let heading = format!("Shards {}: {what}. Plan of shard {}:", names.join(", "), p.shard_id_at(shard));
-    run(p, statement, &[(shard, heading)], in_text).await
+    run(p, statement, &[(shard, heading)], in_text, &Texts::default()).await
 }
 
 /// With ANALYZE: every shard runs it.
@@ -35,10 +35,11 @@ pub(super) async fn each(
     statement: &MultiStatement,
     shards: &[usize],
     in_text: bool,
+    texts: &Texts,
 ) -> Result<Vec<u8>, Failure> {
     let all: Vec<(usize, String)> =
         shards.iter().map(|shard| (*shard, format!("Shard {}:", p.shard_id_at(*shard)))).collect();
-    run(p, statement, &all, in_text).await
+    run(p, statement, &all, in_text, texts).await
 }
 
 async fn run(
@@ -46,6 +47,7 @@ async fn run(
     statement: &MultiStatement,
     shards: &[(usize, String)],
     in_text: bool,
+    texts: &Texts,
 ) -> Result<Vec<u8>, Failure> {
     let alone = !p.in_block() && p.indices().is_empty();
     let mut description = None;
@@ -54,7 +56,7 @@ async fn run(
     for (shard, heading) in shards {
         let one = async {
             let at = p.enlist(*shard, !alone).await?;
-            run_on(p, at, statement).await
+            run_text(p, at, statement, texts.on(*shard, statement)).await
         };
         match one.await {
             Ok(reply) => {

@@ -239,6 +239,15 @@ impl Gathering<'_> {
         described: &Reply,
         oids: &[u8],
     ) -> Result<Option<String>, Failure> {
+        let mut parts = Vec::new();
+        for at in self.sources {
+            let shard = p.server(*at).shard;
+            match p.hidden_text(shard, split.shard.as_bytes(), true) {
+                Ok(text) => parts.push((*at, text.unwrap_or_else(|| split.shard.clone()))),
+                // Rows on their way cannot be left out of the parts, but of the tables.
+                Err(_) => return Ok(None),
+            }
+        }
         let (_, tail) = protocol(self.statement);
         let table = format!("pg_temp.{}", temporary_name(0));
         let columns = columns_of(described);
@@ -278,7 +287,7 @@ impl Gathering<'_> {
         }
         let mut bytes = 0;
         let pour = Pour { scratch: self.scratch, table: 0, own: self.default.is_none(), alien: true };
-        pour.run(p, &split.shard, self.sources, (oids, tail), &mut bytes).await?;
+        pour.run(p, &parts, (oids, tail), &mut bytes).await?;
         Ok(Some(query))
     }
 
@@ -305,13 +314,14 @@ impl Gathering<'_> {
             let temporary = format!("pg_temp.{}", temporary_name(n));
             let carried = carry::as_text(p, self.scratch, &temporary).await?;
             let list = carried.as_ref().map_or("*".to_owned(), |carried| carried.list(None));
-            let select = select_of(table, &list, oids.is_some());
+            let queries: Vec<_> =
+                from.iter().map(|at| (*at, select_of(p, *at, table, &list, oids.is_some()))).collect();
             let values: (&[u8], &[u8]) = match oids.filter(|_| table.filter.is_some()) {
                 Some(oids) => (oids, tail),
                 None => (b"", &[0; 6]),
             };
             let pour = Pour { scratch: self.scratch, table: n, own: self.default.is_none(), alien: false };
-            let rows = pour.run(p, &select, from, values, &mut bytes).await?;
+            let rows = pour.run(p, &queries, values, &mut bytes).await?;
             if let Some(carried) = carried {
                 exchange::ask(p, self.scratch, &carried.back).await?.ok()?;
             }
@@ -343,16 +353,26 @@ fn quoted(table: &GatherTable) -> String {
     format!("{}.{}", quote(&table.schema), quote(&table.name))
 }
 
-/// `list`: what of its rows.
-pub(super) fn select_of(table: &GatherTable, list: &str, filtered: bool) -> String {
+/// What one server is asked for a table's rows: `list` of all that it has and may show.
+pub(super) fn select_of(
+    p: &mut Participants<'_>,
+    at: usize,
+    table: &GatherTable,
+    list: &str,
+    filtered: bool,
+) -> String {
     let only = if table.only { "ONLY " } else { "" };
     let name = quoted(table);
-    match table.filter.as_ref().filter(|_| filtered) {
-        None => format!("SELECT {list} FROM {only}{name}"),
-        Some(filter) => {
+    let shard = p.server(at).shard;
+    let shown = p.shown(shard, &table.schema, &table.name);
+    match (table.filter.as_ref().filter(|_| filtered), shown) {
+        (None, None) => format!("SELECT {list} FROM {only}{name}"),
+        (None, Some(shown)) => format!("SELECT {list} FROM {only}{name} WHERE {shown}"),
+        (Some(filter), shown) => {
             let alias = filter.alias.replace('"', "\"\"");
+            let shown = shown.map_or(String::new(), |shown| format!(" AND {shown}"));
             // The condition may end in a comment.
-            format!("SELECT {list} FROM {only}{name} AS \"{alias}\" WHERE {}\n", filter.condition)
+            format!("SELECT {list} FROM {only}{name} AS \"{alias}\" WHERE ({}\n){shown}", filter.condition)
         }
     }
 }

@@ -8,6 +8,7 @@ use super::exchange;
 use super::gather::{give_back, protocol};
 use super::last::{Say, execute, limit, relay};
 use super::scatter::same_shape;
+use super::statement::Texts;
 use crate::error::ProxyError;
 use crate::session::multi_hook::{Message, MultiStatement, Name, Participants, Protocol, Running};
 use crate::wire::{build, read};
@@ -17,6 +18,7 @@ pub(super) async fn open(
     p: &mut Participants<'_>,
     statement: &MultiStatement,
     shards: &[usize],
+    texts: &Texts,
 ) -> Result<Vec<u8>, Failure> {
     p.may_keep()?;
     let Protocol::Extended { describe, portal: clients, .. } = &statement.protocol else {
@@ -32,7 +34,7 @@ pub(super) async fn open(
         let oids = p.parameter_types(*at, oids);
         let server = p.server(*at);
         server.unnamed = 0;
-        build::parse(&mut server.out, b"", statement.text(), &oids);
+        build::parse(&mut server.out, b"", texts.on(server.shard, statement), &oids);
         super::pour::bind(&mut server.out, portal.as_bytes(), tail);
         build::named(&mut server.out, b'D', b'P', portal.as_bytes());
         server.out.extend_from_slice(build::SYNC);

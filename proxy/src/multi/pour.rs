@@ -23,19 +23,18 @@ pub(super) struct Pour {
 }
 
 impl Pour {
-    /// Runs `select` on the servers `from`; returns how many rows there were. `values`: parameter types, and what stands
-    /// behind the names in Bind.
+    /// Runs a query on each of the servers `from`; returns how many rows there were. `values`: parameter types, and what
+    /// stands behind the names in Bind.
     pub(super) async fn run(
         &self,
         p: &mut Participants<'_>,
-        select: &str,
-        from: &[usize],
+        from: &[(usize, String)],
         (oids, tail): (&[u8], &[u8]),
         bytes: &mut usize,
     ) -> Result<u64, Failure> {
         self.open(p).await?;
         p.server(self.scratch).unsynced = true;
-        for at in from {
+        for (at, select) in from {
             let server = p.server(*at);
             server.unnamed = 0;
             build::parse(&mut server.out, b"", select.as_bytes(), oids);
@@ -43,7 +42,7 @@ impl Pour {
             server.out.extend_from_slice(build::SYNC);
         }
         let mut result = Ok(());
-        for at in from {
+        for (at, _) in from {
             if p.flush(*at).await.is_err() {
                 result = Err(Failure::from(exchange::lost(p, *at)));
             }
@@ -54,7 +53,7 @@ impl Pour {
         build::end(&mut chunk, start);
         p.push(self.scratch, &chunk);
         let mut rows = 0;
-        for at in from {
+        for (at, _) in from {
             result = match result {
                 Ok(()) => self.pump(p, *at, &mut rows, bytes).await,
                 // What was only read is not read to its end for nothing.

@@ -4,7 +4,7 @@
 //! for us, by TCP. Nothing piles up here.
 
 use super::exchange::{self, gather};
-use super::statement::{compose, say_rows};
+use super::statement::{Texts, compose, say_rows};
 use super::Failure;
 use crate::error::ProxyError;
 use crate::session::multi_hook::{Message, MultiStatement, Participants, Protocol};
@@ -16,6 +16,7 @@ pub(super) async fn write(
     p: &mut Participants<'_>,
     statement: &MultiStatement,
     shards: &[usize],
+    texts: &Texts,
 ) -> Result<Vec<u8>, Failure> {
     let mut servers = Vec::new();
     for shard in shards {
@@ -26,7 +27,8 @@ pub(super) async fn write(
     // server's deadlock detector sees.
     let mut done = Vec::new();
     for at in servers {
-        compose(p, at, statement, statement.text(), None);
+        let text = texts.on(p.server(at).shard, statement);
+        compose(p, at, statement, text, None);
         p.flush(at).await.map_err(|_| exchange::lost(p, at))?;
         done.push(gather(p, at).await?.ok()?);
     }
@@ -47,6 +49,7 @@ pub(super) async fn read(
     p: &mut Participants<'_>,
     statement: &MultiStatement,
     shards: &[usize],
+    texts: &Texts,
 ) -> Result<Vec<u8>, Failure> {
     let alone = !p.in_block() && p.indices().is_empty();
     let mut servers = Vec::new();
@@ -55,7 +58,8 @@ pub(super) async fn read(
     }
     let mut result = Ok(());
     for at in &servers {
-        compose(p, *at, statement, statement.text(), None);
+        let text = texts.on(p.server(*at).shard, statement);
+        compose(p, *at, statement, text, None);
         if p.flush(*at).await.is_err() {
             result = Err(Failure::from(exchange::lost(p, *at)));
         }

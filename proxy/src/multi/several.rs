@@ -72,11 +72,11 @@ async fn one_statement(
     sql: &Rc<[u8]>,
     one: &RoutedStatement,
 ) -> Result<(), Failure> {
-    match p.destination(one, sql) {
+    match p.destination(one, sql).await? {
         Destination::Refused(error) => return Err(error.into()),
         Destination::Shard(place) => {
             let at = p.enlist(place.shard, true).await?;
-            p.mark_write(place.shard, place.bucket.filter(|_| place.keyed));
+            p.mark_write(place.shard, place.key.filter(|_| place.keyed).map(|hash| p.bucket(hash)));
             build::query(&mut p.server(at).out, &sql[one.text.clone()]);
             p.server(at).unnamed = 0;
             p.flush(at).await.map_err(|_| exchange::lost(p, at))?;

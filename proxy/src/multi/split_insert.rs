@@ -36,8 +36,9 @@ pub(super) async fn alone(
         return Err(ProxyError::internal("rows of several shards were taken for rows of one").into());
     };
     let at = p.enlist(part.shard, false).await?;
-    for bucket in rows.buckets.iter() {
-        p.mark_write(part.shard, *bucket);
+    for key in rows.keys.iter() {
+        let bucket = key.map(|hash| p.bucket(hash));
+        p.mark_write(part.shard, bucket);
     }
     let oids = match &statement.protocol {
         Protocol::Extended { entry, .. } if !all_declared(&entry.oids, statement.routed.plan.parameters) => {
@@ -97,7 +98,8 @@ pub(super) async fn run(
     let mut ready = Vec::new();
     for part in &parts {
         let at = p.enlist(part.shard, true).await?;
-        for bucket in part.rows.iter().map(|row| rows.buckets[*row]) {
+        for row in &part.rows {
+            let bucket = rows.keys[*row].map(|hash| p.bucket(hash));
             p.mark_write(part.shard, bucket);
         }
         if let Protocol::Extended { entry, .. } = &statement.protocol

@@ -6,7 +6,7 @@ use shard_config::ShardId;
 
 use crate::error::ProxyError;
 use crate::route::Resolved;
-use crate::route::plan::{Access, Around, Broadcast, Effect, How};
+use crate::route::plan::{Access, Around, Broadcast, Effect, How, Refusal};
 use crate::session::multi_hook::{MultiStatement, Participants, Protocol};
 use crate::wire::{build, read};
 
@@ -75,17 +75,64 @@ async fn scattered(
     }
     // In one order, wherever locks are taken.
     places.sort_unstable();
-    match (how, statement.routed.plan.around) {
-        (_, Around::Explain { analyze: false, text }) => explain::plan(p, statement, &places, how, text).await,
+    let around = statement.routed.plan.around;
+    if let Around::Explain { analyze: false, text } = around {
+        return explain::plan(p, statement, &places, how, text).await;
+    }
+    let writes = statement.routed.plan.access == Access::Write;
+    let (how, texts) = match how {
+        How::Each => match Texts::of(p, statement, &places) {
+            Ok(texts) => (How::Each, texts),
+            // What no shard can leave out is left out of what is brought together, or of the copies.
+            Err(refusal) => (instead(&refusal, around, writes)?, Texts::default()),
+        },
+        how => (how, Texts::default()),
+    };
+    let done = match (how, around) {
         (How::Gather, _) => gather::run(p, statement, &places).await,
         (How::Apply, _) => apply::run(p, statement, &places).await,
-        (How::Each, Around::Explain { text, .. }) => explain::each(p, statement, &places, text).await,
-        (How::Each, Around::CopyOut { header }) => copy_out::run(p, statement, &places, header).await,
-        (How::Each, _) if statement.routed.plan.access == Access::Write => {
-            scatter::write(p, statement, &places).await
+        (How::Each, Around::Explain { text, .. }) => explain::each(p, statement, &places, text, &texts).await,
+        (How::Each, Around::CopyOut { header }) => copy_out::run(p, statement, &places, header, &texts).await,
+        (How::Each, _) if writes => scatter::write(p, statement, &places, &texts).await,
+        (How::Each, _) if last::goes_on(statement) => portals::open(p, statement, &places, &texts).await,
+        (How::Each, _) => scatter::read(p, statement, &places, &texts).await,
+    };
+    // A position in a text that the client does not know tells it nothing.
+    match done {
+        Err(Failure::Server(message)) if !texts.0.is_empty() => {
+            Err(Failure::Server(super::pour::without_position(&message)))
         }
-        (How::Each, _) if last::goes_on(statement) => portals::open(p, statement, &places).await,
-        (How::Each, _) => scatter::read(p, statement, &places).await,
+        done => done,
+    }
+}
+
+/// What shards run in the place of the statement's own text, while rows are on their way (H30).
+#[derive(Debug, Default)]
+pub(super) struct Texts(Vec<(usize, String)>);
+
+impl Texts {
+    fn of(p: &Participants<'_>, statement: &MultiStatement, shards: &[usize]) -> Result<Self, Refusal> {
+        let mut texts = Vec::new();
+        for shard in shards {
+            if let Some(text) = p.hidden_text(*shard, statement.text(), false)? {
+                texts.push((*shard, text));
+            }
+        }
+        Ok(Self(texts))
+    }
+
+    pub(super) fn on<'t>(&'t self, shard: usize, statement: &'t MultiStatement) -> &'t [u8] {
+        let own = self.0.iter().find(|(of, _)| *of == shard);
+        own.map_or_else(|| statement.text(), |(_, text)| text.as_bytes())
+    }
+}
+
+/// How a statement is answered that the shards cannot each answer for the rows that they own.
+fn instead(refusal: &Refusal, around: Around, writes: bool) -> Result<How, Failure> {
+    match around {
+        Around::Nothing | Around::CopyOut { .. } | Around::Cursor if !writes => Ok(How::Gather),
+        Around::Nothing => Ok(How::Apply),
+        _ => Err(ProxyError::from(refusal).into()),
     }
 }
 
@@ -131,7 +178,16 @@ pub(super) async fn say_rows(
 }
 
 pub(super) async fn run_on(p: &mut Participants<'_>, at: usize, statement: &MultiStatement) -> Result<Reply, Failure> {
-    compose(p, at, statement, statement.text(), None);
+    run_text(p, at, statement, statement.text()).await
+}
+
+pub(super) async fn run_text(
+    p: &mut Participants<'_>,
+    at: usize,
+    statement: &MultiStatement,
+    text: &[u8],
+) -> Result<Reply, Failure> {
+    compose(p, at, statement, text, None);
     p.flush(at).await.map_err(|_| exchange::lost(p, at))?;
     exchange::gather(p, at).await?.ok()
 }

@@ -12,6 +12,9 @@ use crate::pool::server::ServerKey;
 use crate::wire::frame::HEADER;
 use crate::wire::{build, frame, read};
 
+/// First key of the advisory locks that are the product's own (H10): "shrd".
+pub const LOCK_CLASS: i32 = 0x7368_7264;
+
 #[derive(Debug, Clone)]
 pub enum ConnectError {
     /// Nobody answers there, or not like a PostgreSQL server; trying again may help.
@@ -154,8 +157,38 @@ async fn open(
             tag => return Err(bad(&format!("unexpected message {:?} at start-up", char::from(tag)))),
         }
     }
+    tag(&mut stream, &mut buffer).await?;
     let key = ServerKey { address, pid, secret, pending: Default::default(), poisoned: Default::default() };
     Ok(Opened { stream, key, parameters })
+}
+
+/// By this number others find the backends of this process (`shard_catalog.backends_of`): when it is stopped or cut off while
+/// a move goes on, they are ended (H8).
+pub fn backend_tag() -> u32 {
+    static TAG: std::sync::OnceLock<u32> = std::sync::OnceLock::new();
+    *TAG.get_or_init(|| rand::random_range(1000..=i32::MAX as u32))
+}
+
+/// The backend carries the number as an advisory lock, which everybody sees and which ends with it.
+async fn tag(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> Result<(), ConnectError> {
+    let mut out = Vec::new();
+    let lock = format!("SELECT pg_catalog.pg_advisory_lock_shared({LOCK_CLASS}, {})", backend_tag());
+    build::query(&mut out, lock.as_bytes());
+    stream.write_all(&out).await?;
+    let mut refused = None;
+    loop {
+        let message = message(stream, buffer).await?;
+        match message[0] {
+            b'Z' => return refused.map_or(Ok(()), Err),
+            b'E' => {
+                let field = |tag| {
+                    String::from_utf8_lossy(read::error_field(&message, tag).unwrap_or(b"?")).into_owned()
+                };
+                refused = Some(ConnectError::Refused { sqlstate: field(b'C'), message: field(b'M') });
+            }
+            _ => {}
+        }
+    }
 }
 
 /// Reads one whole message; what came after it stays in `buffer`.

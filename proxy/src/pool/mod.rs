@@ -9,5 +9,6 @@ pub mod connect;
 pub mod pool;
 pub mod server;
 
+pub use connect::backend_tag;
 pub use pool::{AcquireError, Pool, PoolLimits};
 pub use server::{Role, Server};

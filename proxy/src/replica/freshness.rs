@@ -238,6 +238,12 @@ impl Freshness {
         (pids, prepared.filter_map(|a| a.gid.as_deref().map(str::to_owned)).collect())
     }
 
+    /// The buckets of writes of which nobody knows whether they are over; `None`: any.
+    pub fn doubts(&self, shard: usize) -> Vec<Option<Bucket>> {
+        let Some(shard) = self.shards.get(shard) else { return Vec::new() };
+        shard.cold.lock().abandoned.iter().map(|write| write.bucket).collect()
+    }
+
     /// Of those asked about, these backends and prepared transactions are gone: what they did is committed or never
     /// will be.
     pub fn are_gone(&self, shard: usize, pids: &[i32], gids: &[String]) {

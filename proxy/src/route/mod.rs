@@ -41,12 +41,14 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use crate::catalog::Catalog;
+use crate::motion::Hidden;
 
 pub use analyse::apply::{ApplyPlan, Command, TARGET};
+pub use analyse::hide::shown;
 pub use analyse::gather::{Filter, GatherPlan, GatherTable, Spread, temporary_name};
 pub use analyse::split::{Groups, Last, Rows, SplitPlan, is_exact_key};
 pub use lex::{Literal, LiteralKind, Literals};
-pub use resolve::{Resolved, SplitRows, resolve};
+pub use resolve::{Resolved, SplitRows, resolve, visit_keys};
 pub use search_path::SearchPath;
 pub use values::{NoParams, ParamValue, Params};
 
@@ -264,6 +266,22 @@ impl Router {
             literals.clear();
         }
         analyse::apply_plan(context, text, &literals)
+    }
+
+    /// What a shard runs that must not show rows on their way. Analysed at every execution while there are any.
+    pub fn hidden_text(
+        &self,
+        context: &RouteContext<'_>,
+        text: &[u8],
+        hidden: &Hidden,
+        generated: bool,
+    ) -> Result<String, Refusal> {
+        let mut literals = Literals::new();
+        let scanned = lex::scan(text, 0, context.standard_conforming_strings, &mut literals);
+        if !scanned.sure {
+            literals.clear();
+        }
+        analyse::hidden_text(context, text, &literals, hidden, generated)
     }
 
     /// Routes one statement of a text again, because another one in front of it changes what names mean. Constants are

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use smallvec::SmallVec;
-use shard_config::{Bucket, ShardId, ShardMap};
+use shard_config::{KeyHash, ShardId, ShardMap};
 
 use super::arrays;
 use super::lex::Literal;
@@ -13,10 +13,10 @@ use super::values::{KeyReader, KeyValue, Params};
 /// Where one execution of a statement goes.
 #[derive(Debug, Clone)]
 pub enum Resolved {
-    /// `bucket` is `None` when keys of several buckets of this shard are involved.
+    /// `key` is `None` when several keys of this shard are involved.
     One {
         shard: ShardId,
-        bucket: Option<Bucket>,
+        key: Option<KeyHash>,
     },
     /// Any shard; within a transaction the one that is enlisted already.
     Any,
@@ -41,7 +41,7 @@ pub struct SplitRows {
     pub insert: Arc<SplitInsert>,
     /// One for each of `insert.rows`, in order.
     pub shards: Box<[ShardId]>,
-    pub buckets: Box<[Option<Bucket>]>,
+    pub keys: Box<[Option<KeyHash>]>,
 }
 
 /// `text` is the statement's own text (`RoutedStatement::text` of the message), the one `literals` point into.
@@ -70,6 +70,32 @@ pub fn resolve<P: Params + ?Sized>(
     result.unwrap_or_else(Resolved::Refuse)
 }
 
+/// Every key of an execution that is for some keys only; `false`: it is not, or a key cannot be read. Asked only while
+/// something moves.
+pub fn visit_keys<P: Params + ?Sized>(
+    plan: &Plan,
+    literals: &[Literal],
+    text: &[u8],
+    params: &P,
+    map: &ShardMap,
+    found: &mut dyn FnMut(KeyHash),
+) -> bool {
+    let values = Values { literals, text, params, map };
+    let mut at = |value: KeyValue| {
+        if let KeyValue::At(hash) = value {
+            found(hash);
+        }
+        Ok(())
+    };
+    match &plan.route {
+        Route::Key(keys) => keys.iter().all(|key| values.visit(key, &key.place, &mut at).is_ok()),
+        Route::SplitInsert(insert) => {
+            insert.rows.iter().all(|row| values.visit(&row.key, &row.key.place, &mut at).is_ok())
+        }
+        _ => false,
+    }
+}
+
 struct Values<'a, P: ?Sized> {
     literals: &'a [Literal],
     text: &'a [u8],
@@ -81,27 +107,27 @@ struct Values<'a, P: ?Sized> {
 #[derive(Default)]
 struct Agreement {
     shard: Option<ShardId>,
-    bucket: Option<Bucket>,
-    several_buckets: bool,
+    key: Option<KeyHash>,
+    several_keys: bool,
 }
 
 impl Agreement {
     fn add(&mut self, value: KeyValue, map: &ShardMap, batch: bool) -> Result<(), Refusal> {
-        let KeyValue::At(bucket) = value else {
+        let KeyValue::At(hash) = value else {
             return if batch { Err(null_key()) } else { Ok(()) };
         };
-        if self.bucket == Some(bucket) {
+        if self.key == Some(hash) {
             return Ok(());
         }
-        let shard = map.shard_of(bucket);
+        let shard = map.shard_of_hash(hash);
         match self.shard {
             None => {
                 self.shard = Some(shard);
-                self.bucket = Some(bucket);
+                self.key = Some(hash);
                 Ok(())
             }
             Some(first) if first == shard => {
-                self.several_buckets = true;
+                self.several_keys = true;
                 Ok(())
             }
             Some(_) => Err(straddles(map, batch)),
@@ -110,7 +136,7 @@ impl Agreement {
 
     /// `None`: no key at all, or only keys that match nothing.
     fn resolved(&self) -> Option<Resolved> {
-        self.shard.map(|shard| Resolved::One { shard, bucket: self.bucket.filter(|_| !self.several_buckets) })
+        self.shard.map(|shard| Resolved::One { shard, key: self.key.filter(|_| !self.several_keys) })
     }
 }
 
@@ -130,8 +156,8 @@ impl<P: Params + ?Sized> Values<'_, P> {
         let mut shards: SmallVec<[ShardId; 4]> = SmallVec::new();
         for key in keys {
             self.visit(key, &key.place, &mut |value| {
-                if let KeyValue::At(bucket) = value {
-                    let shard = self.map.shard_of(bucket);
+                if let KeyValue::At(hash) = value {
+                    let shard = self.map.shard_of_hash(hash);
                     if !shards.contains(&shard) {
                         shards.push(shard);
                     }
@@ -146,7 +172,7 @@ impl<P: Params + ?Sized> Values<'_, P> {
     fn split(&self, insert: &Arc<SplitInsert>) -> Result<Resolved, Refusal> {
         let mut agreement = Agreement::default();
         let mut shards = Vec::new();
-        let mut buckets = Vec::new();
+        let mut keys = Vec::new();
         let mut agreed = true;
         for row in &insert.rows {
             let mut of_row = Agreement::default();
@@ -158,11 +184,11 @@ impl<P: Params + ?Sized> Values<'_, P> {
                     "Every row needs its key.",
                 ));
             };
-            if let Some(bucket) = of_row.bucket {
-                agreed &= agreement.add(KeyValue::At(bucket), self.map, false).is_ok();
+            if let Some(hash) = of_row.key {
+                agreed &= agreement.add(KeyValue::At(hash), self.map, false).is_ok();
             }
             shards.push(shard);
-            buckets.push(of_row.bucket);
+            keys.push(of_row.key);
         }
         if agreed && insert.draws.is_none() && let Some(one) = agreement.resolved() {
             return Ok(one);
@@ -170,7 +196,7 @@ impl<P: Params + ?Sized> Values<'_, P> {
         Ok(Resolved::SplitInsert(SplitRows {
             insert: insert.clone(),
             shards: shards.into(),
-            buckets: buckets.into(),
+            keys: keys.into(),
         }))
     }
 
@@ -182,7 +208,6 @@ impl<P: Params + ?Sized> Values<'_, P> {
     ) -> Result<(), Refusal> {
         let reader = KeyReader {
             key_type: key.key_type,
-            buckets: self.map.buckets(),
             utf8: self.params.client_encoding_is_utf8(),
         };
         match place {

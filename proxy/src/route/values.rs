@@ -4,7 +4,7 @@
 //! refused with the server's own SQLSTATE and words rather than sent to a guessed shard, because a server of another
 //! version might accept it.
 
-use shard_config::{Bucket, KeyType};
+use shard_config::{KeyHash, KeyType};
 use smallvec::SmallVec;
 
 use super::lex::{Literal, LiteralKind};
@@ -48,10 +48,10 @@ impl Params for NoParams {
     }
 }
 
-/// A key value brought to its bucket.
+/// A key value brought to its hash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KeyValue {
-    At(Bucket),
+    At(KeyHash),
     /// NULL, or a number that no value of the column's type equals: matches no row on any shard.
     Nowhere,
 }
@@ -60,7 +60,6 @@ pub enum KeyValue {
 #[derive(Clone, Copy)]
 pub struct KeyReader {
     pub key_type: KeyType,
-    pub buckets: u16,
     pub utf8: bool,
 }
 
@@ -87,8 +86,8 @@ impl KeyReader {
             LiteralKind::Integer | LiteralKind::NegativeInteger if integer_key(self.key_type) => {
                 // A constant of a wider type is compared as such: no row of a narrower column equals it.
                 Ok(KeyType::Int8
-                    .bucket_of_text_value(source, self.buckets)
-                    .filter(|_| self.key_type.bucket_of_text_value(source, self.buckets).is_some())
+                    .hash_of_text_value(source)
+                    .filter(|_| self.key_type.hash_of_text_value(source).is_some())
                     .map_or(KeyValue::Nowhere, KeyValue::At))
             }
             LiteralKind::Decimal | LiteralKind::NegativeDecimal if integer_key(self.key_type) => {
@@ -127,7 +126,7 @@ impl KeyReader {
     pub fn binary(self, bytes: &[u8], type_oid: u32) -> Result<KeyValue, Refusal> {
         match (type_oid, self.key_type) {
             (0 | oid::UUID, KeyType::Uuid) => KeyType::Uuid
-                .bucket_of_binary_value(bytes, self.buckets)
+                .hash_of_binary_value(bytes)
                 .map(KeyValue::At)
                 .ok_or_else(|| bad_binary("uuid")),
             (0 | oid::INT2 | oid::INT4 | oid::INT8, KeyType::Int2 | KeyType::Int4 | KeyType::Int8) => {
@@ -137,7 +136,7 @@ impl KeyReader {
                     [a, b, c, d, e, f, g, h] => i64::from_be_bytes([a, b, c, d, e, f, g, h]),
                     _ => return Err(bad_binary("integer")),
                 };
-                Ok(KeyValue::At(shard_config::bucket_of_int8(number, self.buckets)))
+                Ok(KeyValue::At(shard_config::hash_of_int8(number)))
             }
             (oid::TEXT | oid::VARCHAR | oid::UNKNOWN, _) | (0, KeyType::Text) => self.text(bytes),
             _ => Err(self.wrong_type(type_oid)),
@@ -152,8 +151,8 @@ impl KeyReader {
                 "The server hashes the key in UTF-8; SET client_encoding = 'UTF8'.",
             ));
         }
-        if let Some(bucket) = self.key_type.bucket_of_text_value(bytes, self.buckets) {
-            return Ok(KeyValue::At(bucket));
+        if let Some(hash) = self.key_type.hash_of_text_value(bytes) {
+            return Ok(KeyValue::At(hash));
         }
         let shown = String::from_utf8_lossy(bytes);
         let name = sql_name(self.key_type);
@@ -187,7 +186,7 @@ impl KeyReader {
         if !is_integer(whole) {
             return Err(self.unreadable());
         }
-        Ok(KeyType::Int8.bucket_of_text_value(whole, self.buckets).map_or(KeyValue::Nowhere, KeyValue::At))
+        Ok(KeyType::Int8.hash_of_text_value(whole).map_or(KeyValue::Nowhere, KeyValue::At))
     }
 
     fn unreadable(self) -> Refusal {

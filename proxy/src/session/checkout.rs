@@ -58,6 +58,7 @@ impl Session {
             self.settings = before;
         }
         self.participant_lost = false;
+        self.info.touch.borrow_mut().clear();
         for mark in self.marks.drain(..) {
             self.worker.control.freshness.end_write(mark);
         }

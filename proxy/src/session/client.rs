@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use tokio::sync::Notify;
 
+use crate::motion::Touch;
 use crate::pool::server::ServerKey;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +45,8 @@ pub struct ClientInfo {
     pub leak_warned: Cell<bool>,
     /// Servers that work for this client now.
     pub serving: RefCell<Vec<Rc<ServerKey>>>,
+    /// What its transaction, or its statement outside of any, has touched.
+    pub touch: RefCell<Touch>,
     /// Set from outside, with a wake: give up servers that lost their role.
     pub give_up_retired: Cell<bool>,
     /// Its transaction is being ended for a deadlock: what its servers call cancelled is told as that.
@@ -68,6 +71,7 @@ impl ClientInfo {
             pinned: Cell::new(None),
             leak_warned: Cell::new(false),
             serving: RefCell::default(),
+            touch: RefCell::default(),
             give_up_retired: Cell::new(false),
             deadlocked: Cell::new(false),
             cancelled: Notify::new(),
@@ -194,6 +198,12 @@ counters! {
     pins,
     /// Transactions that spanned several shards.
     multi_shard,
+    /// Statements that had to wait because their buckets move.
+    holds,
+    /// Such waits that ended with an error.
+    hold_timeouts,
+    /// Transactions given up because what they touched has moved (40001).
+    moved,
 }
 
 /// Written by one thread: a load and a store, no locked instruction.

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use shard_config::{Bucket, ShardId};
+use shard_config::{Bucket, KeyHash, ShardId};
 
 use super::running::Name;
 use super::settings;
@@ -25,9 +25,17 @@ pub enum Destination {
 #[derive(Debug, Clone, Copy)]
 pub struct Place {
     pub shard: usize,
-    pub bucket: Option<Bucket>,
+    /// `None`: several keys, or none.
+    pub key: Option<KeyHash>,
     /// The key says so; else any server of the shard, or any shard, would do.
     pub keyed: bool,
+}
+
+impl Place {
+    #[inline]
+    pub fn bucket(&self, state: &State) -> Option<Bucket> {
+        self.key.map(|hash| hash.bucket(state.map.buckets()))
+    }
 }
 
 impl Session {
@@ -44,7 +52,7 @@ impl Session {
         if is_control(&statement.plan.effect)
             && let Some(server) = self.servers.iter().find(|s| s.enlisted)
         {
-            return Destination::Shard(Place { shard: server.shard, bucket: None, keyed: false });
+            return Destination::Shard(Place { shard: server.shard, key: None, keyed: false });
         }
         if let Effect::Cursor(Some(name)) = &statement.plan.effect
             && self.running.has(&Name::Cursor(name.clone()))
@@ -52,28 +60,28 @@ impl Session {
             return Destination::Multi(Resolved::Cursor);
         }
         if let Some(shard) = self.cursor_shard(&statement.plan.effect) {
-            return Destination::Shard(Place { shard, bucket: None, keyed: false });
+            return Destination::Shard(Place { shard, key: None, keyed: false });
         }
         if let Some(error) = self.value_of_another(&statement.plan.effect, &state) {
             return Destination::Refused(error);
         }
         if let Some(shard) = self.target {
-            return Destination::Shard(Place { shard, bucket: None, keyed: false });
+            return Destination::Shard(Place { shard, key: None, keyed: false });
         }
         if let Some(error) = self.changed_before(&statement.plan) {
             return Destination::Refused(error);
         }
         let text = sql.get(statement.text.clone()).unwrap_or_default();
-        let keyed = |shard: ShardId, bucket| match position(&state, shard) {
-            Some(shard) => Destination::Shard(Place { shard, bucket, keyed: true }),
+        let keyed = |shard: ShardId, key| match position(&state, shard) {
+            Some(shard) => Destination::Shard(Place { shard, key, keyed: true }),
             None => Destination::Refused(ProxyError::no_primary(
                 shard.0,
                 "the map names it but the configuration does not",
             )),
         };
-        let unkeyed = |shard| Destination::Shard(Place { shard, bucket: None, keyed: false });
+        let unkeyed = |shard| Destination::Shard(Place { shard, key: None, keyed: false });
         let destination = match resolve(&statement.plan, &statement.literals, text, params, &state.map) {
-            Resolved::One { shard, bucket } => keyed(shard, bucket),
+            Resolved::One { shard, key } => keyed(shard, key),
             Resolved::Any | Resolved::Session => unkeyed(self.any_shard(&state)),
             Resolved::Default => unkeyed(position(&state, state.config.proxy.default_shard).unwrap_or(0)),
             Resolved::Refuse(refusal) => Destination::Refused((&refusal).into()),
@@ -170,7 +178,7 @@ impl Session {
             (ReadSetting::Policy, shard_config::ReadPolicy::Fresh)
                 if place.keyed && read_only != Some(false) =>
             {
-                let bucket = if read_only.is_some() { None } else { place.bucket };
+                let bucket = if read_only.is_some() { None } else { place.bucket(&state) };
                 let alone = alone || read_only.is_some();
                 let fresh = |slot: &u16| self.worker.control.freshness.replica_ok(place.shard, bucket, *slot);
                 replicas.map(|r| r.slot).filter(|_| alone).find(fresh)
@@ -334,7 +342,8 @@ impl Session {
         {
             return;
         }
-        self.mark(place.shard, if place.keyed { place.bucket } else { None });
+        let bucket = if place.keyed { place.bucket(&self.worker.current()) } else { None };
+        self.mark(place.shard, bucket);
     }
 
     pub(crate) fn mark(&mut self, shard: usize, bucket: Option<Bucket>) {

@@ -127,6 +127,7 @@ impl Session {
     pub(super) fn transaction_ended(&mut self, committed: bool, chain: bool) {
         let before = self.implicit_before.take();
         self.local_settings = None;
+        self.info.touch.borrow_mut().clear();
         self.running.end();
         match self.transaction.take() {
             Some(transaction) => {

@@ -9,6 +9,7 @@ use std::rc::Rc;
 use super::config::is_custom;
 use super::dispatch::Destination;
 use super::local::By;
+use super::motion::Denied;
 use super::multi_hook::{MultiStatement, MultiWork, Protocol};
 use super::portals::{BindParams, Portal};
 use super::prepared::Entry;
@@ -153,7 +154,15 @@ impl Session {
             self.bound();
             return Flow::Done;
         }
-        let place = match self.destination(&entry.routed, &entry.sql, &params) {
+        let destination = self.destination(&entry.routed, &entry.sql, &params);
+        if matches!(destination, Destination::Shard(_)) {
+            match self.admit(&entry.routed, &entry.sql, &params, &destination) {
+                Ok(()) => {}
+                Err(Denied::Hold) => return self.hold_message(),
+                Err(Denied::Never(error)) => return self.refused(error),
+            }
+        }
+        let place = match destination {
             Destination::Shard(place) => place,
             Destination::Refused(error) => return self.refused(error),
             Destination::Multi(_) => {
@@ -426,6 +435,9 @@ impl Session {
         if !self.queue.is_empty() {
             return self.wait_for_replies();
         }
+        if let Some(error) = self.failure.take() {
+            return self.refused(*error);
+        }
         if !entry.settings.routes_like(self.routing()) {
             let error = ProxyError::not_supported(
                 "what names mean has changed between this statement's Bind and its Execute",
@@ -436,7 +448,13 @@ impl Session {
         let Some(parsed) = read::bind(&bind) else { return Self::malformed("Bind") };
         let params =
             BindParams { bind: parsed, oids: &entry.oids, utf8: self.routing().client_encoding_is_utf8 };
-        match self.destination(&entry.routed, &entry.sql, &params) {
+        let destination = self.destination(&entry.routed, &entry.sql, &params);
+        match self.admit(&entry.routed, &entry.sql, &params, &destination) {
+            Ok(()) => {}
+            Err(Denied::Hold) => return self.hold_message(),
+            Err(Denied::Never(error)) => return self.refused(error),
+        }
+        match destination {
             Destination::Multi(resolved) => {
                 let statement = MultiStatement {
                     resolved,

@@ -27,6 +27,7 @@ impl Session {
             match poll_fn(|cx| self.poll_io(cx)).await {
                 // Boxed: what is rare must not make every session's task bigger.
                 Next::Checkout(want) => Box::pin(self.checkout(want)).await,
+                Next::Hold => Box::pin(self.wait_for_move()).await,
                 Next::Multi(work) => Box::pin(super::multi_hook::run(&mut self, *work)).await,
                 Next::Refresh => {
                     let control = self.worker.control.clone();
@@ -243,5 +244,6 @@ impl Session {
             Activity::Idle
         };
         self.info.set_activity(activity, self.worker.now.get());
+        self.settle_touch();
     }
 }

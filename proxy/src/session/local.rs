@@ -288,10 +288,16 @@ impl Session {
                             Cell::Int4(to.into()),
                             Cell::Int4(shard.0.into()),
                             Cell::Int8(epoch),
+                            Cell::Text(overrides(&state.map, from..=to)),
                         ]
                     };
-                    let columns =
-                        vec![("bucket_from", INT4), ("bucket_to", INT4), ("shard", INT4), ("epoch", INT8)];
+                    let columns = vec![
+                        ("bucket_from", INT4),
+                        ("bucket_to", INT4),
+                        ("shard", INT4),
+                        ("epoch", INT8),
+                        ("overrides", TEXT),
+                    ];
                     Ok((columns, state.map.ranges().into_iter().map(row).collect(), "SHOW".to_owned()))
                 }
                 "epoch" => Ok((
@@ -357,7 +363,7 @@ impl Session {
             let state = self.worker.state();
             let id = |at: usize| state.shards.get(at).map_or(0, |s| s.id.0);
             lines.push(match self.destination(statement, sql.as_bytes(), &params) {
-                Destination::Shard(place) => match (place.keyed, place.bucket) {
+                Destination::Shard(place) => match (place.keyed, place.bucket(&state)) {
                     (true, Some(bucket)) => format!("shard {} (bucket {})", id(place.shard), bucket.get()),
                     (true, None) => format!("shard {}", id(place.shard)),
                     (false, _) => format!("shard {} (no key)", id(place.shard)),
@@ -387,6 +393,13 @@ impl Session {
         describe(&mut out, &columns, binary);
         Some(out)
     }
+}
+
+/// Tenants of these buckets that live elsewhere: `[[hash, shard], ...]`, empty if there are none.
+pub(crate) fn overrides(map: &shard_config::ShardMap, buckets: std::ops::RangeInclusive<u16>) -> String {
+    let all = map.overrides().iter().filter(|(hash, _)| buckets.contains(&hash.bucket(map.buckets()).get()));
+    let list: Vec<String> = all.map(|(hash, shard)| format!("[{hash},{shard}]")).collect();
+    if list.is_empty() { String::new() } else { format!("[{}]", list.join(",")) }
 }
 
 fn too_much_held() -> ProxyError {

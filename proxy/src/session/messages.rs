@@ -183,6 +183,7 @@ impl Session {
         self.abort_transaction(false);
         build::ready(&mut bytes, self.status());
         self.say(bytes);
+        self.settle_touch();
     }
 
     /// Bytes of our own, behind everything that is outstanding.

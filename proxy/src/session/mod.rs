@@ -7,6 +7,7 @@
 //! - `messages` -> `simple` | `extended` | `local`: what a client message means; composes bytes for a server.
 //! - `statements`: what the client's statements are called on servers, and which server has them.
 //! - `dispatch`: which server: route, enlistment, replica or primary, what it must hear first.
+//! - `motion`, with `motion_ddl` (PURE): what must wait, or cannot go on, because its buckets move.
 //! - `naming`: which settings statements are routed by.
 //! - `config`: `SELECT set_config(...)`.
 //! - `changed`: what DDL in the open transaction has changed.
@@ -40,6 +41,8 @@ mod extended;
 mod io;
 mod local;
 mod messages;
+mod motion;
+mod motion_ddl;
 pub mod multi_hook;
 mod naming;
 mod participants;
@@ -69,8 +72,10 @@ use crate::pool::server::ServerKey;
 use crate::pool::{Pool, Server};
 use crate::replica::WriteMark;
 use crate::route::plan::Plan;
+use crate::shared::State;
 use crate::worker::{UserSpace, Worker};
 use client::ClientInfo;
+pub(crate) use local::overrides;
 use multi_hook::MultiWork;
 use portals::Portals;
 use prepared::Entry;
@@ -148,6 +153,10 @@ pub struct Session {
     pub(crate) running: running::All,
     /// Why the message at the start of `input` cannot be run; it is told when the message is looked at again.
     failure: Option<Box<ProxyError>>,
+    /// Since when the statement at hand waits for its buckets to be moved.
+    held_since: Option<std::time::Instant>,
+    /// By which a statement over several shards was routed, until it has ended.
+    pub(crate) statement_state: Option<Arc<State>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -161,6 +170,8 @@ enum ReadSetting {
 /// What the session's task must do before messages can go on.
 enum Next {
     Checkout(Want),
+    /// The buckets of the statement at hand move: it is looked at again when something has changed.
+    Hold,
     Multi(Box<MultiWork>),
     /// A statement changed the schema: its answer is said when routing knows (H39).
     Refresh,

@@ -86,6 +86,7 @@ pub(super) async fn run(session: &mut Session, work: MultiWork) {
     // So that maintenance sees that it waits for servers.
     session.info.set_activity(Activity::Active, session.worker.now.get());
     let result = crate::multi::run(&mut Participants::new(session), &work).await;
+    session.statement_state = None;
     if matches!(work, MultiWork::FailOthers) {
         session.set_activity();
         return;

@@ -5,21 +5,24 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
-use shard_config::{Bucket, ShardId};
+use shard_config::{Bucket, KeyHash, ShardId};
 
 use super::dispatch::{Destination, position};
 use super::local::By;
+use super::motion::Denied;
 use super::running::{Name, Running};
 use super::transaction::Transaction;
 use super::{Expect, Pending, Session, Want};
 use crate::control;
 use crate::error::ProxyError;
+use crate::motion::Hidden;
 use crate::pool::server::ServerKey;
 use crate::pool::{Pool, Role, Server};
 use crate::replica::{Freshness, WriteMark};
 use crate::route::plan::{Plan, Refusal};
 use crate::route::{ApplyPlan, GatherPlan, NoParams, RoutedStatement};
 use crate::session::client::{Activity, ClientInfo};
+use crate::shared::State;
 use crate::twophase::Gid;
 use crate::wire::{build, frame, read};
 
@@ -59,6 +62,11 @@ impl<'a> Participants<'a> {
         ShardId(self.session.servers[at].pool.shard_id)
     }
 
+    /// By which the statement was routed: the same for all its shards, from its beginning to its end (H30).
+    pub fn state(&self) -> Arc<State> {
+        self.session.statement_state.clone().unwrap_or_else(|| self.session.worker.state().clone())
+    }
+
     /// Of a position in `State::shards`.
     pub fn shard_id_at(&self, shard: usize) -> ShardId {
         self.session.worker.state().shards.get(shard).map_or(ShardId(0), |s| s.id)
@@ -72,14 +80,14 @@ impl<'a> Participants<'a> {
         position(&self.session.worker.state(), shard)
     }
 
-    pub fn shard_of(&self, bucket: Bucket) -> Result<usize, ProxyError> {
-        let shard = self.session.worker.state().map.shard_of(bucket);
-        let missing = || ProxyError::no_primary(shard.0, "the map names it but the configuration does not");
-        self.position(shard).ok_or_else(missing)
+    pub fn bucket(&self, hash: KeyHash) -> Bucket {
+        hash.bucket(self.state().map.buckets())
     }
 
-    pub fn buckets(&self) -> u16 {
-        self.session.worker.state().map.buckets()
+    pub fn shard_of(&self, hash: KeyHash) -> Result<usize, ProxyError> {
+        let shard = self.state().map.shard_of_hash(hash);
+        let missing = || ProxyError::no_primary(shard.0, "the map names it but the configuration does not");
+        self.position(shard).ok_or_else(missing)
     }
 
     /// One that is in the transaction already, else any that is up.
@@ -89,9 +97,20 @@ impl<'a> Participants<'a> {
         enlisted.or_else(up).unwrap_or(0)
     }
 
-    pub fn destination(&self, statement: &RoutedStatement, sql: &[u8]) -> Destination {
+    /// Where one of several statements goes, when it may go.
+    pub async fn destination(&mut self, statement: &RoutedStatement, sql: &[u8]) -> Result<Destination, ProxyError> {
         let params = NoParams { client_encoding_is_utf8: self.client_encoding_is_utf8() };
-        self.session.destination(statement, sql, &params)
+        loop {
+            let destination = self.session.destination(statement, sql, &params);
+            match self.session.admit(statement, sql, &params, &destination) {
+                Ok(()) => return Ok(destination),
+                Err(Denied::Hold) => self.session.wait_for_move().await,
+                Err(Denied::Never(error)) => return Err(error),
+            }
+            if let Some(error) = self.session.failure.take() {
+                return Err(*error);
+            }
+        }
     }
 
     /// What the session answers without a server: BEGIN, COMMIT and SAVEPOINT before any shard has joined.
@@ -317,6 +336,29 @@ impl<'a> Participants<'a> {
         self.session.with_router(|router, context, _| router.gather(context, text))
     }
 
+    /// What this shard must not show.
+    pub fn hidden_on(&self, state: &State, shard: usize) -> Option<Hidden> {
+        let motions = state.following.motions.as_deref()?;
+        motions.hidden_on(self.shard_id_at(shard)).cloned()
+    }
+
+    /// The text of one statement as this shard must run it: `None`, as it is.
+    pub fn hidden_text(&self, shard: usize, text: &[u8], generated: bool) -> Result<Option<String>, Refusal> {
+        let state = self.state();
+        let Some(hidden) = self.hidden_on(&state, shard) else { return Ok(None) };
+        let hidden = self
+            .session
+            .with_router(|router, context, _| router.hidden_text(context, text, &hidden, generated))?;
+        Ok(Some(hidden))
+    }
+
+    /// A condition on the rows of a table that this shard may show; `None`: all of them.
+    pub fn shown(&self, shard: usize, schema: &str, name: &str) -> Option<String> {
+        let state = self.state();
+        let hidden = self.hidden_on(&state, shard)?;
+        crate::route::shown(&state.catalog, &hidden, schema, name, None)
+    }
+
     /// How a write over several shards is done to copies first.
     pub fn apply_plan(&self, text: &[u8]) -> Result<ApplyPlan, Refusal> {
         self.session.with_router(|router, context, _| router.apply(context, text))
@@ -462,12 +504,18 @@ impl<'a> Participants<'a> {
     /// The next whole message of a server. `Err`: the server is lost; it will not be used again.
     pub async fn receive(&mut self, at: usize) -> Result<Message, ProxyError> {
         let info = self.session.info.clone();
-        let server = &mut self.session.servers[at];
-        let pool = server.pool.clone();
-        let shard = server.pool.shard_id;
+        let pool = self.session.servers[at].pool.clone();
+        let shard = pool.shard_id;
         let mut chunk = [0; 8192];
         loop {
+            // Not what is about buckets that may be somebody else's by now (H8).
+            let passes = self.session.may_pass_on();
+            let server = &mut self.session.servers[at];
             match frame::server_frame(&server.partial) {
+                Ok(Some(_)) if !passes => {
+                    server.dirty = true;
+                    return Err(ProxyError::outcome_unknown(shard));
+                }
                 Ok(Some(size)) if size <= server.partial.len() => {
                     let message = server.partial[..size].to_vec();
                     server.partial.drain(..size);

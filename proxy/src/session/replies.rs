@@ -31,6 +31,9 @@ enum Verdict {
 impl Session {
     /// Looks at what a server sent. Everything up to the end of `bytes` is passed on, swallowed or kept.
     pub(super) fn server_bytes(&mut self, at: usize, bytes: &[u8]) -> Option<Next> {
+        if !self.may_pass_on() {
+            return self.server_lost(at, "the lease has run out while its buckets move");
+        }
         if self.servers[at].partial.is_empty() {
             return self.walk(at, bytes);
         }

@@ -2,6 +2,7 @@
 
 use super::dispatch::Destination;
 use super::local::By;
+use super::motion::Denied;
 use super::multi_hook::{MultiStatement, MultiWork, Protocol};
 use super::{Expect, Flow, Next, Pending, Session};
 use crate::error::ProxyError;
@@ -105,7 +106,16 @@ impl Session {
             }
         }
         let params = NoParams { client_encoding_is_utf8: self.routing().client_encoding_is_utf8 };
-        let place = match self.destination(statement, sql, &params) {
+        let destination = self.destination(statement, sql, &params);
+        match self.admit(statement, sql, &params, &destination) {
+            Ok(()) => {}
+            Err(Denied::Hold) => return self.hold_message(),
+            Err(Denied::Never(error)) => {
+                self.refuse_query(&error);
+                return Flow::Done;
+            }
+        }
+        let place = match destination {
             Destination::Shard(place) => place,
             Destination::Refused(error) => {
                 self.refuse_query(&error);
@@ -193,8 +203,19 @@ impl Session {
             if only_proxy {
                 return self.refuse_several("a statement that the proxy answers itself");
             }
-            let found = match self.destination(statement, sql, &params) {
-                _ if is_control(&statement.plan.effect) => continue,
+            let destination = self.destination(statement, sql, &params);
+            if is_control(&statement.plan.effect) {
+                continue;
+            }
+            match self.admit(statement, sql, &params, &destination) {
+                Ok(()) => {}
+                Err(Denied::Hold) => return self.hold_message(),
+                Err(Denied::Never(error)) => {
+                    self.refuse_query(&error);
+                    return Flow::Done;
+                }
+            }
+            let found = match destination {
                 Destination::Shard(found) => found,
                 Destination::Refused(error) => {
                     self.refuse_query(&error);

@@ -426,6 +426,8 @@ impl Session {
             participant_lost: false,
             running: Default::default(),
             failure: None,
+            held_since: None,
+            statement_state: None,
         }
     }
 

@@ -26,6 +26,7 @@ async fn h5_h7_h39_the_control_plane_follows_the_servers() {
         config: config.clone(),
         map: Arc::new(config.initial_map()),
         catalog: Arc::default(),
+        following: Default::default(),
         shards: vec![],
     };
     let shared = Arc::new(Shared::new(state));
@@ -92,6 +93,7 @@ async fn h9_what_defaults_constraints_and_policies_call_is_read() {
         config: config.clone(),
         map: Arc::new(config.initial_map()),
         catalog: Arc::default(),
+        following: Default::default(),
         shards: vec![],
     };
     let shared = Arc::new(Shared::new(state));

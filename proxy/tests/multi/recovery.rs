@@ -18,6 +18,7 @@ async fn control(cluster: &Cluster) -> Control {
         config: config.clone(),
         map: Arc::new(config.initial_map()),
         catalog: Arc::default(),
+        following: Default::default(),
         shards: vec![],
     };
     let shared = Arc::new(Shared::new(state));

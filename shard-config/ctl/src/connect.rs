@@ -11,28 +11,28 @@ use crate::Unreachable;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// No answer from a shard for so long is a problem to report, not to wait for. `doctor --sweep` reads tables and
 /// is allowed more.
-pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
-pub(crate) struct Proxy {
+pub struct Proxy {
     url: ConnectionUrl,
 }
 
 impl Proxy {
-    pub(crate) fn new(url: &str) -> anyhow::Result<Self> {
+    pub fn new(url: &str) -> anyhow::Result<Self> {
         Ok(Self { url: url.parse().context("--url")? })
     }
 
     /// With the password, for other crates that connect themselves.
-    pub(crate) fn expose_url(&self) -> String {
+    pub fn expose_url(&self) -> String {
         self.url.expose_libpq()
     }
 
-    pub(crate) async fn connect(&self) -> anyhow::Result<Client> {
+    pub async fn connect(&self) -> anyhow::Result<Client> {
         self.open(None).await
     }
 
     /// A session whose every statement goes to one shard's primary.
-    pub(crate) async fn shard(&self, shard: ShardId) -> anyhow::Result<Client> {
+    pub async fn shard(&self, shard: ShardId) -> anyhow::Result<Client> {
         self.open(Some(shard)).await
     }
 
@@ -56,7 +56,7 @@ impl Proxy {
     }
 
     /// The map that the proxy follows.
-    pub(crate) async fn map(&self) -> anyhow::Result<ShardMap> {
+    pub async fn map(&self) -> anyhow::Result<ShardMap> {
         let client = self.connect().await?;
         let rows = match client.simple_query("SHOW shard.map").await {
             Ok(messages) => rows(messages),
@@ -81,7 +81,7 @@ impl Proxy {
 }
 
 /// The rows of one simple query that must be answered in time.
-pub(crate) async fn ask(client: &Client, sql: &str, within: Duration) -> anyhow::Result<Vec<SimpleQueryRow>> {
+pub async fn ask(client: &Client, sql: &str, within: Duration) -> anyhow::Result<Vec<SimpleQueryRow>> {
     match tokio::time::timeout(within, client.simple_query(sql)).await {
         Ok(Ok(messages)) => Ok(rows(messages)),
         Ok(Err(error)) => anyhow::bail!("{}", describe(&error)),
@@ -98,7 +98,7 @@ fn rows(messages: Vec<SimpleQueryMessage>) -> Vec<SimpleQueryRow> {
 }
 
 /// A cell as text; "" for NULL or a column that is not there.
-pub(crate) fn cell(row: &SimpleQueryRow, column: &str) -> String {
+pub fn cell(row: &SimpleQueryRow, column: &str) -> String {
     row.try_get(column).ok().flatten().unwrap_or_default().to_owned()
 }
 
@@ -108,7 +108,7 @@ fn number<N: std::str::FromStr>(row: &SimpleQueryRow, column: &str) -> anyhow::R
 }
 
 /// The server's own words, with its hint, rather than the driver's "db error".
-pub(crate) fn describe(error: &tokio_postgres::Error) -> String {
+pub fn describe(error: &tokio_postgres::Error) -> String {
     match error.as_db_error() {
         None => std::error::Error::source(error)
             .map_or_else(|| error.to_string(), |source| format!("{error}: {source}")),

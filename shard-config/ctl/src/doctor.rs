@@ -60,7 +60,7 @@ impl Findings {
 }
 
 /// `config`: the reference, or a file's mistakes.
-pub(crate) fn config_file(file: Option<&Path>) -> anyhow::Result<Report> {
+pub fn config_file(file: Option<&Path>) -> anyhow::Result<Report> {
     let Some(file) = file else {
         let text = Config::reference();
         return Ok(Report { json: json!({ "reference": text }), text, well: true });
@@ -87,7 +87,7 @@ fn check_config(file: &Path, findings: &mut Findings) -> anyhow::Result<Option<C
     }
 }
 
-pub(crate) async fn doctor(proxy: &Proxy, config: Option<&Path>, sweep: bool) -> anyhow::Result<Report> {
+pub async fn doctor(proxy: &Proxy, config: Option<&Path>, sweep: bool) -> anyhow::Result<Report> {
     let mut findings = Findings::default();
     let config = config.map(|file| check_config(file, &mut findings)).transpose()?.flatten();
     let map = proxy.map().await?;
@@ -132,7 +132,29 @@ pub(crate) async fn doctor(proxy: &Proxy, config: Option<&Path>, sweep: bool) ->
         }
     }
     drift(&schemas, &mut findings);
+    if let Some(config) = config {
+        movable(config, &map, &mut findings).await;
+    }
     Ok(findings.report())
+}
+
+/// Whether buckets could be moved: asked of the servers themselves, with the role of `[control]`.
+async fn movable(config: Config, map: &ShardMap, findings: &mut Findings) {
+    let servers = crate::direct::Servers::new(config);
+    for shard in map.shards() {
+        match crate::mover::preflight::shard(&servers, shard).await {
+            Ok(problems) if problems.is_empty() => {
+                findings
+                    .well(format!("shard {shard}: moving buckets"), "settings, rights and tables allow it");
+            }
+            Ok(problems) => {
+                for problem in problems {
+                    findings.problem(format!("moving buckets: {}", problem.what), problem.remedy);
+                }
+            }
+            Err(error) => findings.problem(format!("shard {shard}: moving buckets"), format!("{error:#}")),
+        }
+    }
 }
 
 fn against_config(map: &ShardMap, config: &Config, findings: &mut Findings) {
@@ -191,7 +213,8 @@ async fn of_shard(client: &Client, name: &str, findings: &mut Findings) -> anyho
 /// Payments have somewhere to go for the next weeks. Nothing is said of a shard without the payment schema.
 async fn partitions(client: &Client, name: &str, findings: &mut Findings) -> anyhow::Result<()> {
     let known = "SELECT to_regprocedure('public.partitions_until()') IS NOT NULL AS known";
-    if ask(client, known, ANSWER_TIMEOUT).await?.first().map(|row| cell(row, "known")).as_deref() != Some("t") {
+    if ask(client, known, ANSWER_TIMEOUT).await?.first().map(|row| cell(row, "known")).as_deref() != Some("t")
+    {
         return Ok(());
     }
     let sql = format!(
@@ -203,7 +226,8 @@ async fn partitions(client: &Client, name: &str, findings: &mut Findings) -> any
         if cell(&row, "enough") == "t" {
             findings.well(format!("{name}: partitions"), format!("payments have partitions until {until}"));
         } else {
-            let remedy = "run shardctl migrate, or SELECT make_partitions(6) on the shard: without one, payments fail";
+            let remedy =
+                "run shardctl migrate, or SELECT make_partitions(6) on the shard: without one, payments fail";
             findings.problem(format!("{name}: payments have partitions only until {until}"), remedy);
         }
     }

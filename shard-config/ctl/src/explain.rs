@@ -5,7 +5,7 @@ use serde_json::json;
 use crate::connect::{ANSWER_TIMEOUT, Proxy, ask};
 use crate::output::Report;
 
-pub(crate) async fn explain(proxy: &Proxy, sql: &str) -> anyhow::Result<Report> {
+pub async fn explain(proxy: &Proxy, sql: &str) -> anyhow::Result<Report> {
     let client = proxy.connect().await?;
     let rows = ask(&client, &format!("EXPLAIN ROUTE {sql}"), ANSWER_TIMEOUT).await?;
     let lines: Vec<String> = rows

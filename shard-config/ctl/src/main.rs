@@ -1,31 +1,25 @@
-//! What a DBA asks of the shards: where is a tenant, how does a statement run, is everything well.
-//!
-//! Rooms: [`connect`] (the proxy, and one shard through it), [`map`] and [`explain`] (what the proxy knows),
-//! [`status`] and [`doctor`] (what the shards say), [`output`] (a table for people, one JSON value for programs).
-//!
-//! Everything is asked through the proxy, with the role of the URL, so this needs no access that an application
-//! has not; the proxy's configuration file, where it is given, is only read and checked.
+//! The command line. What the verbs do is in the library.
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use anyhow::Context;
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use shard_config::ShardId;
+use shardctl::direct::Servers;
+use shardctl::mover::machine::Wish;
+use shardctl::mover::run::Options;
+use shardctl::mover::throttle::Throttle;
+use shardctl::moves::{self, Ended, Screen};
+use shardctl::plans::{self, Goal, Measure, Stale};
+use shardctl::{Unreachable, connect, doctor, explain, map, migrate, status};
 
-mod connect;
-mod constraints;
-mod doctor;
-mod explain;
-mod map;
-mod migrate;
-mod output;
-mod status;
-
-use output::Report;
-
-/// See, check and migrate the shards behind a shard-proxy.
+/// See, check, migrate and rebalance the shards behind a shard-proxy.
 ///
-/// Exit status: 0 all is well, 1 a problem was found or something failed, 2 wrong usage, 3 the proxy could not be
-/// reached.
+/// Exit status: 0 all is well, 1 a problem was found or something failed, 2 wrong usage, 3 the proxy could not be reached,
+/// 4 the plan is stale, 5 refused before anything was changed, 6 both sides of a move differ, 7 a cut-over was given up and
+/// everything is as before it, 130 detached from a move that can be resumed.
 #[derive(Parser)]
 #[command(name = "shardctl", version, arg_required_else_help = true)]
 struct Arguments {
@@ -38,7 +32,11 @@ struct Arguments {
         default_value = "postgresql://app:app@127.0.0.1:17051/payments"
     )]
     url: String,
-    /// Print one JSON value instead of text.
+    /// The proxy's configuration file: the servers, and the superuser that moves rows. Needed by every verb that plans, moves
+    /// or reads past the proxy.
+    #[arg(long, global = true, env = "SHARD_PROXY_CONFIG")]
+    config: Option<PathBuf>,
+    /// Print one JSON value instead of text (a line for each change while a move runs).
     #[arg(long, global = true)]
     json: bool,
     #[command(subcommand)]
@@ -50,7 +48,14 @@ enum Verb {
     /// Each shard: reachable, its size, its replicas, its transactions in doubt.
     Status,
     /// The shard map: ranges of buckets, their shard, the epoch.
-    Map,
+    Map {
+        /// What changed between two epochs.
+        #[arg(long, num_args = 2, value_names = ["EPOCH", "EPOCH"])]
+        diff: Option<Vec<i64>>,
+        /// The epochs, and why each came to be.
+        #[arg(long, conflicts_with = "diff")]
+        history: bool,
+    },
     /// The bucket and the shard of a tenant.
     Route {
         /// Value of the sharding key.
@@ -70,66 +75,284 @@ enum Verb {
         #[arg(long)]
         retain_months: Option<u16>,
     },
-    /// Check the servers' settings, the schemas and the map against each other.
+    /// Check the servers' settings, the schemas and the map against each other, and the file of --config.
     Doctor {
-        /// Also check this configuration file of the proxy.
-        #[arg(long)]
-        config: Option<PathBuf>,
         /// Also count rows that are on a shard that does not own their bucket. Reads every sharded table.
         #[arg(long)]
         sweep: bool,
     },
     /// Print every setting of the proxy's configuration with its default, or check a file.
     Config { file: Option<PathBuf> },
+    /// What would have to be moved. Changes nothing.
+    Plan {
+        #[command(subcommand)]
+        goal: PlanGoal,
+        /// Write the plan to this file, for `apply`.
+        #[arg(long, global = true)]
+        save: Option<PathBuf>,
+        /// At most so many buckets in one step.
+        #[arg(long, global = true)]
+        max_buckets: Option<u16>,
+        /// Weight of a shard, SHARD=WEIGHT; others keep that of the configuration. Repeatable.
+        #[arg(long = "weight", global = true)]
+        weights: Vec<String>,
+    },
+    /// Carry out a saved plan, if the map is still the one it was made for.
+    Apply {
+        plan: PathBuf,
+        /// Only check whether it could be carried out.
+        #[arg(long)]
+        dry_run: bool,
+        #[command(flatten)]
+        how: How,
+        #[command(flatten)]
+        limits: Limits,
+    },
+    /// The moves, newest first.
+    Moves,
+    /// What happened to a move.
+    History { id: i64 },
+    /// Look on while a move runs.
+    Watch { id: i64 },
+    /// Begin nothing new; copies under way end.
+    Pause { id: i64 },
+    /// Go on with a move that was paused, or whose shardctl ended.
+    Resume {
+        id: i64,
+        #[command(flatten)]
+        how: How,
+    },
+    /// Change the limits of a move while it runs.
+    Throttle {
+        id: i64,
+        #[command(flatten)]
+        limits: Limits,
+    },
+    /// Let the target own what was copied. Refused while the target is far behind.
+    Cutover {
+        id: i64,
+        /// Bytes of WAL that the target may be behind.
+        #[arg(long, default_value_t = moves::LAG_MOST)]
+        max_lag: i64,
+    },
+    /// Undo a move that has not cut over.
+    Abort { id: i64 },
+    /// Give everything back to the source, with what was written since the cut-over.
+    Rollback { id: i64 },
+    /// Close the window of a move and delete the rows on the source. No roll-back after it.
+    Finish { id: i64 },
+    /// Compare both sides of a live move, row by row where digests differ. Repairs nothing.
+    #[command(alias = "verify")]
+    Diff { id: i64 },
+    /// The largest tenants of all shards. Reads every sharded table.
+    Tenants {
+        #[arg(long, default_value_t = 20)]
+        top: usize,
+    },
+    /// Completions for a shell, to standard output.
+    Completions { shell: clap_complete::Shell },
+    /// The manual page, to standard output.
+    Man,
 }
 
-/// The proxy could not be reached: exit status 3.
-#[derive(Debug)]
-struct Unreachable(String);
+#[derive(Subcommand)]
+enum PlanGoal {
+    /// A range of buckets to a shard.
+    Move {
+        /// FROM-TO, both included.
+        #[arg(long)]
+        buckets: String,
+        #[arg(long)]
+        to: u16,
+    },
+    /// Everything of a shard to the others.
+    Drain { shard: u16 },
+    /// Every shard to its weighted share, moving as little as possible.
+    Rebalance {
+        #[arg(long, value_enum, default_value = "buckets")]
+        by: Measure,
+        /// Per cent by which a shard may be above its share (with --by rows or bytes).
+        #[arg(long, default_value_t = 5)]
+        tolerance: u32,
+    },
+    /// One tenant to a shard; its bucket stays.
+    Isolate {
+        tenant: String,
+        #[arg(long)]
+        to: u16,
+    },
+}
 
-impl std::fmt::Display for Unreachable {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
+#[derive(Args, Clone, Copy)]
+struct How {
+    /// Cut over as soon as both sides are equal.
+    #[arg(long)]
+    auto: bool,
+    /// With --auto: finish as soon as it has cut over. No roll-back.
+    #[arg(long, requires = "auto")]
+    finish: bool,
+}
+
+impl How {
+    fn options(self) -> Options {
+        Options { auto: self.auto, finish: self.finish, stay: false }
     }
 }
 
-impl std::error::Error for Unreachable {}
+#[derive(Args, Clone)]
+struct Limits {
+    /// Begin no further table while more bytes a second were begun, on average.
+    #[arg(long)]
+    bytes_per_second: Option<i64>,
+    /// Begin no further table while a standby of the source is so many bytes behind.
+    #[arg(long)]
+    standby_lag_bytes: Option<i64>,
+    /// Begin no further table while the source takes so many milliseconds to answer SELECT 1.
+    #[arg(long)]
+    latency_ms: Option<i64>,
+    /// Tables copied at the same time.
+    #[arg(long)]
+    parallel: Option<usize>,
+}
+
+impl Limits {
+    fn throttle(&self) -> Throttle {
+        Throttle {
+            bytes_per_second: self.bytes_per_second,
+            standby_lag_bytes: self.standby_lag_bytes,
+            latency_ms: self.latency_ms,
+            parallel: self.parallel,
+        }
+    }
+}
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     let arguments = Arguments::parse();
     match run(&arguments).await {
-        Ok(report) => {
+        Ok((report, code)) => {
             // A reader that went away (`shardctl map | head -1`) is no failure.
             _ = report.print(arguments.json);
-            if report.well { ExitCode::SUCCESS } else { ExitCode::from(1) }
+            ExitCode::from(if code == 0 && !report.well { 1 } else { code })
         }
         Err(error) => {
-            let unreachable = error.is::<Unreachable>();
             if arguments.json {
                 eprintln!("{}", serde_json::json!({ "error": format!("{error:#}") }));
             } else {
                 eprintln!("shardctl: {error:#}");
             }
-            ExitCode::from(if unreachable { 3 } else { 1 })
+            ExitCode::from(match () {
+                () if error.is::<Unreachable>() => 3,
+                () if error.is::<Stale>() => moves::STALE,
+                () => 1,
+            })
         }
     }
 }
 
-async fn run(arguments: &Arguments) -> anyhow::Result<Report> {
-    if let Verb::Config { file } = &arguments.verb {
-        return doctor::config_file(file.as_deref());
+fn servers(arguments: &Arguments) -> anyhow::Result<Servers> {
+    let path = arguments.config.as_deref();
+    Servers::read(path.context("name the proxy's configuration file: --config FILE, or SHARD_PROXY_CONFIG")?)
+}
+
+fn goal(goal: &PlanGoal) -> anyhow::Result<Goal> {
+    Ok(match goal {
+        PlanGoal::Move { buckets, to } => {
+            let range = buckets.split_once('-').unwrap_or((buckets, buckets));
+            let number = |text: &str| text.trim().parse::<u16>().ok();
+            let (from, last) = number(range.0)
+                .zip(number(range.1))
+                .with_context(|| format!("--buckets {buckets}: write FROM-TO, e.g. 0-511"))?;
+            Goal::Buckets { from, to: last, target: ShardId(*to) }
+        }
+        PlanGoal::Drain { shard } => Goal::Drain(ShardId(*shard)),
+        PlanGoal::Rebalance { by, tolerance } => Goal::Rebalance { by: *by, tolerance: *tolerance },
+        PlanGoal::Isolate { tenant, to } => Goal::Isolate { tenant: tenant.clone(), target: ShardId(*to) },
+    })
+}
+
+async fn run(arguments: &Arguments) -> anyhow::Result<Ended> {
+    let screen = Screen { json: arguments.json };
+    match &arguments.verb {
+        Verb::Config { file } => return Ok((doctor::config_file(file.as_deref())?, 0)),
+        Verb::Completions { shell } => {
+            clap_complete::generate(*shell, &mut Arguments::command(), "shardctl", &mut std::io::stdout());
+            std::process::exit(0);
+        }
+        Verb::Man => {
+            let mut page = Vec::new();
+            clap_mangen::Man::new(Arguments::command()).render(&mut page)?;
+            std::io::stdout().write_all(&page)?;
+            std::process::exit(0);
+        }
+        Verb::Map { diff: Some(epochs), .. } => {
+            let [from, to] = epochs[..] else { anyhow::bail!("--diff takes two epochs") };
+            return moves::map_diff(&servers(arguments)?, from, to).await;
+        }
+        Verb::Map { history: true, .. } => return moves::map_history(&servers(arguments)?).await,
+        Verb::Plan { goal: wanted, save, max_buckets, weights } => {
+            let servers = servers(arguments)?;
+            let control = servers.control("shardctl plan").await?;
+            let weights = plans::weights(&servers, weights)?;
+            let plan = plans::make(&servers, &control, &goal(wanted)?, &weights, *max_buckets).await?;
+            if let Some(path) = save {
+                plan.save(path)?;
+            }
+            return Ok((plan.report(save.as_deref())?, 0));
+        }
+        Verb::Apply { plan, dry_run, how, limits } => {
+            let plan = moves::read_plan(plan)?;
+            let servers = servers(arguments)?;
+            return moves::apply(&servers, &plan, how.options(), &limits.throttle(), *dry_run, screen).await;
+        }
+        Verb::Moves => return moves::list(&servers(arguments)?).await,
+        Verb::History { id } => return moves::history(&servers(arguments)?, *id).await,
+        Verb::Watch { id } => return moves::watch(&servers(arguments)?, *id, screen).await,
+        Verb::Pause { id } => return moves::pause(&servers(arguments)?, *id).await,
+        Verb::Resume { id, how } => {
+            return moves::resume(&servers(arguments)?, *id, how.options(), screen).await;
+        }
+        Verb::Throttle { id, limits } => {
+            return moves::throttle(&servers(arguments)?, *id, &limits.throttle()).await;
+        }
+        Verb::Cutover { id, max_lag } => {
+            return moves::wish(&servers(arguments)?, *id, Wish::Cutover, *max_lag, screen).await;
+        }
+        Verb::Abort { id } => return moves::wish(&servers(arguments)?, *id, Wish::Abort, 0, screen).await,
+        Verb::Rollback { id } => {
+            return moves::wish(&servers(arguments)?, *id, Wish::Rollback, 0, screen).await;
+        }
+        Verb::Finish { id } => return moves::wish(&servers(arguments)?, *id, Wish::Finish, 0, screen).await,
+        Verb::Diff { id } => return moves::diff(&servers(arguments)?, *id).await,
+        Verb::Tenants { top } => return Ok((plans::tenants(&servers(arguments)?, *top).await?, 0)),
+        Verb::Status
+        | Verb::Map { .. }
+        | Verb::Route { .. }
+        | Verb::Explain { .. }
+        | Verb::Migrate { .. }
+        | Verb::Doctor { .. } => {}
     }
     let proxy = connect::Proxy::new(&arguments.url)?;
-    match &arguments.verb {
-        Verb::Status => status::status(&proxy).await,
-        Verb::Map => map::map(&proxy).await,
-        Verb::Route { tenant, key_type } => map::route(&proxy, tenant, key_type).await,
-        Verb::Explain { sql } => explain::explain(&proxy, sql).await,
+    let report = match &arguments.verb {
+        Verb::Status => status::status(&proxy).await?,
+        Verb::Map { .. } => map::map(&proxy).await?,
+        Verb::Route { tenant, key_type } => map::route(&proxy, tenant, key_type).await?,
+        Verb::Explain { sql } => explain::explain(&proxy, sql).await?,
         Verb::Migrate { months_ahead, retain_months } => {
-            migrate::migrate(&proxy, *months_ahead, *retain_months).await
+            migrate::migrate(&proxy, *months_ahead, *retain_months).await?
         }
-        Verb::Doctor { config, sweep } => doctor::doctor(&proxy, config.as_deref(), *sweep).await,
-        Verb::Config { .. } => unreachable!("answered above"),
+        Verb::Doctor { sweep } => doctor::doctor(&proxy, arguments.config.as_deref(), *sweep).await?,
+        _ => unreachable!("answered above"),
+    };
+    Ok((report, 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
     }
 }

@@ -7,7 +7,7 @@ use shard_config::{KeyType, ShardMap};
 use crate::connect::Proxy;
 use crate::output::{Report, table};
 
-pub(crate) async fn map(proxy: &Proxy) -> anyhow::Result<Report> {
+pub async fn map(proxy: &Proxy) -> anyhow::Result<Report> {
     Ok(show(&proxy.map().await?))
 }
 
@@ -26,7 +26,7 @@ fn show(map: &ShardMap) -> Report {
     Report { json, text: head + &table(&["from", "to", "buckets", "shard"], &rows), well: true }
 }
 
-pub(crate) async fn route(proxy: &Proxy, tenant: &str, key_type: &str) -> anyhow::Result<Report> {
+pub async fn route(proxy: &Proxy, tenant: &str, key_type: &str) -> anyhow::Result<Report> {
     let key_type = KeyType::from_name(key_type)
         .with_context(|| format!("--key-type: \"{key_type}\" is none of uuid, int8, int4, int2, text"))?;
     find(&proxy.map().await?, tenant, key_type)

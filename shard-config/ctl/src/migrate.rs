@@ -6,11 +6,7 @@ use sql_assets::Options;
 use crate::connect::Proxy;
 use crate::output::Report;
 
-pub(crate) async fn migrate(
-    proxy: &Proxy,
-    months_ahead: u16,
-    retain_months: Option<u16>,
-) -> anyhow::Result<Report> {
+pub async fn migrate(proxy: &Proxy, months_ahead: u16, retain_months: Option<u16>) -> anyhow::Result<Report> {
     // Asked first, so that an unreachable proxy has its own exit status, and a plain PostgreSQL is not migrated by
     // a slip in the URL (`migrate` of sql-assets does that).
     proxy.map().await?;

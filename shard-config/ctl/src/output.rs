@@ -4,22 +4,22 @@ use std::io::{self, Write};
 
 use serde_json::Value;
 
-pub(crate) struct Report {
-    pub(crate) json: Value,
-    pub(crate) text: String,
+pub struct Report {
+    pub json: Value,
+    pub text: String,
     /// Decides the exit status.
-    pub(crate) well: bool,
+    pub well: bool,
 }
 
 impl Report {
-    pub(crate) fn print(&self, json: bool) -> io::Result<()> {
+    pub fn print(&self, json: bool) -> io::Result<()> {
         let mut out = io::stdout().lock();
         if json { writeln!(out, "{:#}", self.json) } else { write!(out, "{}", self.text) }
     }
 }
 
 /// Columns as wide as their widest cell, two blanks between; numbers to the right.
-pub(crate) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
+pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     let cells = |column: usize| rows.iter().filter_map(move |row| row.get(column));
     let width = |column: usize| {
         cells(column).map(|cell| cell.chars().count()).chain([header[column].len()]).max().unwrap_or(0)

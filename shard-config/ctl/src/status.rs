@@ -16,7 +16,7 @@ const ASK: &str = "SELECT current_setting('server_version') AS version,
     (SELECT count(*) FROM pg_stat_replication WHERE sync_state IN ('sync', 'quorum')) AS synchronous,
     (SELECT count(*) FROM pg_prepared_xacts WHERE database = current_database()) AS prepared";
 
-pub(crate) async fn status(proxy: &Proxy) -> anyhow::Result<Report> {
+pub async fn status(proxy: &Proxy) -> anyhow::Result<Report> {
     let map = proxy.map().await?;
     let mut rows = Vec::new();
     let mut shards = Vec::new();
@@ -57,7 +57,7 @@ async fn of_shard(proxy: &Proxy, shard: ShardId) -> anyhow::Result<Value> {
     of_primary(&proxy.shard(shard).await?).await
 }
 
-pub(crate) async fn of_primary(client: &Client) -> anyhow::Result<Value> {
+pub async fn of_primary(client: &Client) -> anyhow::Result<Value> {
     let rows = ask(client, ASK, ANSWER_TIMEOUT).await?;
     let row = rows.first().ok_or_else(|| anyhow::anyhow!("no row"))?;
     let names = ["version", "in_recovery", "size", "connections", "replicas", "synchronous", "prepared"];

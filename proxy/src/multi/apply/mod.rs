@@ -247,14 +247,25 @@ impl Applying<'_> {
         let quoted: Vec<String> = columns.iter().map(|column| column.quoted()).collect();
         let list = carried.as_ref().map_or_else(|| stored.clone(), |carried| carried.list(Some(&quoted)));
         let alias = filter.map_or(&self.plan.name, |filter| &filter.alias);
-        let condition = filter.map_or(String::new(), |filter| format!(" WHERE {}\n", filter.condition));
+        let condition = |shard: usize| {
+            let shown = p.shown(shard, &self.plan.schema, &self.plan.name);
+            match (filter, shown) {
+                (None, None) => String::new(),
+                (None, Some(shown)) => format!(" WHERE {shown}"),
+                (Some(filter), shown) => {
+                    let shown = shown.map_or(String::new(), |shown| format!(" AND {shown}"));
+                    format!(" WHERE ({}\n){shown}", filter.condition)
+                }
+            }
+        };
         // As PostgreSQL's own UPDATE would (src/backend/access/heap/README.tuplock).
         let lock = if self.plan.command == Command::Update { "NO KEY UPDATE" } else { "UPDATE" };
         let select = |shard: usize| {
             format!(
-                "SELECT {list}, {shard}::pg_catalog.int4, tableoid, ctid FROM {} AS {}{condition} FOR {lock}",
+                "SELECT {list}, {shard}::pg_catalog.int4, tableoid, ctid FROM {} AS {}{} FOR {lock}",
                 full_name(self.plan),
-                quote(alias)
+                quote(alias),
+                condition(shard)
             )
         };
         let tail = binary_results(client_tail(self.statement));
@@ -284,10 +295,9 @@ impl Applying<'_> {
         let temporary = format!("pg_temp.{}", temporary_name(n));
         let carried = carry::as_text(p, self.scratch, &temporary).await?;
         let list = carried.as_ref().map_or("*".to_owned(), |carried| carried.list(None));
-        let select = select_of(table, &list, false);
         let load = Load {
             into: format!("COPY {temporary} FROM STDIN (FORMAT binary)"),
-            from: from.into_iter().map(|at| (at, select.clone())).collect(),
+            from: from.into_iter().map(|at| (at, select_of(p, at, table, &list, false))).collect(),
             parameters: None,
             locks: false,
         };
@@ -527,8 +537,8 @@ fn shard_of(
         let error = ProxyError::new("23502", message).hint("Every row needs its sharding key.");
         return Err(ProxyError { column: Some(Box::new(of)), ..error }.into());
     };
-    let bucket = key_type.bucket_of_binary_value(value, p.buckets()).ok_or_else(broken)?;
-    Ok(p.shard_of(bucket)?)
+    let hash = key_type.hash_of_binary_value(value).ok_or_else(broken)?;
+    Ok(p.shard_of(hash)?)
 }
 
 /// RETURNING in the order of the statement's rows. Where a shard returned fewer than it was given (ON CONFLICT DO

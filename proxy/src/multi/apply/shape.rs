@@ -33,7 +33,7 @@ impl Column {
 
 pub(super) struct Shape {
     pub(super) columns: Vec<Column>,
-    /// Enabled triggers of its user.
+    /// Enabled triggers of its user. The guards of a move change nothing, they refuse or let pass.
     pub(super) triggers: bool,
     /// Foreign keys point to it.
     pub(super) referenced: bool,
@@ -67,7 +67,9 @@ impl Shape {
                 a.attnotnull::pg_catalog.int4, (a.attidentity <> '')::pg_catalog.int4, (a.attgenerated <> '')::pg_catalog.int4,
                 EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = a.attrelid AND i.indisprimary
                     AND a.attnum = ANY (i.indkey))::pg_catalog.int4,
-                EXISTS (SELECT FROM pg_catalog.pg_trigger g WHERE NOT g.tgisinternal AND g.tgenabled <> 'D' AND (g.tgrelid = a.attrelid
+                EXISTS (SELECT FROM pg_catalog.pg_trigger g WHERE NOT g.tgisinternal AND g.tgenabled <> 'D'
+                    AND g.tgfoid NOT IN (SELECT f.oid FROM pg_catalog.pg_proc f
+                        WHERE f.pronamespace = pg_catalog.to_regnamespace('shard_catalog')) AND (g.tgrelid = a.attrelid
                     OR g.tgrelid IN (SELECT relid FROM pg_catalog.pg_partition_tree(a.attrelid))))::pg_catalog.int4,
                 EXISTS (SELECT FROM pg_catalog.pg_constraint k WHERE k.contype = 'f' AND k.confrelid = a.attrelid)::pg_catalog.int4
             FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type y ON y.oid = a.atttypid

@@ -113,6 +113,12 @@ impl<'a> Builder<'a> {
         });
     }
 
+    /// What is written: schema, name and alias.
+    pub(super) fn written(&self) -> Option<(&str, &str, Option<&str>)> {
+        let write = self.write.as_ref()?;
+        Some((&write.table.schema, &write.table.name, write.alias.as_deref()))
+    }
+
     /// SET id = DEFAULT would be drawn from the shard's own sequence.
     pub(super) fn note_assigned(&mut self, name: &str, default: bool, block: BlockId) -> Result<()> {
         let Some(write) = self.write.as_mut().filter(|_| block == 0) else { return Ok(()) };
@@ -257,7 +263,7 @@ fn tail_start(text: &str, standard: bool, insert: &nodes::InsertStmt) -> Result<
 }
 
 /// The last such word outside of parentheses that is not a column's name.
-fn last_word(text: &str, standard: bool, wanted: &str) -> Option<Range<usize>> {
+pub(super) fn last_word(text: &str, standard: bool, wanted: &str) -> Option<Range<usize>> {
     let all = tokens(text.as_bytes(), standard)?;
     let mut depth = 0usize;
     let mut previous = "";

@@ -18,15 +18,17 @@ use crate::route::tokens::{Token, TokenKind, tokens};
 /// A relation named in FROM.
 #[derive(Debug, Clone)]
 pub(super) struct Source {
-    location: usize,
-    name: String,
-    only: bool,
-    has_alias: bool,
-    what: What,
+    pub(super) location: usize,
+    pub(super) name: String,
+    /// What the statement calls it.
+    pub(super) alias: String,
+    pub(super) only: bool,
+    pub(super) has_alias: bool,
+    pub(super) what: What,
 }
 
 #[derive(Debug, Clone)]
-enum What {
+pub(super) enum What {
     Table(GatherTable),
     /// What is written, and the name of its copy.
     Target(&'static str),
@@ -133,6 +135,7 @@ impl Source {
         Some(Self {
             location: usize::try_from(var.location).ok()?,
             name: var.relname()?.to_owned(),
+            alias: var.alias().and_then(nodes::Alias::aliasname).or(var.relname())?.to_owned(),
             only: !var.inh,
             has_alias: var.alias().is_some(),
             what: What::Target(copy),
@@ -166,7 +169,8 @@ impl Builder<'_> {
         };
         let name = var.relname().unwrap_or_default().to_owned();
         let has_alias = var.alias().is_some();
-        self.sources.push(Source { location, name, only: !var.inh, has_alias, what });
+        let alias = var.alias().and_then(nodes::Alias::aliasname).unwrap_or(&name).to_owned();
+        self.sources.push(Source { location, name, alias, only: !var.inh, has_alias, what });
     }
 
     pub(super) fn gather_plan(
@@ -290,7 +294,7 @@ pub(super) fn splice(
 }
 
 /// The span of a possibly qualified name, and whether it stands where no alias can (`TABLE t`).
-fn name_span(text: &str, tokens: &[Token], source: &Source) -> Result<(Range<usize>, bool)> {
+pub(super) fn name_span(text: &str, tokens: &[Token], source: &Source) -> Result<(Range<usize>, bool)> {
     let at = tokens.iter().position(|t| t.range.start == source.location).ok_or_else(unreadable)?;
     let piece = |i: usize| tokens.get(i).and_then(|t| text.get(t.range.clone())).unwrap_or_default();
     let mut last = at;

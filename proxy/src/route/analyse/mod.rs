@@ -7,6 +7,7 @@
 //!   query cut into the shards' parts and what PostgreSQL makes of them; [`gather`]: what to bring together if neither.
 //! - [`apply`]: writes that are done to copies first.
 //! - [`tenant`]: the text for a session that sees one key only.
+//! - [`hide`]: what a shard runs that must not show rows on their way.
 //! - [`around`]: the query within COPY, EXPLAIN and DECLARE.
 //! - [`physical`]: what is one server's own, such as a row's address.
 //! - [`utility`], [`ddl`] with [`constraints`] and [`placement`], [`copy`]: statements that are not queries; [`changes`]: what
@@ -26,6 +27,7 @@ mod facts;
 mod from;
 pub(super) mod gather;
 mod groups;
+pub(super) mod hide;
 mod insert;
 mod ir;
 mod merge;
@@ -136,6 +138,11 @@ pub fn gather_plan(
             .ok_or_else(dml::odd_statement)?;
         let mut builder = Builder::new(context, text, literals);
         let block = builder.select(select)?;
+        let seen = &builder.seen;
+        if seen.writes || seen.locks || seen.user_code || seen.physical.is_some() {
+            // Only of statements that every shard could answer, if no rows were on their way.
+            return Err(hide::cannot("what it does beside reading rows"));
+        }
         builder.gather_plan(select, block, span)
     }));
     planned.unwrap_or_else(|_| Err(dml::odd_statement()))
@@ -170,6 +177,9 @@ pub fn apply_plan(
             Node::MergeStmt(merge) => drop(builder.merge_statement(merge)?),
             _ => return Err(dml::odd_statement()),
         }
+        if !builder.applies(&builder.keys) {
+            return Err(hide::cannot("what it does beside changing rows"));
+        }
         builder.apply_plan(node)
     }));
     planned.unwrap_or_else(|_| Err(dml::odd_statement()))
@@ -184,6 +194,30 @@ pub fn restrict(
 ) -> std::result::Result<Option<tenant::Restricted>, Refusal> {
     catch_unwind(AssertUnwindSafe(|| tenant::restrict(context, text, literals, value)))
         .unwrap_or_else(|_| Err(dml::odd_statement()))
+}
+
+/// What a shard runs in the place of `text` that must not show `hidden`. `generated`: a text of our own (see `SplitPlan`).
+/// An error says why there is none: the statement is answered in another way, or not at all.
+pub fn hidden_text(
+    context: &RouteContext<'_>,
+    text: &[u8],
+    literals: &Literals,
+    hidden: &crate::motion::Hidden,
+    generated: bool,
+) -> std::result::Result<String, Refusal> {
+    let text = syntax::readable(context, text, literals)?;
+    if !context.client_encoding_is_utf8 && !text.is_ascii() {
+        return Err(Refusal::unsupported(
+            "a statement over several shards with non-ASCII characters while a move is under way",
+            "SET client_encoding = 'UTF8'.",
+        ));
+    }
+    let planned = catch_unwind(AssertUnwindSafe(|| {
+        let tree = pg_raw_parse::parse(&text).map_err(|error| syntax::error(&text, &error.to_string()))?;
+        let node = tree.stmts().next().ok_or_else(dml::odd_statement)?;
+        Builder::new(context, &text, literals).hidden(node, hidden, generated)
+    }));
+    planned.unwrap_or_else(|_| Err(dml::odd_statement()))
 }
 
 fn analyse(context: &RouteContext<'_>, text: &[u8], literals: &Literals, sure: bool) -> Analysed {

@@ -30,7 +30,7 @@ pub(super) fn run(sql: &str, utf8: bool) -> Resolved {
 
 fn bucket(sql: &str) -> Option<u16> {
     match run(sql, true) {
-        Resolved::One { bucket, .. } => bucket.map(|b| b.get()),
+        Resolved::One { key, .. } => key.map(|hash| hash.bucket(4096).get()),
         _ => None,
     }
 }
@@ -267,7 +267,7 @@ fn h25_settings_that_change_meaning_are_in_the_key() {
 #[test]
 fn h31_a_straddling_batch_is_sp001_with_the_epoch() {
     let same = "SELECT * FROM post_payments('{550e8400-e29b-41d4-a716-446655440000,550E8400E29B41D4A716446655440000}', $1, $2)";
-    assert!(matches!(run(same, true), Resolved::One { shard: ShardId(4), bucket: Some(_) }));
+    assert!(matches!(run(same, true), Resolved::One { shard: ShardId(4), key: Some(_) }));
     let straddling = same.replace("550E8400E29B41D4A716446655440000", "00000000-0000-0000-0000-000000000000");
     let refused = refusal(&straddling, true);
     assert_eq!((refused.sqlstate, refused.detail.as_deref()), ("SP001", Some("epoch=1")));
@@ -377,7 +377,7 @@ fn h24_parameters_by_type_and_format() {
             let routed = router.parse(context, sql.as_bytes()).expect(sql);
             let params = One { value: value.to_vec(), binary, oid };
             let found = match resolve(&routed.plan, &routed.literals, sql.as_bytes(), &params, &even()) {
-                Resolved::One { bucket, .. } => Ok(bucket.map_or(9999, |b| b.get())),
+                Resolved::One { key, .. } => Ok(key.map_or(9999, |hash| hash.bucket(4096).get())),
                 Resolved::Refuse(refusal) => Err(refusal.sqlstate),
                 Resolved::Scatter { .. } => Err("scatter"),
                 other => panic!("{other:?}"),

@@ -3,6 +3,7 @@
 mod application;
 mod definitions;
 mod hazards;
+mod hide;
 mod lexer;
 mod placement;
 mod properties;

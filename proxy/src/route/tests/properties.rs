@@ -179,7 +179,7 @@ proptest! {
     #[test]
     fn random_arrays_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..64), text in "[{},\"a0\\\\ NUL]{0,20}") {
         use super::super::{arrays, values::KeyReader};
-        let reader = KeyReader { key_type: shard_config::KeyType::Int8, buckets: 4096, utf8: true };
+        let reader = KeyReader { key_type: shard_config::KeyType::Int8, utf8: true };
         let _ = arrays::binary_array(reader, &bytes, true, |_| Ok(()));
         let _ = arrays::text_array(reader, text.as_bytes(), false, |_| Ok(()));
         let _ = arrays::text_array(reader, &bytes, false, |_| Ok(()));

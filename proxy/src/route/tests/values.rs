@@ -60,7 +60,7 @@ fn rows_go_to_their_shards() {
     // All on one shard: not split at all.
     assert!(matches!(
         route("INSERT INTO t (k) VALUES (0), (42)"),
-        Resolved::One { shard: ShardId(1), bucket: None }
+        Resolved::One { shard: ShardId(1), key: None }
     ));
     assert!(
         matches!(route("INSERT INTO t (k) VALUES (0), (NULL)"), Resolved::Refuse(r) if r.sqlstate == "23502")

@@ -1,0 +1,321 @@
+//! What moves, as a session sees it: may a statement go now, must it wait, or can its transaction not go on?
+//!
+//! Asked before anything is sent, with where the statement would go. A statement that waits is looked at again, and routed by
+//! the map of then.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::client::Activity;
+use super::dispatch::Destination;
+use super::motion_ddl::changes_rows;
+use super::{Flow, Next, Session};
+use crate::error::{ProxyError, Retry};
+use crate::limits;
+use crate::motion::lease::Pass;
+use crate::motion::{Mask, Motion, Motions, Stage, boottime_ms};
+use crate::route::plan::{Broadcast, CopyRows};
+use crate::route::{Params, Resolved, RoutedStatement, visit_keys};
+use crate::shared::State;
+use crate::worker::Worker;
+use shard_config::KeyHash;
+
+/// Why a statement does not go now.
+pub enum Denied {
+    /// Looked at again when something has changed.
+    Hold,
+    Never(ProxyError),
+}
+
+/// Which keys a statement is for.
+#[derive(Debug, Clone, Copy)]
+enum Keys {
+    /// It touches no bucket.
+    None,
+    One(KeyHash),
+    Many,
+}
+
+impl Session {
+    /// May what was just routed to `destination` go? If so, it counts as touched.
+    pub(super) fn admit<P: Params>(
+        &mut self,
+        statement: &RoutedStatement,
+        sql: &[u8],
+        params: &P,
+        destination: &Destination,
+    ) -> Result<(), Denied> {
+        let keys = self.keys(statement, destination);
+        if !matches!(keys, Keys::None) {
+            let admitted = {
+                let state = self.worker.current();
+                self.judge(&state, statement, sql, params, destination, keys)
+            };
+            if let Err(denied) = admitted {
+                return Err(self.deny(denied));
+            }
+        } else if !super::simple::is_control(&statement.plan.effect) && self.touched_what_moved() {
+            // A cursor's rows, too.
+            return Err(self.deny(Denied::Never(moved())));
+        }
+        self.held_since = None;
+        if matches!(destination, Destination::Multi(_)) {
+            // One epoch for all shards (H30).
+            self.statement_state = Some(self.worker.current().clone());
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn keys(&self, statement: &RoutedStatement, destination: &Destination) -> Keys {
+        match destination {
+            Destination::Shard(place) if place.keyed => place.key.map_or(Keys::Many, Keys::One),
+            // `shard.target` looks at one shard, whatever the statement is about.
+            Destination::Shard(_) if self.target.is_some() && !super::simple::is_control(&statement.plan.effect) => {
+                Keys::Many
+            }
+            Destination::Shard(_) | Destination::Refused(_) => Keys::None,
+            Destination::Multi(resolved) => match resolved {
+                Resolved::Scatter { .. } | Resolved::SplitInsert(_) => Keys::Many,
+                Resolved::CopyIn(copy) if matches!(copy.rows, CopyRows::ByKey { .. }) => Keys::Many,
+                Resolved::All(Broadcast::Ddl | Broadcast::DdlAutocommit) => Keys::Many,
+                _ => Keys::None,
+            },
+        }
+    }
+
+    fn judge<P: Params>(
+        &self,
+        state: &State,
+        statement: &RoutedStatement,
+        sql: &[u8],
+        params: &P,
+        destination: &Destination,
+        keys: Keys,
+    ) -> Result<(), Denied> {
+        let following = &state.following;
+        let (version, epoch) = (following.version, state.map.epoch());
+        let pass = self.worker.gate().pass(boottime_ms());
+        if pass == Pass::Nothing {
+            return Err(Denied::Hold);
+        }
+        let mut touch = self.info.touch.borrow_mut();
+        if !touch.is_empty() && touch.version() != version {
+            if self.has_moved(state, &touch) {
+                return Err(Denied::Never(moved()));
+            }
+            if touch.epoch() != epoch && self.is_strict() && moves_since(state, touch.epoch(), keys) {
+                return Err(Denied::Never(moved()));
+            }
+        }
+        if let Some(motions) = &following.motions {
+            let text = sql.get(statement.text.clone()).unwrap_or_default();
+            if let Destination::Multi(Resolved::All(Broadcast::Ddl | Broadcast::DdlAutocommit)) = destination
+                && changes_rows(&statement.plan, text, &state.catalog)
+            {
+                return Err(Denied::Never(under_way(motions)));
+            }
+            let mask = match keys {
+                Keys::None => Mask::NONE,
+                Keys::One(hash) => motions.of(hash),
+                Keys::Many => {
+                    let mut mask = Mask::NONE;
+                    let mut found = |hash| mask.add(motions.of(hash));
+                    let few = !matches!(destination, Destination::Multi(Resolved::Scatter { shards: None, .. }))
+                        && visit_keys(&statement.plan, &statement.literals, text, params, &state.map, &mut found);
+                    if few && self.target.is_none() { mask } else { motions.all() }
+                }
+            };
+            if !mask.is_empty() {
+                if pass != Pass::All {
+                    return Err(Denied::Hold);
+                }
+                let waits = |motion: &Motion| {
+                    motion.stage == Stage::Holding && !touch.touches(motion, motions.buckets())
+                };
+                if motions.in_mask(mask).any(waits) {
+                    return Err(Denied::Hold);
+                }
+                touch.moves(motions, mask);
+            }
+        }
+        match keys {
+            Keys::None => {}
+            Keys::One(hash) => touch.key(hash, version, epoch),
+            Keys::Many => touch.many(version, epoch),
+        }
+        Ok(())
+    }
+
+    /// Has anything that the transaction has touched another owner now? Then it was read, locked or written where it is no
+    /// more, and must not be looked for elsewhere (H2).
+    #[cold]
+    fn has_moved(&self, state: &State, touch: &crate::motion::Touch) -> bool {
+        let following = &state.following;
+        let known = following.motions.as_deref().is_some_and(|motions| {
+            let moved = |motion: &Motion| {
+                touch.touches_before(motion, motion.owner_since, motions.buckets())
+            };
+            motions.list().iter().any(moved)
+        });
+        if known || touch.any_before(following.blind) {
+            return true;
+        }
+        let epoch = state.map.epoch();
+        touch.few().iter().filter(|key| key.epoch != epoch).any(|key| {
+            let before = following.past_map(key.epoch);
+            before.is_none_or(|before| before.shard_of_hash(key.hash) != state.map.shard_of_hash(key.hash))
+        })
+    }
+
+    #[inline]
+    fn touched_what_moved(&self) -> bool {
+        let state = self.worker.current();
+        let touch = self.info.touch.borrow();
+        !touch.is_empty() && touch.version() != state.following.version && self.has_moved(&state, &touch)
+    }
+
+    /// REPEATABLE READ or SERIALIZABLE: one epoch for life (H30).
+    fn is_strict(&self) -> bool {
+        let strict = |text: &str| {
+            let text = text.to_ascii_lowercase();
+            text.contains("repeatable") || text.contains("serializable")
+        };
+        let by_setting = || {
+            let settings = self.settings.get("default_transaction_isolation");
+            settings.is_some_and(|value| strict(&value.plain()))
+        };
+        self.transaction.as_ref().is_some_and(|transaction| strict(&transaction.prologue()) || by_setting())
+    }
+
+    fn deny(&mut self, denied: Denied) -> Denied {
+        match denied {
+            Denied::Hold => {
+                let since = *self.held_since.get_or_insert_with(Instant::now);
+                if since.elapsed() < limits::HOLD {
+                    return Denied::Hold;
+                }
+                self.held_since = None;
+                self.worker.stats.hold_timeouts.add(1);
+                Denied::Never(held_too_long(&self.worker))
+            }
+            Denied::Never(error) => {
+                self.held_since = None;
+                if error.sqlstate == "40001" {
+                    self.worker.stats.moved.add(1);
+                }
+                Denied::Never(error)
+            }
+        }
+    }
+
+    /// What to do with a message whose statement waits. Nothing may be outstanding meanwhile.
+    pub(super) fn hold_message(&mut self) -> Flow {
+        if !self.queue.is_empty() {
+            return self.wait_for_replies();
+        }
+        Flow::After(Next::Hold)
+    }
+
+    /// Waits for a change of what moves, or of the lease. The caller looks at its statement again.
+    pub(crate) async fn wait_for_move(&mut self) {
+        let worker = self.worker.clone();
+        let progress = &worker.progress;
+        use std::sync::atomic::Ordering;
+        if progress.holding.load(Ordering::Relaxed) >= limits::HELD {
+            self.failure = Some(Box::new(
+                ProxyError::new("53300", "too many statements wait for their buckets to be moved")
+                    .hint("Run it again; the move takes less than a second.")
+                    .retry(Retry::Safe),
+            ));
+            return;
+        }
+        let first = self.held_since.is_none_or(|since| since.elapsed() < limits::HOLD_LOOK);
+        if first {
+            worker.stats.holds.add(1);
+        }
+        self.info.set_activity(Activity::WaitingForServer, Instant::now());
+        progress.holding.fetch_add(1, Ordering::Relaxed);
+        let mut changes = worker.changes();
+        // What was published since the statement was looked at is not waited for.
+        let judged_by = worker.current().clone();
+        let newest = worker.state().clone();
+        if Arc::ptr_eq(&judged_by, &newest) {
+            tokio::select! {
+                biased;
+                () = self.info.cancelled.notified() => {
+                    let cancelled = ProxyError::new("57014", "canceling statement due to user request");
+                    self.failure = Some(Box::new(cancelled.retry(Retry::Safe)));
+                }
+                _ = changes.changed() => {}
+                () = tokio::time::sleep(limits::HOLD_LOOK) => {}
+            }
+        }
+        progress.holding.fetch_sub(1, Ordering::Relaxed);
+        self.set_activity();
+    }
+
+    /// The transaction is over, and what it has touched is nobody's concern any more.
+    #[inline]
+    pub(super) fn settle_touch(&self) {
+        let over = self.transaction.is_none()
+            && self.queue.is_empty()
+            && !self.gate
+            && !self.servers.iter().any(|server| server.enlisted);
+        if over {
+            self.info.touch.borrow_mut().clear();
+        }
+    }
+
+    /// May what a server has answered be passed on? Not when somebody else may have moved meanwhile what it is about (H8).
+    #[inline]
+    pub(super) fn may_pass_on(&self) -> bool {
+        let state = self.worker.current();
+        let Some(motions) = &state.following.motions else { return true };
+        self.worker.gate().pass(boottime_ms()) == Pass::All || {
+            let touch = self.info.touch.borrow();
+            !motions.list().iter().any(|motion| touch.touches(motion, motions.buckets()))
+        }
+    }
+}
+
+/// May a key of the statement have another owner than at this epoch?
+fn moves_since(state: &State, epoch: u64, keys: Keys) -> bool {
+    let Some(before) = state.following.past_map(epoch) else { return true };
+    match keys {
+        Keys::None => false,
+        Keys::One(hash) => before.shard_of_hash(hash) != state.map.shard_of_hash(hash),
+        Keys::Many => {
+            before.owners() != state.map.owners() || before.overrides() != state.map.overrides()
+        }
+    }
+}
+
+fn moved() -> ProxyError {
+    ProxyError::new("40001", "could not serialize access due to rows that have moved to another shard")
+        .detail("What this transaction has read, locked or written is on another shard now.")
+        .hint("Run the transaction again.")
+        .retry(Retry::Safe)
+}
+
+fn held_too_long(worker: &Worker) -> ProxyError {
+    let leased = worker.gate().is_leased(boottime_ms());
+    let why = if leased {
+        "its buckets are being moved to another shard"
+    } else {
+        "its buckets may have been moved to another shard, and the catalog cannot be asked"
+    };
+    ProxyError::new("57P03", format!("the statement waited for {} s: {why}", limits::HOLD.as_secs()))
+        .hint("The statement was not sent; run it again. SHOW MOVES on the console, or shardctl status, tells how far the move is.")
+        .retry(Retry::Safe)
+}
+
+fn under_way(motions: &Motions) -> ProxyError {
+    let moves: Vec<String> = motions.list().iter().map(|motion| motion.move_id.to_string()).collect();
+    ProxyError::new("55006", "tables with sharded rows cannot be changed or truncated while a move is under way")
+        .hint(format!(
+            "Wait for the end of move {}, or abort it with shardctl abort; then run the statement again.",
+            moves.join(", ")
+        ))
+        .retry(Retry::Safe)
+}

@@ -1,0 +1,107 @@
+//! A proxy whose lease has run out neither asks nor answers for what moves (H8).
+
+use std::time::{Duration, Instant};
+
+use crate::mover::{Mover, buckets_of};
+use crate::proxy::{World, code, keys};
+
+async fn count(client: &tokio_postgres::Client, key: i64) -> Result<i64, String> {
+    // The simple protocol: a statement that is prepared is checked by any shard first.
+    let sql = format!("SELECT count(*) FROM t WHERE k = {key}");
+    let answer = client.simple_query(&sql).await.map_err(|error| code(&error))?;
+    let row = answer.iter().find_map(|message| match message {
+        tokio_postgres::SimpleQueryMessage::Row(row) => row.get(0),
+        _ => None,
+    });
+    Ok(row.unwrap().parse().unwrap())
+}
+
+/// The catalog does not answer for longer than a lease.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn h8_without_a_lease_what_moves_is_not_answered() {
+    let world = World::start("lease").await;
+    let mover = Mover::new(&world).await;
+    let (moving, staying) = (keys(2, 1)[0], keys(4, 1)[0]);
+    let client = world.proxy.client().await;
+    for key in [moving, staying] {
+        client.batch_execute(&format!("INSERT INTO t VALUES ({key}, 1, 'a')")).await.unwrap();
+    }
+    let version = mover.begin(1, &buckets_of(&[moving]), 2, 3).await;
+    mover.drained(version).await;
+    assert_eq!(count(&client, moving).await, Ok(1));
+    let in_flight = world.proxy.client().await;
+    let sql = format!("SELECT count(*) FROM t WHERE k = {moving} AND pg_sleep(8) IS NOT NULL");
+    let in_flight = tokio::spawn(async move { in_flight.simple_query(&sql).await.map(|_| ()) });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    world.cluster.primaries[0].signal("STOP");
+    let stopped = Instant::now();
+    // As long as the lease runs, nobody has gone on without this proxy.
+    assert_eq!(count(&client, moving).await, Ok(1));
+    tokio::time::sleep(Duration::from_millis(5500)).await;
+    assert_eq!(count(&client, staying).await, Ok(1), "what does not move is served with the last map");
+    assert_eq!(count(&client, moving).await, Err("57P03".to_owned()));
+    let answer = in_flight.await.unwrap();
+    assert!(stopped.elapsed() > Duration::from_secs(7));
+    let error = code(&answer.expect_err("the answer came without a lease and was passed on"));
+    assert!(["08006", "08007"].contains(&error.as_str()), "{error}");
+    world.cluster.primaries[0].signal("CONT");
+    let back = Instant::now();
+    while count(&client, moving).await != Ok(1) {
+        assert!(back.elapsed() < Duration::from_secs(20), "it is served again");
+    }
+}
+
+/// The process is stopped before it hears of a move, and goes on when the move is over.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn h8_a_proxy_that_was_stopped_looks_before_it_goes_on() {
+    let world = World::start("stopped").await;
+    let mut mover = Mover::new(&world).await;
+    let moving = keys(2, 1)[0];
+    let clients = [world.proxy.client().await, world.proxy.client().await, world.proxy.client().await];
+    clients[0].batch_execute(&format!("INSERT INTO t VALUES ({moving}, 1, 'a')")).await.unwrap();
+    let reads = format!("SELECT count(*) FROM t WHERE k = {moving}");
+    let prepared = clients[1].prepare(&reads).await.unwrap();
+    assert_eq!(clients[1].query_one(&prepared, &[]).await.unwrap().get::<_, i64>(0), 1);
+    clients[2].batch_execute("BEGIN").await.unwrap();
+    assert_eq!(count(&clients[2], moving).await, Ok(1));
+
+    let tag: String =
+        mover.catalog.query_one("SELECT backend_tag FROM shard_catalog.proxy", &[]).await.unwrap().get(0);
+    world.proxy.signal("STOP");
+    let begun = Instant::now();
+    while mover.least("version", 0).await != 0 {
+        assert!(begun.elapsed() < Duration::from_secs(10), "its lease runs out");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let scope = buckets_of(&[moving]);
+    mover.begin(1, &scope, 2, 3).await;
+    let (source, target) =
+        (world.cluster.primaries[1].client("postgres").await, world.cluster.primaries[2].client("postgres").await);
+    target.batch_execute(&format!("INSERT INTO t VALUES ({moving}, 1, 'a'), ({moving}, 2, 'b')")).await.unwrap();
+    let ended = "SELECT count(*) FROM (SELECT pg_terminate_backend(pid) FROM shard_catalog.backends_of($1) pid) x";
+    let ended: i64 = source.query_one(ended, &[&tag]).await.unwrap().get(0);
+    assert!(ended >= 1, "its backends are found");
+    mover.flip(1, &scope, 2, 3, "flipped").await;
+    source.batch_execute(&format!("DELETE FROM t WHERE k = {moving}")).await.unwrap();
+    mover.end(1).await;
+    world.proxy.signal("CONT");
+
+    // The source has none of the rows, and is not asked for them. (A connection that was ended is an error once.)
+    assert_ne!(count(&clients[2], moving).await, Ok(0), "a transaction that had read them goes on without them");
+    for attempt in 0.. {
+        match clients[1].query_one(&prepared, &[]).await.map(|row| row.get::<_, i64>(0)) {
+            Ok(rows) => {
+                assert_eq!(rows, 2, "an answer of the old owner");
+                break;
+            }
+            Err(error) => assert!(attempt < 20, "{error:?}"),
+        }
+    }
+    for attempt in 0.. {
+        match clients[0].batch_execute(&format!("INSERT INTO t VALUES ({moving}, 3, 'c')")).await {
+            Ok(()) => break,
+            Err(error) => assert!(attempt < 20, "{error:?}"),
+        }
+    }
+    assert_eq!(world.each(&reads).await, [0, 0, 3, 0]);
+}

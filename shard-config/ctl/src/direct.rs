@@ -1,0 +1,250 @@
+//! Connections to the shards themselves, past the proxy, with the role of its `[control]` section: what moves buckets
+//! makes subscriptions, prepares transactions and installs triggers, and that takes a superuser.
+//!
+//! Which server of a shard is its primary is asked of the servers each time, so a failover needs no edit. No statement
+//! waits for ever: after its patience a connection is given up, and whoever had it opens another.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::Context;
+use shard_config::{Config, HostPort, ShardId, ShardMap};
+use tokio_postgres::error::SqlState;
+use tokio_postgres::types::{FromSqlOwned, ToSql};
+use tokio_postgres::{Client, NoTls, Row};
+
+use crate::connect::describe;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// No statement of ours takes longer unless it says so.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+pub type Params<'a> = &'a [&'a (dyn ToSql + Sync)];
+
+/// Where the servers are and what the sharding key is.
+#[derive(Debug, Clone)]
+pub struct Servers {
+    pub config: Config,
+    user: String,
+    password: String,
+}
+
+impl Servers {
+    pub fn new(config: Config) -> Self {
+        let user = config.control.user.clone();
+        let password = config.control.password.expose().to_owned();
+        Self { config, user, password }
+    }
+
+    pub fn read(path: &std::path::Path) -> anyhow::Result<Self> {
+        let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+        match Config::parse(&text) {
+            Ok(config) => Ok(Self::new(config)),
+            Err(mistakes) => {
+                let mistakes: Vec<_> = mistakes.iter().map(ToString::to_string).collect();
+                anyhow::bail!("{}: {}", path.display(), mistakes.join("; "))
+            }
+        }
+    }
+
+    pub fn shards(&self) -> Vec<ShardId> {
+        self.config.shards.iter().map(|shard| shard.id).collect()
+    }
+
+    pub fn has(&self, shard: ShardId) -> bool {
+        self.config.shard(shard).is_some()
+    }
+
+    /// The shard whose primary keeps `shard_catalog.map` and the moves.
+    pub fn catalog(&self) -> ShardId {
+        self.config.proxy.default_shard
+    }
+
+    fn settings(&self, place: &HostPort, name: &str) -> tokio_postgres::Config {
+        let mut settings = tokio_postgres::Config::new();
+        settings
+            .host(&place.host)
+            .port(place.port)
+            .user(&self.user)
+            .password(&self.password)
+            .dbname(&self.config.proxy.database)
+            .application_name(name)
+            .connect_timeout(CONNECT_TIMEOUT)
+            .keepalives_idle(Duration::from_secs(10))
+            // Texts of rows are compared between servers, so nothing of their format may depend on a setting.
+            .options(
+                "-c DateStyle=ISO,YMD -c IntervalStyle=postgres -c TimeZone=UTC -c extra_float_digits=1 \
+                 -c bytea_output=hex -c xmlbinary=base64 -c search_path=pg_catalog -c jit=off \
+                 -c standard_conforming_strings=on -c idle_in_transaction_session_timeout=60000",
+            );
+        settings
+    }
+
+    async fn open(&self, shard: ShardId, place: &HostPort, name: &str) -> anyhow::Result<Db> {
+        let what = format!("shard {shard} ({place})");
+        let connected =
+            tokio::time::timeout(CONNECT_TIMEOUT, self.settings(place, name).connect(NoTls)).await;
+        let (client, connection) = match connected {
+            Ok(Ok(connected)) => connected,
+            Ok(Err(error)) => anyhow::bail!("{what}: {}", describe(&error)),
+            Err(_) => anyhow::bail!("{what}: no answer within {CONNECT_TIMEOUT:?}"),
+        };
+        // Ends when the client is dropped; a loss is reported by the statement that was waiting.
+        tokio::spawn(connection);
+        Ok(Db { client, what, place: place.clone(), patience: PATIENCE })
+    }
+
+    /// A session on the shard's primary. Of two servers that both think to be it, the one with the higher timeline is
+    /// (H5).
+    pub async fn primary(&self, shard: ShardId, name: &str) -> anyhow::Result<Db> {
+        let servers = self.config.shard(shard).with_context(|| {
+            format!("shard {shard} is not in the configuration: add [[shard]] with id = {shard}")
+        })?;
+        let mut best: Option<(i32, Db)> = None;
+        let mut errors = Vec::new();
+        for place in std::iter::once(&servers.primary).chain(&servers.replicas) {
+            let asked = async {
+                let db = self.open(shard, place, name).await?;
+                let sql = "SELECT pg_is_in_recovery(), (SELECT timeline_id FROM pg_control_checkpoint())";
+                let row = db.one(sql, &[]).await?;
+                anyhow::Ok((row.try_get::<_, bool>(0)?, row.try_get::<_, i32>(1)?, db))
+            };
+            match asked.await {
+                Ok((false, timeline, db)) if best.as_ref().is_none_or(|(known, _)| *known < timeline) => {
+                    best = Some((timeline, db));
+                }
+                Ok(_) => {}
+                Err(error) => errors.push(format!("{error:#}")),
+            }
+        }
+        let (_, db) = best.with_context(|| match errors.is_empty() {
+            true => format!("shard {shard} has no primary: every server of it is in recovery"),
+            false => format!("no primary of shard {shard} can be reached: {}", errors.join("; ")),
+        })?;
+        Ok(db)
+    }
+
+    /// Sessions on those replicas of the shard that answer.
+    pub async fn replicas(&self, shard: ShardId, name: &str) -> Vec<Db> {
+        let mut found = Vec::new();
+        let Some(servers) = self.config.shard(shard) else { return found };
+        for place in std::iter::once(&servers.primary).chain(&servers.replicas) {
+            if let Ok(db) = self.open(shard, place, name).await
+                && db.value::<bool>("SELECT pg_is_in_recovery()", &[]).await.unwrap_or(false)
+            {
+                found.push(db);
+            }
+        }
+        found
+    }
+
+    pub async fn control(&self, name: &str) -> anyhow::Result<Db> {
+        self.primary(self.catalog(), name).await.context("the shard catalog")
+    }
+
+    /// How another server reaches the one that `db` is connected to, as a subscription stores it.
+    pub fn conninfo(&self, db: &Db) -> String {
+        let quoted = |value: &str| format!("'{}'", value.replace('\\', "\\\\").replace('\'', "\\'"));
+        let mut text = format!(
+            "host={} port={} user={} dbname={} connect_timeout=5 keepalives_idle=10",
+            quoted(&db.place.host),
+            db.place.port,
+            quoted(&self.user),
+            quoted(&self.config.proxy.database)
+        );
+        if !self.password.is_empty() {
+            text += &format!(" password={}", quoted(&self.password));
+        }
+        text
+    }
+}
+
+/// One session. Errors say which server and what it said.
+pub struct Db {
+    pub client: Client,
+    what: String,
+    place: HostPort,
+    pub patience: Duration,
+}
+
+impl std::fmt::Debug for Db {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Db({})", self.what)
+    }
+}
+
+/// What a server answered instead of a result, with its code for those who must tell errors apart.
+#[derive(Debug)]
+pub struct Refused {
+    text: String,
+    pub code: Option<SqlState>,
+}
+
+impl std::fmt::Display for Refused {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl std::error::Error for Refused {}
+
+/// Whether `error` is a server's, of this code.
+pub fn is_code(error: &anyhow::Error, code: &SqlState) -> bool {
+    error.downcast_ref::<Refused>().is_some_and(|refused| refused.code.as_ref() == Some(code))
+}
+
+impl Db {
+    async fn answered<T>(
+        &self,
+        asked: impl Future<Output = Result<T, tokio_postgres::Error>>,
+    ) -> anyhow::Result<T> {
+        match tokio::time::timeout(self.patience, asked).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(error)) => {
+                let text = format!("{}: {}", self.what, describe(&error));
+                Err(Refused { text, code: error.code().cloned() }.into())
+            }
+            Err(_) => Err(anyhow::anyhow!("{}: no answer within {:?}", self.what, self.patience)),
+        }
+    }
+
+    /// One or more statements without parameters.
+    pub async fn run(&self, sql: &str) -> anyhow::Result<()> {
+        self.answered(self.client.batch_execute(sql)).await
+    }
+
+    pub async fn execute(&self, sql: &str, params: Params<'_>) -> anyhow::Result<u64> {
+        self.answered(self.client.execute(sql, params)).await
+    }
+
+    pub async fn rows(&self, sql: &str, params: Params<'_>) -> anyhow::Result<Vec<Row>> {
+        self.answered(self.client.query(sql, params)).await
+    }
+
+    pub async fn one(&self, sql: &str, params: Params<'_>) -> anyhow::Result<Row> {
+        self.answered(self.client.query_one(sql, params)).await
+    }
+
+    pub async fn first(&self, sql: &str, params: Params<'_>) -> anyhow::Result<Option<Row>> {
+        Ok(self.rows(sql, params).await?.into_iter().next())
+    }
+
+    /// The first column of the only row.
+    pub async fn value<T: FromSqlOwned>(&self, sql: &str, params: Params<'_>) -> anyhow::Result<T> {
+        Ok(self.one(sql, params).await?.try_get(0)?)
+    }
+
+    /// Whether the only row is true.
+    pub async fn holds(&self, sql: &str, params: Params<'_>) -> anyhow::Result<bool> {
+        self.value(sql, params).await
+    }
+
+    pub fn place(&self) -> &HostPort {
+        &self.place
+    }
+}
+
+/// How many buckets each shard owns, for people.
+pub fn counts(map: &ShardMap) -> BTreeMap<u16, u16> {
+    map.shards().into_iter().map(|shard| (shard.0, map.count(shard))).collect()
+}

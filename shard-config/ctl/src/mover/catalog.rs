@@ -1,0 +1,311 @@
+//! The catalog as proxies see it: the map, the motions, and what the proxies acknowledge.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use serde_json::{Value, json};
+use shard_config::{ShardId, ShardMap};
+
+use super::job::{Job, Way};
+use super::machine::Phase;
+use super::scope::{Scope, bucket_of};
+use crate::direct::Db;
+
+const TABLES: &str = include_str!("sql/catalog.sql");
+
+/// The map in use, with what makes two of one epoch different.
+#[derive(Debug, Clone)]
+pub struct StoredMap {
+    pub map: ShardMap,
+    pub overrides: Vec<(i64, ShardId)>,
+    pub id: String,
+}
+
+impl StoredMap {
+    pub fn owner_of_hash(&self, hash: i64) -> ShardId {
+        let pinned = self.overrides.iter().find(|(key, _)| *key == hash).map(|(_, shard)| *shard);
+        pinned.unwrap_or_else(|| self.map.owners()[usize::from(bucket_of(hash, self.map.buckets()))])
+    }
+
+    /// The one shard that owns all of `scope`, if there is one.
+    pub fn owner_of(&self, scope: &Scope) -> Option<ShardId> {
+        let mut owners = scope
+            .ranges
+            .iter()
+            .flat_map(|&(from, to)| from..=to)
+            .map(|bucket| self.map.owners().get(usize::from(bucket)).copied())
+            .chain(scope.hashes.iter().map(|&hash| Some(self.owner_of_hash(hash))));
+        let first = owners.next()??;
+        owners.all(|owner| owner == Some(first)).then_some(first)
+    }
+
+    fn from_row(row: &tokio_postgres::Row) -> anyhow::Result<Self> {
+        let ranges: Vec<(u16, u16, u16)> =
+            serde_json::from_value(row.try_get(2)?).context("shard_catalog.map: ranges")?;
+        let ranges: Vec<_> = ranges.into_iter().map(|(a, b, shard)| (a, b, ShardId(shard))).collect();
+        let overrides: Vec<(i64, u16)> =
+            serde_json::from_value(row.try_get(3)?).context("shard_catalog.map: overrides")?;
+        let map = ShardMap::from_ranges(
+            u64::try_from(row.try_get::<_, i64>(0)?)?,
+            u16::try_from(row.try_get::<_, i32>(1)?)?,
+            &ranges,
+        )?;
+        let overrides = overrides.into_iter().map(|(hash, shard)| (hash, ShardId(shard))).collect();
+        Ok(Self { map, overrides, id: row.try_get(4)? })
+    }
+
+    /// Ranges and overrides after `scope` has gone to `to`, as they are stored.
+    pub fn after(&self, scope: &Scope, to: ShardId) -> (Value, Value) {
+        let mut owners = self.map.owners().to_vec();
+        for &(from, last) in &scope.ranges {
+            for bucket in from..=last {
+                if let Some(owner) = owners.get_mut(usize::from(bucket)) {
+                    *owner = to;
+                }
+            }
+        }
+        let mut overrides = self.overrides.clone();
+        overrides.retain(|(hash, _)| !scope.hashes.contains(hash));
+        // A tenant that is where its bucket is needs no override.
+        let home = |hash: i64| owners[usize::from(bucket_of(hash, self.map.buckets()))];
+        overrides.extend(scope.hashes.iter().filter(|hash| home(**hash) != to).map(|&hash| (hash, to)));
+        overrides.sort_unstable();
+        let mut ranges: Vec<(u16, u16, u16)> = Vec::new();
+        for (bucket, owner) in owners.iter().enumerate() {
+            let bucket = bucket as u16;
+            match ranges.last_mut() {
+                Some((_, last, shard)) if *shard == owner.0 => *last = bucket,
+                _ => ranges.push((bucket, bucket, owner.0)),
+            }
+        }
+        let overrides: Vec<_> = overrides.iter().map(|(hash, shard)| (hash, shard.0)).collect();
+        (json!(ranges), json!(overrides))
+    }
+}
+
+const MAP: &str = "SELECT epoch, buckets, ranges, overrides, id::text FROM shard_catalog.map";
+
+pub async fn map(db: &Db) -> anyhow::Result<StoredMap> {
+    let row = db.first(&format!("{MAP} ORDER BY epoch DESC LIMIT 1"), &[]).await?;
+    StoredMap::from_row(
+        &row.context("shard_catalog.map is empty: start a proxy first, it writes the first map")?,
+    )
+}
+
+pub async fn map_at(db: &Db, epoch: i64) -> anyhow::Result<StoredMap> {
+    let row = db.first(&format!("{MAP} WHERE epoch = $1"), &[&epoch]).await?;
+    StoredMap::from_row(&row.with_context(|| format!("there is no epoch {epoch} in the map's history"))?)
+}
+
+/// Makes what is missing of the catalog's tables.
+pub async fn install(db: &Db) -> anyhow::Result<()> {
+    let there = "SELECT to_regclass('shard_catalog.motion') IS NOT NULL AND to_regclass('shard_catalog.move') IS NOT NULL \
+                 AND to_regclass('shard_catalog.proxy') IS NOT NULL AND to_regclass('shard_catalog.move_event') IS NOT NULL";
+    if db.holds(there, &[]).await? {
+        return Ok(());
+    }
+    db.run(&format!("BEGIN; SET LOCAL client_min_messages = warning; {TABLES} COMMIT")).await
+}
+
+#[derive(Debug, Clone)]
+pub struct Motion {
+    pub move_id: i64,
+    pub scope: Scope,
+    pub stage: String,
+}
+
+pub async fn motions(db: &Db) -> anyhow::Result<Vec<Motion>> {
+    let rows =
+        db.rows("SELECT move_id, scope, stage FROM shard_catalog.motion ORDER BY move_id", &[]).await?;
+    let motion = |row: &tokio_postgres::Row| {
+        Ok(Motion {
+            move_id: row.try_get(0)?,
+            scope: Scope::from_json(&row.try_get::<_, Value>(1)?)?,
+            stage: row.try_get(2)?,
+        })
+    };
+    rows.iter().map(motion).collect()
+}
+
+/// Writes the job's motion with `stage`, and returns the version that says so. The same stage again changes nothing, so
+/// that a step done twice costs proxies nothing.
+///
+/// Of a motion that is `copying` or `holding` the source owns the scope. While a roll-back is fenced that is the shard
+/// that the move called its target, so the two are written the other way round.
+pub async fn set_stage(db: &Db, job: &Job, way: Way, stage: &str) -> anyhow::Result<i64> {
+    let current = "SELECT stage, (SELECT version FROM shard_catalog.control) FROM shard_catalog.motion WHERE move_id = $1";
+    if let Some(row) = db.first(current, &[&job.id]).await?
+        && row.try_get::<_, String>(0)? == stage
+        && stage != "holding"
+    {
+        return Ok(row.try_get(1)?);
+    }
+    let sql = "WITH written AS (
+                   INSERT INTO shard_catalog.motion (move_id, scope, source, target, stage) VALUES ($1, $2, $3, $4, $5)
+                   ON CONFLICT (move_id) DO UPDATE SET stage = excluded.stage, source = excluded.source,
+                       target = excluded.target, since = clock_timestamp()),
+               bumped AS (UPDATE shard_catalog.control SET version = version + 1 RETURNING version)
+               SELECT version, pg_notify('shard_catalog', '') IS NULL FROM bumped";
+    let (source, target) = (i32::from(job.giver(way).0), i32::from(job.taker(way).0));
+    db.value(sql, &[&job.id, &job.scope.json(), &source, &target, &stage]).await
+}
+
+/// Takes the job's motion away; `None` when it was gone.
+pub async fn end_motion(db: &Db, job: &Job) -> anyhow::Result<Option<i64>> {
+    let sql = "WITH gone AS (DELETE FROM shard_catalog.motion WHERE move_id = $1 RETURNING move_id),
+               bumped AS (UPDATE shard_catalog.control SET version = version + 1 WHERE EXISTS (SELECT FROM gone) RETURNING version)
+               SELECT version, pg_notify('shard_catalog', '') IS NULL FROM bumped";
+    Ok(match db.first(sql, &[&job.id]).await? {
+        Some(row) => Some(row.try_get(0)?),
+        None => None,
+    })
+}
+
+/// Scopes meet no motion of another move.
+pub async fn others_in_motion(
+    db: &Db,
+    id: i64,
+    scope: &Scope,
+    buckets: u16,
+) -> anyhow::Result<Option<Motion>> {
+    Ok(motions(db).await?.into_iter().find(|other| other.move_id != id && other.scope.meets(scope, buckets)))
+}
+
+/// The flip: ONE transaction changes the map (if it is still the one that was read), the motion, the version and the
+/// move's own phase. `Ok(false)`: the map or the phase was another one, and nothing has changed. An error may mean
+/// either; whoever comes next reads the phase, behind this transaction's row lock.
+pub async fn flip(db: &Db, job: &Job, seen: &StoredMap, next: &Flip<'_>) -> anyhow::Result<bool> {
+    let (ranges, overrides) = seen.after(&job.scope, next.owner);
+    let epoch = i64::try_from(seen.map.epoch())? + 1;
+    let reason = format!("move {}: {} to shard {}", job.id, job.scope, next.owner);
+    let sql = "WITH phase AS (
+                   UPDATE shard_catalog.move SET phase = $1::text, updated_at = clock_timestamp() WHERE id = $2::bigint AND phase = $3::text RETURNING id),
+               flipped AS (
+                   INSERT INTO shard_catalog.map (epoch, buckets, ranges, overrides, id, reason)
+                   SELECT $4::bigint, $5::int, $6::jsonb, $7::jsonb, $8::text::uuid, $9::text FROM phase
+                    WHERE EXISTS (SELECT FROM shard_catalog.map WHERE epoch = $4::bigint - 1 AND id = $10::text::uuid)
+                      AND NOT EXISTS (SELECT FROM shard_catalog.map WHERE epoch >= $4::bigint)
+                   RETURNING epoch),
+               motion AS (UPDATE shard_catalog.motion SET stage = $11::text, source = $12::int, target = $13::int, since = clock_timestamp()
+                           WHERE move_id = $2::bigint AND EXISTS (SELECT FROM flipped) RETURNING move_id),
+               event AS (INSERT INTO shard_catalog.move_event (move_id, phase, text)
+                         SELECT $2::bigint, $1::text, 'epoch ' || epoch || ': ' || $9::text FROM flipped),
+               bumped AS (UPDATE shard_catalog.control SET version = version + 1 WHERE EXISTS (SELECT FROM motion) RETURNING version)
+               SELECT version, pg_notify('shard_catalog', '') IS NULL FROM bumped";
+    db.run("BEGIN").await?;
+    let flipped = db
+        .first(
+            sql,
+            &[
+                &next.phase.name(),
+                &job.id,
+                &job.phase.name(),
+                &epoch,
+                &i32::from(seen.map.buckets()),
+                &ranges,
+                &overrides,
+                &next.id,
+                &reason,
+                &seen.id,
+                &next.stage,
+                &i32::from(job.source.0),
+                &i32::from(job.target.0),
+            ],
+        )
+        .await?;
+    if flipped.is_none() {
+        db.run("ROLLBACK").await?;
+        return Ok(false);
+    }
+    db.run("COMMIT").await?;
+    Ok(true)
+}
+
+/// What a flip writes.
+#[derive(Debug)]
+pub struct Flip<'a> {
+    pub owner: ShardId,
+    pub phase: Phase,
+    pub stage: &'a str,
+    /// The new epoch's random id.
+    pub id: &'a str,
+}
+
+/// One proxy process as it says itself.
+#[derive(Debug, Clone)]
+pub struct ProxyRow {
+    pub name: String,
+    pub address: String,
+    pub backend_tag: String,
+    pub leased: bool,
+    pub version: i64,
+    pub drained: i64,
+    pub epoch: i64,
+    pub held: i32,
+    pub note: String,
+}
+
+pub async fn proxies(db: &Db) -> anyhow::Result<Vec<ProxyRow>> {
+    let sql = "SELECT name, address, backend_tag, lease_until > clock_timestamp(), version, drained, epoch, held, \
+               coalesce(note, '') FROM shard_catalog.proxy ORDER BY name, id";
+    let rows = db.rows(sql, &[]).await?;
+    let proxy = |row: &tokio_postgres::Row| {
+        Ok(ProxyRow {
+            name: row.try_get(0)?,
+            address: row.try_get(1)?,
+            backend_tag: row.try_get(2)?,
+            leased: row.try_get(3)?,
+            version: row.try_get(4)?,
+            drained: row.try_get(5)?,
+            epoch: row.try_get(6)?,
+            held: row.try_get(7)?,
+            note: row.try_get(8)?,
+        })
+    };
+    rows.iter().map(proxy).collect()
+}
+
+/// Waits until every proxy with a lease has drained `version`. The error names who has not, and whom it waits for.
+pub async fn drained(db: &Db, version: i64, within: Duration, poll: Duration) -> anyhow::Result<()> {
+    let begun = Instant::now();
+    loop {
+        let late: Vec<_> =
+            proxies(db).await?.into_iter().filter(|proxy| proxy.leased && proxy.drained < version).collect();
+        if late.is_empty() {
+            return Ok(());
+        }
+        if begun.elapsed() >= within {
+            let late: Vec<_> = late
+                .iter()
+                .map(|proxy| match proxy.version < version {
+                    true => format!("proxy {} has not taken up version {version}", proxy.name),
+                    false => format!("proxy {} waits for statements under way: {}", proxy.name, proxy.note),
+                })
+                .collect();
+            anyhow::bail!("{} after {:?}", late.join("; "), within);
+        }
+        tokio::time::sleep(poll).await;
+    }
+}
+
+/// Ends the server sessions on `db` of proxies that cannot be trusted to obey version `version`: their lease has run
+/// out, or they have not taken it up (H8). Returns how many.
+pub async fn end_sessions(catalog: &Db, db: &Db, version: i64) -> anyhow::Result<i64> {
+    let late: Vec<_> = proxies(catalog)
+        .await?
+        .into_iter()
+        .filter(|proxy| !proxy.leased || proxy.version < version)
+        .collect();
+    // A server that no proxy has set up yet serves none.
+    let known = "SELECT to_regprocedure('shard_catalog.backends_of(text)') IS NOT NULL";
+    if late.is_empty() || !db.holds(known, &[]).await? {
+        return Ok(0);
+    }
+    let mut ended = 0;
+    for proxy in late {
+        let sql = "SELECT count(*) FILTER (WHERE pg_terminate_backend(pid)) FROM shard_catalog.backends_of($1) pid \
+                   WHERE pid <> pg_backend_pid()";
+        ended += db.value::<i64>(sql, &[&proxy.backend_tag]).await?;
+    }
+    Ok(ended)
+}

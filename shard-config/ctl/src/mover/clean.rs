@@ -1,0 +1,75 @@
+//! Deleting the rows of a scope from a shard that does not own it, in small transactions.
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use super::job::Job;
+use super::scope::literal;
+use super::tables::{Table, leaves};
+use crate::direct::Db;
+
+/// Pages of one statement: few enough that its locks and its WAL stay small beside the payments'.
+const PAGES: i64 = 64;
+/// At most half of one backend's time is spent here.
+const REST_LEAST: Duration = Duration::from_millis(1);
+
+/// Rows of the scope that a shard still has; stops at the first.
+pub async fn any_row(db: &Db, job: &Job, table: &Table, buckets: u16) -> anyhow::Result<bool> {
+    let sql = format!(
+        "SELECT EXISTS (SELECT FROM {} WHERE {})",
+        table.sql(),
+        table.predicate("", &job.scope, buckets)
+    );
+    db.holds(&sql, &[]).await
+}
+
+/// Deletes every row of the scope. The session says that it is replication, by an origin that only a superuser can set:
+/// the guards let it pass, and no foreign key or trigger of the application acts on it. `control` is shown how far it is.
+pub async fn delete(db: &Db, job: &Job, tables: &[Table], buckets: u16, control: &Db) -> anyhow::Result<u64> {
+    let mut shown = Instant::now();
+    let origin = literal(&job.origin());
+    db.run(&format!(
+        "SELECT pg_replication_origin_create({origin}) WHERE pg_replication_origin_oid({origin}) IS NULL; \
+         SET session_replication_role = replica; SET synchronous_commit = off; \
+         SELECT pg_replication_origin_session_setup({origin}) WHERE NOT pg_replication_origin_session_is_setup()"
+    ))
+    .await?;
+    let mut total = 0;
+    for table in tables {
+        let scope = table.predicate("", &job.scope, buckets);
+        for leaf in leaves(db, table).await? {
+            // Page by page: a LIMIT would read all the dead rows again for each batch.
+            let pages: i64 = db
+                .value(
+                    "SELECT pg_relation_size($1::text::regclass) / current_setting('block_size')::int8",
+                    &[&leaf],
+                )
+                .await?;
+            let mut from = 0;
+            while from < pages {
+                let begun = Instant::now();
+                let to = (from + PAGES).min(pages);
+                let sql = format!(
+                    "DELETE FROM ONLY {leaf} WHERE ctid >= '({from},0)' AND ctid < '({to},0)' AND {scope}"
+                );
+                let rows = db.execute(&sql, &[]).await?;
+                total += rows;
+                from = to;
+                if rows > 0 {
+                    if shown.elapsed() > Duration::from_secs(1) {
+                        shown = Instant::now();
+                        job.clone().set(control, json!({ "deleted": total })).await?;
+                    }
+                    tokio::time::sleep(begun.elapsed().max(REST_LEAST)).await;
+                }
+            }
+        }
+    }
+    db.run(&format!(
+        "SELECT pg_replication_origin_session_reset(); SELECT pg_replication_origin_drop({origin}); \
+         RESET session_replication_role; RESET synchronous_commit"
+    ))
+    .await?;
+    Ok(total)
+}

@@ -1,0 +1,262 @@
+//! Native logical replication of a scope: a publication with row filters and a slot on the giver, a subscription on the
+//! taker. PostgreSQL copies the tables by itself and goes on while nobody watches; here tables are handed to it one
+//! after the other, as the throttle allows.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use serde_json::json;
+use tokio_postgres::error::SqlState;
+
+use super::job::{Job, Way};
+use super::scope::{ident, literal};
+use super::tables::Table;
+use crate::direct::{Db, is_code};
+
+/// A slot cannot begin before every transaction that runs now has ended.
+const SLOT_PATIENCE: Duration = Duration::from_secs(60);
+
+/// Publication of the mark, and of `tables` when rows flow back (then nothing is copied, so all may come at once).
+pub async fn publish(giver: &Db, job: &Job, way: Way, tables: &[Table], buckets: u16) -> anyhow::Result<()> {
+    let name = job.publication(way);
+    let sql = "SELECT EXISTS (SELECT FROM pg_publication WHERE pubname = $1)";
+    if giver.holds(sql, &[&name]).await? {
+        return Ok(());
+    }
+    let mut parts = vec![format!("shard_catalog.mark WHERE (id = {})", job.mark_id(way))];
+    parts.extend(tables.iter().map(|table| published(table, job, buckets)));
+    // A TRUNCATE knows no row filter (H3).
+    let sql = format!(
+        "INSERT INTO shard_catalog.mark VALUES ({}, 0, clock_timestamp()) ON CONFLICT DO NOTHING; \
+         CREATE PUBLICATION {} FOR TABLE {} WITH (publish = 'insert,update,delete', publish_via_partition_root = true)",
+        job.mark_id(way),
+        ident(&name),
+        parts.join(", ")
+    );
+    giver.run(&sql).await.context("the publication")
+}
+
+fn published(table: &Table, job: &Job, buckets: u16) -> String {
+    format!("{} WHERE ({})", table.sql(), table.predicate("", &job.scope, buckets))
+}
+
+/// The tables that the publication has, by `schema.name`.
+pub async fn published_tables(giver: &Db, job: &Job, way: Way) -> anyhow::Result<Vec<String>> {
+    let sql = "SELECT schemaname || '.' || tablename FROM pg_publication_tables WHERE pubname = $1 \
+               AND schemaname <> 'shard_catalog'";
+    let rows = giver.rows(sql, &[&job.publication(way)]).await?;
+    rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
+}
+
+/// Makes a logical slot. The error names who keeps it from beginning.
+pub async fn slot(db: &mut Db, name: &str) -> anyhow::Result<()> {
+    let there = "SELECT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1)";
+    if db.holds(there, &[&name]).await? {
+        return Ok(());
+    }
+    let before = std::mem::replace(&mut db.patience, SLOT_PATIENCE + Duration::from_secs(5));
+    db.run(&format!("SET statement_timeout = {}", SLOT_PATIENCE.as_millis())).await?;
+    let made = db.rows("SELECT pg_create_logical_replication_slot($1, 'pgoutput')", &[&name]).await;
+    db.patience = before;
+    db.run("RESET statement_timeout").await?;
+    match made {
+        Ok(_) => Ok(()),
+        Err(error) if is_code(&error, &SqlState::DUPLICATE_OBJECT) => Ok(()),
+        Err(error) => Err(error.context(format!("slot {name}; {}", oldest(db).await?))),
+    }
+}
+
+/// Who has run longest, for a person who wonders what a step waits for.
+pub async fn oldest(db: &Db) -> anyhow::Result<String> {
+    let sql = "SELECT string_agg(what, '; ') FROM (
+          (SELECT format('pid %s (%s, %s) in a transaction for %s s', pid, usename, application_name,
+                  round(extract(epoch FROM clock_timestamp() - xact_start))) AS what
+             FROM pg_stat_activity WHERE xact_start < clock_timestamp() - interval '1 second' AND pid <> pg_backend_pid()
+              AND backend_type = 'client backend' ORDER BY xact_start LIMIT 3)
+          UNION ALL
+          (SELECT format('prepared transaction %s for %s s', gid, round(extract(epoch FROM clock_timestamp() - prepared)))
+             FROM pg_prepared_xacts WHERE prepared < clock_timestamp() - interval '1 second' ORDER BY prepared LIMIT 3)) old";
+    let who: Option<String> = db.value(sql, &[]).await?;
+    Ok(who
+        .map_or_else(|| "no transaction is older than a second".into(), |who| format!("it waits for {who}")))
+}
+
+/// Makes the subscription on the taker; `copy` says whether its tables are copied first.
+pub async fn subscribe(taker: &Db, job: &Job, way: Way, conninfo: &str, copy: bool) -> anyhow::Result<()> {
+    let name = job.publication(way);
+    let there = "SELECT EXISTS (SELECT FROM pg_subscription s JOIN pg_database d ON d.oid = s.subdbid \
+                 WHERE s.subname = $1 AND d.datname = current_database())";
+    if taker.holds(there, &[&name]).await? {
+        // The giver's primary may be another server than before.
+        return taker
+            .run(&format!("ALTER SUBSCRIPTION {} CONNECTION {}", ident(&name), literal(conninfo)))
+            .await;
+    }
+    if !copy {
+        // The copy would have brought the giver's mark.
+        let sql = "INSERT INTO shard_catalog.mark VALUES ($1, 0, clock_timestamp()) ON CONFLICT DO NOTHING";
+        taker.execute(sql, &[&job.mark_id(way)]).await?;
+    }
+    // Commits of the worker need not wait for the disk and the standby one by one: nothing is taken for applied before a
+    // later commit has waited for both, and WAL is written in order.
+    let sql = format!(
+        "CREATE SUBSCRIPTION {0} CONNECTION {1} PUBLICATION {0} WITH (create_slot = false, slot_name = {2}, \
+         copy_data = {copy}, synchronous_commit = 'off', disable_on_error = true, enabled = true)",
+        ident(&name),
+        literal(conninfo),
+        literal(&name),
+    );
+    taker.run(&sql).await.context("the subscription")
+}
+
+/// Hands another table to replication: it is copied as soon as a worker is free.
+pub async fn add(giver: &Db, taker: &Db, job: &Job, table: &Table, buckets: u16) -> anyhow::Result<()> {
+    let name = ident(&job.publication(Way::Out));
+    giver.run(&format!("ALTER PUBLICATION {name} ADD TABLE {}", published(table, job, buckets))).await?;
+    refresh(taker, job).await
+}
+
+pub async fn refresh(taker: &Db, job: &Job) -> anyhow::Result<()> {
+    let name = ident(&job.publication(Way::Out));
+    taker.run(&format!("ALTER SUBSCRIPTION {name} REFRESH PUBLICATION WITH (copy_data = true)")).await
+}
+
+/// How far the copy is.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Progress {
+    /// Tables that replication keeps up to date.
+    pub ready: Vec<String>,
+    /// Tables that are being copied or wait for a worker.
+    pub copying: Vec<String>,
+    /// Of copies that run now.
+    pub rows: i64,
+    pub bytes: i64,
+    /// The subscription is enabled and has a worker.
+    pub running: bool,
+    pub enabled: bool,
+}
+
+pub async fn progress(taker: &Db, job: &Job, way: Way) -> anyhow::Result<Progress> {
+    let name = job.publication(way);
+    let sql = "SELECT n.nspname || '.' || c.relname, r.srsubstate = 'r' FROM pg_subscription s \
+               JOIN pg_subscription_rel r ON r.srsubid = s.oid JOIN pg_class c ON c.oid = r.srrelid \
+               JOIN pg_namespace n ON n.oid = c.relnamespace WHERE s.subname = $1 AND n.nspname <> 'shard_catalog' ORDER BY 1";
+    let mut progress = Progress::default();
+    for row in taker.rows(sql, &[&name]).await? {
+        let list = if row.try_get(1)? { &mut progress.ready } else { &mut progress.copying };
+        list.push(row.try_get(0)?);
+    }
+    let sql = "SELECT coalesce(sum(tuples_processed), 0)::int8, coalesce(sum(bytes_processed), 0)::int8 \
+               FROM pg_stat_progress_copy p JOIN pg_stat_subscription w ON w.pid = p.pid WHERE w.subname = $1";
+    let row = taker.one(sql, &[&name]).await?;
+    (progress.rows, progress.bytes) = (row.try_get(0)?, row.try_get(1)?);
+    let sql = "SELECT coalesce(bool_or(s.subenabled), false), \
+               coalesce(bool_or(EXISTS (SELECT FROM pg_stat_subscription w WHERE w.subid = s.oid AND w.pid IS NOT NULL)), false) \
+               FROM pg_subscription s WHERE s.subname = $1";
+    let row = taker.one(sql, &[&name]).await?;
+    (progress.enabled, progress.running) = (row.try_get(0)?, row.try_get(1)?);
+    Ok(progress)
+}
+
+/// State of the giver's slot: (what PostgreSQL says of its WAL, bytes that it keeps). `None`: it is gone.
+pub async fn slot_state(giver: &Db, name: &str) -> anyhow::Result<Option<(String, i64)>> {
+    let sql = "SELECT coalesce(wal_status, 'lost'), \
+               coalesce(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn), 0)::int8 \
+               FROM pg_replication_slots WHERE slot_name = $1";
+    let row = giver.first(sql, &[&name]).await?;
+    row.map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).transpose()
+}
+
+/// Writes the next mark on the giver and returns its number.
+pub async fn mark(giver: &Db, job: &Job, way: Way) -> anyhow::Result<i64> {
+    let sql = "UPDATE shard_catalog.mark SET n = n + 1, at = clock_timestamp() WHERE id = $1 RETURNING n";
+    let row = giver.first(sql, &[&job.mark_id(way)]).await?;
+    Ok(row.context("the mark is gone from the giver")?.try_get(0)?)
+}
+
+/// The mark that the taker has applied.
+pub async fn marked(taker: &Db, job: &Job, way: Way) -> anyhow::Result<i64> {
+    let sql = "SELECT coalesce(max(n), -1) FROM shard_catalog.mark WHERE id = $1";
+    taker.value(sql, &[&job.mark_id(way)]).await
+}
+
+/// Waits until the taker has applied everything that the giver committed before mark `n`.
+pub async fn caught_up(
+    taker: &Db,
+    job: &Job,
+    way: Way,
+    n: i64,
+    within: Duration,
+) -> anyhow::Result<Duration> {
+    let begun = Instant::now();
+    let mut pause = Duration::from_millis(1);
+    while marked(taker, job, way).await? < n {
+        anyhow::ensure!(begun.elapsed() < within, "the target has not caught up after {within:?}");
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_millis(20));
+    }
+    Ok(begun.elapsed())
+}
+
+/// Takes down one direction: subscription, slots, publication. Every part may be gone already, and a server that cannot
+/// be reached is an error, so that it is tried again and nothing keeps WAL for ever.
+pub async fn take_down(giver: &Db, taker: &Db, job: &Job, way: Way) -> anyhow::Result<()> {
+    let name = job.publication(way);
+    let quoted = ident(&name);
+    let there = "SELECT oid::int8 FROM pg_subscription WHERE subname = $1 \
+                 AND subdbid = (SELECT oid FROM pg_database WHERE datname = current_database())";
+    let mut slots = vec![name.clone(), job.verify_slot(way)];
+    if let Some(row) = taker.first(there, &[&name]).await? {
+        let oid: i64 = row.try_get(0)?;
+        // Without its slot the subscription goes without asking the giver; the slots are dropped below, each by itself,
+        // so that an interruption anywhere leaves names that are found again.
+        taker.run(&format!("ALTER SUBSCRIPTION {quoted} DISABLE")).await?;
+        slots.extend(sync_slots(giver, oid).await?);
+        taker.run(&format!("ALTER SUBSCRIPTION {quoted} SET (slot_name = NONE)")).await?;
+        taker.run(&format!("DROP SUBSCRIPTION {quoted}")).await.context("dropping the subscription")?;
+    }
+    for slot in slots {
+        drop_slot(giver, &slot).await?;
+    }
+    giver.run(&format!("DROP PUBLICATION IF EXISTS {quoted}")).await
+}
+
+/// Slots of copies that were under way: `ReplicationSlotNameForTablesync` of tablesync.c.
+async fn sync_slots(giver: &Db, subscription: i64) -> anyhow::Result<Vec<String>> {
+    let sql = "SELECT slot_name::text FROM pg_replication_slots WHERE slot_name ~ ('^pg_' || $1::text || '_sync_[0-9]+_[0-9]+$') \
+               AND database = current_database()";
+    let rows = giver.rows(sql, &[&subscription.to_string()]).await?;
+    rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
+}
+
+pub async fn drop_slot(db: &Db, name: &str) -> anyhow::Result<()> {
+    let begun = Instant::now();
+    loop {
+        let sql = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = $1";
+        match db.rows(sql, &[&name]).await {
+            Ok(_) => return Ok(()),
+            // Its worker is on its way out; one that is not is ended.
+            Err(error)
+                if is_code(&error, &SqlState::OBJECT_IN_USE) && begun.elapsed() < Duration::from_secs(10) =>
+            {
+                if begun.elapsed() > Duration::from_secs(2) {
+                    let end = "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = $1";
+                    db.rows(end, &[&name]).await?;
+                }
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            Err(error) if is_code(&error, &SqlState::UNDEFINED_OBJECT) => return Ok(()),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// For the screen.
+impl Progress {
+    pub fn json(&self) -> serde_json::Value {
+        json!({
+            "ready": self.ready, "copying": self.copying, "rows_now": self.rows, "bytes_now": self.bytes,
+            "enabled": self.enabled, "running": self.running,
+        })
+    }
+}

@@ -1,0 +1,316 @@
+//! The cut-over: proxies hold, the giver refuses, the taker catches up, what changed is compared, the map flips.
+//!
+//! All of it has `LIMIT` from the first statement held. Whatever does not come about in time is undone, and tried again
+//! later: a deadline never means to proceed. Nothing here is written down step by step, because every step but the last
+//! is undone by one and the same `release`, however far it came.
+//!
+//! The exclusive lock is taken first and left to a prepared transaction, so that it outlives this process; then the fence
+//! row is committed. From then on READ COMMITTED writers see the row, and older snapshots meet the lock (H1).
+
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use serde_json::json;
+use tokio_postgres::error::SqlState;
+
+use super::arm;
+use super::catalog::{self, Flip, StoredMap};
+use super::copy;
+use super::job::{Job, LOCK_CLASS, Way};
+use super::machine::Phase;
+use super::scope::literal;
+use super::tables::Table;
+use super::verify::{self, Read, Suspects};
+use crate::direct::{Db, is_code};
+
+/// From the first statement held to the decision.
+pub const LIMIT: Duration = Duration::from_millis(400);
+/// How long the exclusive request may wait: shared ones queue behind it.
+const LOCK_WAIT: Duration = Duration::from_millis(200);
+/// Rows compared inside the pause.
+const DELTA_MAX: usize = 5_000;
+/// Between two looks at what proxies acknowledge.
+const POLL: Duration = Duration::from_millis(3);
+
+/// How an attempt ended.
+#[derive(Debug)]
+pub enum Outcome {
+    Flipped(Times),
+    /// Not in time, or somebody was in the way. Try again.
+    Missed(String, Times),
+    /// Rows differ although nothing writes them.
+    Different(String),
+}
+
+/// What each part took, in milliseconds, in order.
+#[derive(Debug, Clone, Default)]
+pub struct Times {
+    pub parts: Vec<(&'static str, u128)>,
+    pub rows_compared: usize,
+}
+
+impl Times {
+    pub fn json(&self) -> serde_json::Value {
+        let mut parts: serde_json::Map<_, _> =
+            self.parts.iter().map(|(what, ms)| ((*what).to_owned(), json!(ms))).collect();
+        parts.insert("rows_compared".into(), json!(self.rows_compared));
+        parts.into()
+    }
+
+    fn total(&self) -> u128 {
+        self.parts.iter().map(|(_, ms)| ms).sum()
+    }
+}
+
+impl std::fmt::Display for Times {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let parts: Vec<_> = self.parts.iter().map(|(what, ms)| format!("{what} {ms}")).collect();
+        write!(f, "{} ms ({}; {} rows compared)", self.total(), parts.join(", "), self.rows_compared)
+    }
+}
+
+/// Sessions opened before anybody is held.
+pub struct Seats {
+    pub catalog: Db,
+    pub giver: Db,
+    /// For the lock, which waits while the other one is used.
+    pub locker: Db,
+    pub taker: Db,
+}
+
+/// What the attempt works on.
+pub struct Plan<'a> {
+    pub job: &'a Job,
+    pub way: Way,
+    pub tables: &'a [Table],
+    pub map: &'a StoredMap,
+    pub suspects: Suspects,
+    /// The slot on the taker from which rows will flow back, to be advanced past everything that flowed here.
+    pub back_slot: Option<String>,
+    pub epoch_id: &'a str,
+    pub attempt: i64,
+    /// The phase and the stage after the flip.
+    pub next: (Phase, &'a str),
+    pub limit: Duration,
+}
+
+struct Clock {
+    begun: Instant,
+    last: Instant,
+    limit: Duration,
+    times: Times,
+}
+
+impl Clock {
+    fn new(limit: Duration) -> Self {
+        let now = Instant::now();
+        Self { begun: now, last: now, limit, times: Times::default() }
+    }
+
+    fn lap(&mut self, what: &'static str) {
+        self.times.parts.push((what, self.last.elapsed().as_millis()));
+        self.last = Instant::now();
+    }
+
+    /// What is left, or the reason to give up.
+    fn left(&self, before: &str) -> anyhow::Result<Duration> {
+        let left = self.limit.saturating_sub(self.begun.elapsed());
+        anyhow::ensure!(!left.is_zero(), "no time is left of {:?} before {before}", self.limit);
+        Ok(left)
+    }
+}
+
+/// Somebody sits on rows of the scope: better not to begin. `None`: nobody does.
+pub async fn in_the_way(giver: &Db, job: &Job) -> anyhow::Result<Option<String>> {
+    let sql = "SELECT string_agg(coalesce(
+                   (SELECT format('pid %s (%s, %s), %s, in a transaction for %s s', a.pid, a.usename, a.application_name, a.state,
+                           round(extract(epoch FROM clock_timestamp() - a.xact_start))) FROM pg_stat_activity a WHERE a.pid = l.pid),
+                   'a prepared transaction: see pg_prepared_xacts'), '; ')
+          FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+         WHERE l.locktype = 'advisory' AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+           AND l.classid::int8 = $1 AND l.objid::int8 = $2 AND l.objsubid = 2 AND l.granted
+           AND (l.pid IS NULL OR a.xact_start < clock_timestamp() - interval '1 second')";
+    giver.value(sql, &[&i64::from(LOCK_CLASS), &job.id]).await
+}
+
+/// One attempt. The caller has written down that it is fencing, and releases unless it flipped.
+pub async fn attempt(seats: &Seats, plan: Plan<'_>) -> anyhow::Result<Outcome> {
+    let mut clock = Clock::new(plan.limit);
+    match steps(seats, plan, &mut clock).await {
+        Ok(None) => Ok(Outcome::Flipped(clock.times)),
+        Ok(Some(different)) => Ok(Outcome::Different(different)),
+        Err(error) => Ok(Outcome::Missed(format!("{error:#}"), clock.times)),
+    }
+}
+
+async fn steps(seats: &Seats, plan: Plan<'_>, clock: &mut Clock) -> anyhow::Result<Option<String>> {
+    let Seats { catalog, giver, locker, taker } = seats;
+    let Plan { job, way, tables, map, .. } = plan;
+    let buckets = map.map.buckets();
+
+    let version = catalog::set_stage(catalog, job, way, "holding").await?;
+    catalog::drained(catalog, version, clock.left("the proxies have drained")?, POLL).await?;
+    clock.lap("hold");
+
+    lock(locker, job, plan.attempt, clock.left("the lock")?).await?;
+    clock.lap("lock");
+    let n = shut(giver, job, way, buckets).await?;
+    clock.lap("fence");
+
+    // What changed is decoded here while the taker applies it.
+    let left = clock.left("the target has caught up")?;
+    let (_, changed) = tokio::try_join!(
+        copy::caught_up(taker, job, way, n, left),
+        verify::changes(giver, job, way, tables, Read::Peek, DELTA_MAX)
+    )?;
+    clock.lap("drain");
+    let mut suspects = plan.suspects;
+    verify::add(&mut suspects, changed);
+    clock.times.rows_compared = verify::count(&suspects);
+    anyhow::ensure!(
+        clock.times.rows_compared <= DELTA_MAX,
+        "{} rows are to be compared, more than fit into the pause",
+        clock.times.rows_compared
+    );
+    let unequal = verify::compare(giver, taker, job, tables, buckets, &suspects).await?;
+    if !unequal.is_empty() {
+        return Ok(Some(verify::show(&unequal)));
+    }
+    clock.lap("compare");
+    clock.left("the ownership is written")?;
+
+    // The taker's commit waits for its disk and its standby, and with it all that was applied before.
+    let epoch = i64::try_from(map.map.epoch())? + 1;
+    let owner = job.taker(way);
+    tokio::try_join!(
+        own(giver, job, epoch, plan.epoch_id, owner.0, false),
+        own(taker, job, epoch, plan.epoch_id, owner.0, true)
+    )?;
+    if let Some(slot) = &plan.back_slot {
+        advance(taker, slot).await?;
+    }
+    clock.lap("own");
+    clock.left("the flip")?;
+    let next = Flip { owner, phase: plan.next.0, stage: plan.next.1, id: plan.epoch_id };
+    let flipped = catalog::flip(catalog, job, map, &next).await?;
+    anyhow::ensure!(flipped, "the map has another epoch than the one this attempt began with");
+    clock.lap("flip");
+    Ok(None)
+}
+
+/// Takes the move's lock exclusively, behind everybody who wrote rows of the scope, and leaves it to a prepared transaction.
+pub async fn lock(locker: &Db, job: &Job, attempt: i64, left: Duration) -> anyhow::Result<()> {
+    let wait = left.min(LOCK_WAIT).as_millis().max(1);
+    let taken = locker
+        .run(&format!(
+            "BEGIN; SET LOCAL lock_timeout = {wait}; SELECT pg_advisory_xact_lock({LOCK_CLASS}, {}); PREPARE TRANSACTION {}",
+            i32::try_from(job.id)?,
+            literal(&format!("{}{attempt}", job.gid_prefix()))
+        ))
+        .await;
+    if let Err(error) = taken {
+        let _ = locker.run("ROLLBACK").await;
+        return Err(match is_code(&error, &SqlState::LOCK_NOT_AVAILABLE) {
+            true => {
+                anyhow::anyhow!("a transaction that wrote rows of the scope did not end within {wait} ms")
+            }
+            false => error,
+        });
+    }
+    Ok(())
+}
+
+/// Commits the fence row, and the mark behind the last change of the scope.
+pub async fn shut(giver: &Db, job: &Job, way: Way, buckets: u16) -> anyhow::Result<i64> {
+    let sql = "WITH fence AS (INSERT INTO shard_catalog.fence (move_id, scope, mask) VALUES ($1, $2, $3) ON CONFLICT (move_id) DO NOTHING)
+               UPDATE shard_catalog.mark SET n = n + 1, at = clock_timestamp() WHERE id = $4 RETURNING n";
+    let row =
+        giver.first(sql, &[&job.id, &job.scope.json(), &i64::from(buckets - 1), &job.mark_id(way)]).await?;
+    Ok(row.context("the mark is gone from the giver")?.try_get(0)?)
+}
+
+/// Writes who owns the scope (H6); the new owner takes writes from here on.
+pub async fn own(
+    db: &Db,
+    job: &Job,
+    epoch: i64,
+    epoch_id: &str,
+    owner: u16,
+    open: bool,
+) -> anyhow::Result<()> {
+    let sql = "WITH owned AS (
+                   INSERT INTO shard_catalog.ownership (move_id, scope, epoch, epoch_id, owner)
+                   VALUES ($1, $2, $3, $4::text::uuid, $5)
+                   ON CONFLICT (move_id, epoch) DO UPDATE SET epoch_id = excluded.epoch_id, owner = excluded.owner)
+               DELETE FROM shard_catalog.fence WHERE move_id = $1 AND $6";
+    db.execute(sql, &[&job.id, &job.scope.json(), &epoch, &epoch_id, &i32::from(owner), &open])
+        .await
+        .map(drop)
+}
+
+/// Moves a slot past everything that is flushed here, so that what flowed in does not flow back (H29).
+pub async fn advance(db: &Db, slot: &str) -> anyhow::Result<()> {
+    let sql = "SELECT end_lsn >= before FROM pg_current_wal_flush_lsn() before, \
+               LATERAL (SELECT end_lsn FROM pg_replication_slot_advance($1, before)) a";
+    match db.holds(sql, &[&slot]).await {
+        Ok(true) => Ok(()),
+        Ok(false) => anyhow::bail!("slot {slot} did not advance"),
+        // It is there already: an idle server.
+        Err(error) if format!("{error:#}").contains("minimum is") => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Undoes an attempt that did not flip, however far it came: the giver takes writes, the taker does not, proxies go on.
+pub async fn release(
+    catalog: &Db,
+    giver: &Db,
+    taker: &Db,
+    job: &Job,
+    way: Way,
+    buckets: u16,
+) -> anyhow::Result<()> {
+    // Ownership of an epoch that never was must not look like a map that was lost.
+    let sql = "DELETE FROM shard_catalog.ownership o WHERE o.move_id = $1 AND o.epoch > $2";
+    let epoch = i64::try_from(catalog::map(catalog).await?.map.epoch())?;
+    taker.execute(sql, &[&job.id, &epoch]).await?;
+    arm::fence_row(taker, job, buckets).await?;
+    giver.execute(sql, &[&job.id, &epoch]).await?;
+    giver.execute("DELETE FROM shard_catalog.fence WHERE move_id = $1", &[&job.id]).await?;
+    unlock(giver, job).await?;
+    catalog::set_stage(catalog, job, Way::Out, if way == Way::Out { "copying" } else { "flipped" }).await?;
+    Ok(())
+}
+
+/// Ends the prepared transactions that hold the move's lock.
+pub async fn unlock(giver: &Db, job: &Job) -> anyhow::Result<()> {
+    let sql =
+        "SELECT gid FROM pg_prepared_xacts WHERE starts_with(gid, $1) AND database = current_database()";
+    for row in giver.rows(sql, &[&job.gid_prefix()]).await? {
+        let gid: String = row.try_get(0)?;
+        match giver.run(&format!("ROLLBACK PREPARED {}", literal(&gid))).await {
+            Err(error) if is_code(&error, &SqlState::UNDEFINED_OBJECT) => {}
+            other => other?,
+        }
+    }
+    Ok(())
+}
+
+/// Lets go of the lock once no snapshot is left that cannot see the fence row. `false`: there is one; the text says whose.
+pub async fn unlock_when_safe(giver: &Db, job: &Job) -> anyhow::Result<Result<(), String>> {
+    let held = "SELECT EXISTS (SELECT FROM pg_prepared_xacts WHERE starts_with(gid, $1) AND database = current_database())";
+    if !giver.holds(held, &[&job.gid_prefix()]).await? {
+        return Ok(Ok(()));
+    }
+    // A client's snapshot older than the row's transaction. Servers that only send WAL cannot write.
+    let sql = "SELECT string_agg(format('pid %s (%s, %s)', a.pid, a.usename, a.application_name), '; ')
+          FROM shard_catalog.fence f JOIN pg_stat_activity a
+            ON a.backend_xmin IS NOT NULL AND age(a.backend_xmin) >= age(f.xmin)
+         WHERE f.move_id = $1 AND a.pid <> pg_backend_pid() AND a.backend_type IN ('client backend', 'parallel worker', 'background worker')";
+    let old: Option<String> = giver.value(sql, &[&job.id]).await?;
+    if let Some(old) = old {
+        return Ok(Err(old));
+    }
+    unlock(giver, job).await?;
+    Ok(Ok(()))
+}

@@ -1,0 +1,30 @@
+//! Moves rows of buckets, or of single tenants, from one running shard to another while the application writes them.
+//!
+//! Rooms, in reading order: `machine` (PURE: phases and what follows what), `job` (the durable record), `run` (does the step
+//! of the phase that is written down), `steps`; each step's work: `preflight`, `catalog` (what proxies obey), `arm` (guards),
+//! `copy` (native logical replication) with `throttle`, `verify` with `changes` (PURE) and `tables`, `fence` (the cut-over),
+//! `clean`. `scope` (PURE) says which rows.
+//!
+//! Invariants:
+//!
+//! - One shard takes writes of a scope at any time, and the shards themselves see to it: the other one is fenced.
+//! - The owner changes by one transaction, in which the map, the motion and the move's phase change together.
+//! - Nobody flips before both sides were found equal, row by row for what changed since the digests.
+//! - Rows are deleted only from a shard that the map does not name, after every proxy has drained.
+//! - Every step may be repeated. A mover that dies anywhere leaves what `resume`, `abort`, `rollback` or `finish` ends.
+
+pub mod arm;
+pub mod catalog;
+pub mod changes;
+pub mod clean;
+pub mod copy;
+pub mod fence;
+pub mod job;
+pub mod machine;
+pub mod preflight;
+pub mod run;
+pub mod scope;
+mod steps;
+pub mod tables;
+pub mod throttle;
+pub mod verify;

@@ -1,0 +1,364 @@
+//! What must hold before a move begins. Nothing is changed here; every reason not to begin is reported at once, with what
+//! to do about it.
+
+use shard_config::ShardId;
+
+use super::catalog::{self, StoredMap};
+use super::job::Job;
+use super::scope::{Scope, literal};
+use super::tables::{Table, definitions, sharded};
+use crate::direct::{Db, Servers};
+
+/// Why not, and what to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    pub what: String,
+    pub remedy: String,
+}
+
+#[derive(Debug, Default)]
+pub struct Findings(pub Vec<Problem>);
+
+impl Findings {
+    fn add(&mut self, what: impl Into<String>, remedy: impl Into<String>) {
+        self.0.push(Problem { what: what.into(), remedy: remedy.into() });
+    }
+}
+
+/// A prepared transaction of this age is an orphan.
+const IN_DOUBT: &str = "interval '1 minute'";
+/// The target wants this much more room than the rows have on the source: indexes, WAL, and the application's growth.
+const ROOM: i64 = 3;
+
+/// Checks everything that a map alone can say.
+pub fn placement(map: &StoredMap, scope: &Scope, source: ShardId, target: ShardId) -> Vec<Problem> {
+    let mut found = Findings::default();
+    let buckets = map.map.buckets();
+    if source == target {
+        found.add(format!("shard {source} is both source and target"), "name another target");
+    }
+    for &(from, to) in &scope.ranges {
+        if to >= buckets {
+            found.add(
+                format!("there is no bucket {to}"),
+                format!("buckets are numbered from 0 to {}", buckets - 1),
+            );
+            continue;
+        }
+        for bucket in from..=to {
+            let owner = map.map.owners()[usize::from(bucket)];
+            if owner != source {
+                found.add(
+                    format!("bucket {bucket} is on shard {owner}, not on shard {source}"),
+                    "plan again: shardctl map shows who owns what",
+                );
+                break;
+            }
+        }
+        // Rows of a pinned tenant would be taken for rows of its bucket.
+        for (hash, shard) in &map.overrides {
+            let inside = (from..=to).contains(&super::scope::bucket_of(*hash, buckets));
+            if inside && (*shard == source || *shard == target) {
+                found.add(
+                    format!("the tenant with hash {hash} of these buckets is pinned to shard {shard}"),
+                    "move it first (plan isolate), or move the other buckets only",
+                );
+            }
+        }
+    }
+    for &hash in &scope.hashes {
+        let owner = map.owner_of_hash(hash);
+        if owner != source {
+            found.add(
+                format!("the tenant with hash {hash} is on shard {owner}, not on shard {source}"),
+                "plan again",
+            );
+        }
+    }
+    found.0
+}
+
+/// Everything that the servers must say.
+pub async fn servers(
+    servers: &Servers,
+    control: &Db,
+    source: &Db,
+    target: &Db,
+    job: &Job,
+    map: &StoredMap,
+) -> anyhow::Result<(Vec<Problem>, Vec<Table>)> {
+    let mut found = Findings::default();
+    let buckets = map.map.buckets();
+    if let Some(other) = catalog::others_in_motion(control, job.id, &job.scope, buckets).await? {
+        found.add(
+            format!("move {} has {} under way", other.move_id, other.scope),
+            format!("wait for it (shardctl watch {0}), or end it: shardctl abort {0}", other.move_id),
+        );
+    }
+    for (shard, db) in [(job.source, source), (job.target, target)] {
+        server(db, &format!("shard {shard}"), &mut found).await?;
+    }
+    slots(source, target, job, &mut found).await?;
+
+    let tables = sharded(source, &servers.config).await?;
+    if tables.is_empty() {
+        found.add(
+            format!("shard {} has no sharded table", job.source),
+            "there is nothing to move but the buckets' place in the map",
+        );
+    }
+    of_tables(&tables, &mut found);
+    foreign_keys(source, &tables, &mut found).await?;
+    let (ours, theirs) = tokio::try_join!(definitions(source, &tables), definitions(target, &tables))?;
+    for (table, definition) in &ours {
+        if theirs.get(table) != Some(definition) {
+            found.add(
+                format!("{table} is not defined alike on shards {} and {}", job.source, job.target),
+                "run shardctl migrate, or repair it by hand; shardctl doctor shows the difference",
+            );
+        }
+    }
+    // A table that only the target has may hold rows of the scope.
+    let there = sharded(target, &servers.config).await?;
+    for table in there.iter().filter(|table| !tables.iter().any(|known| known.sql() == table.sql())) {
+        found.add(
+            format!("{} is on shard {} and not on shard {}", table.full_name(), job.target, job.source),
+            "run shardctl migrate, or repair it by hand",
+        );
+    }
+    if found.0.is_empty() {
+        for table in &there {
+            if super::clean::any_row(target, job, table, buckets).await? {
+                found.add(
+                    format!("shard {} has rows of {} in {} already", job.target, job.scope, table.full_name()),
+                    "they are leftovers or were written past the proxy: look at them (shardctl doctor --sweep), then delete them",
+                );
+            }
+        }
+        room(source, target, job, &tables, buckets, &mut found).await?;
+    }
+    Ok((found.0, tables))
+}
+
+/// What keeps buckets from being moved from or to this shard, whichever they are; for `doctor`.
+pub async fn shard(servers: &Servers, shard: ShardId) -> anyhow::Result<Vec<Problem>> {
+    let mut found = Findings::default();
+    let db = servers.primary(shard, "shardctl doctor").await?;
+    server(&db, &format!("shard {shard}"), &mut found).await?;
+    let tables = sharded(&db, &servers.config).await?;
+    of_tables(&tables, &mut found);
+    foreign_keys(&db, &tables, &mut found).await?;
+    Ok(found.0)
+}
+
+async fn server(db: &Db, name: &str, found: &mut Findings) -> anyhow::Result<()> {
+    let sql = format!(
+        "SELECT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user), current_setting('wal_level'),
+            current_setting('max_prepared_transactions')::int, current_setting('synchronous_standby_names'),
+            (SELECT string_agg(gid, ', ') FROM pg_prepared_xacts
+              WHERE database = current_database() AND prepared < clock_timestamp() - {IN_DOUBT}),
+            current_user::text, current_setting('fsync')"
+    );
+    let row = db.one(&sql, &[]).await?;
+    if !row.try_get::<_, bool>(0)? {
+        let user: String = row.try_get(5)?;
+        found.add(
+            format!("{name}: role {user} is no superuser"),
+            "the mover makes subscriptions, triggers and prepared transactions with the role of [control]: ALTER ROLE ... SUPERUSER",
+        );
+    }
+    let level: String = row.try_get(1)?;
+    if level != "logical" {
+        found.add(format!("{name}: wal_level is {level}"), "set wal_level = logical and restart the server");
+    }
+    if row.try_get::<_, i32>(2)? == 0 {
+        found.add(
+            format!("{name}: max_prepared_transactions is 0"),
+            "the fence is a prepared transaction: set it to at least the number of clients and restart the server",
+        );
+    }
+    // A subscription's worker would count as the synchronous standby, and acknowledge what no standby has.
+    let standbys: String = row.try_get(3)?;
+    if standbys.contains('*') {
+        found.add(
+            format!("{name}: synchronous_standby_names is {standbys}"),
+            "name the standbys: * would take a subscription for one",
+        );
+    }
+    if let Some(gids) = row.try_get::<_, Option<String>>(4)? {
+        found.add(
+            format!("{name}: in doubt for over a minute: {gids}"),
+            "a running proxy finishes its own; look at its log, or end it by hand: no slot can begin before",
+        );
+    }
+    Ok(())
+}
+
+async fn slots(source: &Db, target: &Db, job: &Job, found: &mut Findings) -> anyhow::Result<()> {
+    let free = "SELECT current_setting('max_replication_slots')::int8 - (SELECT count(*) FROM pg_replication_slots),
+                current_setting('max_wal_senders')::int8 - (SELECT count(*) FROM pg_stat_replication),
+                least(current_setting('max_logical_replication_workers')::int8, current_setting('max_worker_processes')::int8)
+                  - (SELECT count(*) FROM pg_stat_subscription WHERE pid IS NOT NULL)";
+    // Out: the move, what changed, and a copy; and the way back with the roles exchanged.
+    for (shard, db, slots, senders, workers) in [(job.source, source, 4, 3, 1), (job.target, target, 2, 1, 3)]
+    {
+        let row = db.one(free, &[]).await?;
+        for (at, need, setting) in [
+            (0, slots, "max_replication_slots"),
+            (1, senders, "max_wal_senders"),
+            (2, workers, "max_logical_replication_workers (and max_worker_processes)"),
+        ] {
+            let left: i64 = row.try_get(at)?;
+            if left < need {
+                found.add(
+                    format!("shard {shard}: {left} free of {setting}, {need} are needed"),
+                    format!("raise {setting} and restart the server, or wait for other moves"),
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+fn of_tables(tables: &[Table], found: &mut Findings) {
+    for table in tables {
+        let name = table.full_name();
+        if table.unlogged {
+            found.add(format!("{name} is UNLOGGED"), "it cannot be replicated: ALTER TABLE ... SET LOGGED");
+        }
+        if table.primary_key.is_empty() {
+            found.add(
+                format!("{name} has no primary key"),
+                format!("add one that contains {}: rows are compared and replicated by it", table.key_column),
+            );
+        } else if !table.primary_key.iter().any(|(column, _)| *column == table.key_column) {
+            found.add(
+                format!("the primary key of {name} does not contain {}", table.key_column),
+                "UPDATE and DELETE would fail as soon as it is published: add the column to the key",
+            );
+        } else if table.identity != "d" && table.identity != "f" {
+            found.add(
+                format!("{name} does not have its primary key as replica identity"),
+                format!("ALTER TABLE {name} REPLICA IDENTITY DEFAULT"),
+            );
+        }
+    }
+}
+
+/// A plain or reference table may refer to rows that are going to leave.
+async fn foreign_keys(source: &Db, tables: &[Table], found: &mut Findings) -> anyhow::Result<()> {
+    let names: Vec<_> = tables.iter().map(|table| format!("{}::regclass", literal(&table.sql()))).collect();
+    if names.is_empty() {
+        return Ok(());
+    }
+    let names = names.join(", ");
+    let sql = format!(
+        "SELECT conname::text, conrelid::regclass::text, confrelid::regclass::text FROM pg_constraint \
+         WHERE contype = 'f' AND conparentid = 0 AND confrelid IN ({names}) AND conrelid NOT IN ({names}) \
+         AND NOT EXISTS (SELECT FROM pg_inherits i WHERE i.inhrelid = conrelid AND i.inhparent IN ({names}))"
+    );
+    for row in source.rows(&sql, &[]).await? {
+        let (constraint, from, to): (String, String, String) =
+            (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+        found.add(
+            format!("{from}, which is not sharded, refers to {to} ({constraint})"),
+            "its rows would refer to rows of another shard: drop the constraint, or shard the table by the same key",
+        );
+    }
+    Ok(())
+}
+
+/// Free bytes where the server keeps its data, as the machine says; `None` when it does not.
+pub async fn free_bytes(db: &Db) -> Option<i64> {
+    let sql = "CREATE TEMP TABLE shard_move_df (line text); COPY pg_temp.shard_move_df FROM PROGRAM 'df -Pk .' WITH (FORMAT csv, DELIMITER E'\\x01')";
+    db.run(sql).await.ok()?;
+    let rows = db.rows("SELECT line FROM pg_temp.shard_move_df", &[]).await.ok()?;
+    db.run("DROP TABLE pg_temp.shard_move_df").await.ok()?;
+    let line: String = rows.last()?.try_get(0).ok()?;
+    let kilobytes: i64 = line.split_whitespace().nth(3)?.parse().ok()?;
+    Some(kilobytes * 1024)
+}
+
+async fn room(
+    source: &Db,
+    target: &Db,
+    job: &Job,
+    tables: &[Table],
+    buckets: u16,
+    found: &mut Findings,
+) -> anyhow::Result<()> {
+    let bytes: i64 = tables.iter().map(|table| table.bytes).sum();
+    // All tenants hash alike, so a scope's part of the tables is its part of the buckets; a single tenant may be all.
+    let owned: u64 = job.scope.ranges.iter().map(|(from, to)| u64::from(to - from) + 1).sum();
+    let share = if job.scope.hashes.is_empty() { owned as f64 / f64::from(buckets) * 4.0 } else { 1.0 };
+    let estimate = (bytes as f64 * share.min(1.0)) as i64;
+    for (shard, db, need) in [(job.target, target, estimate * ROOM), (job.source, source, estimate)] {
+        if let Some(free) = free_bytes(db).await
+            && free < need
+        {
+            found.add(
+                format!("shard {shard} has {} free, the move wants {}", human(free), human(need)),
+                "make room, or move fewer buckets at a time",
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Bytes for people.
+pub fn human(bytes: i64) -> String {
+    let mut value = bytes as f64;
+    for unit in ["B", "KiB", "MiB", "GiB"] {
+        if value < 1024.0 {
+            return if unit == "B" { format!("{bytes} B") } else { format!("{value:.1} {unit}") };
+        }
+        value /= 1024.0;
+    }
+    format!("{value:.1} TiB")
+}
+
+#[cfg(test)]
+mod tests {
+    use shard_config::ShardMap;
+
+    use super::*;
+
+    fn map(overrides: &[(i64, u16)]) -> StoredMap {
+        StoredMap {
+            map: ShardMap::even(&[ShardId(1), ShardId(2)], 16),
+            overrides: overrides.iter().map(|&(hash, shard)| (hash, ShardId(shard))).collect(),
+            id: String::new(),
+        }
+    }
+
+    fn check(map: &StoredMap, scope: &Scope, source: u16, target: u16) -> Vec<String> {
+        placement(map, scope, ShardId(source), ShardId(target))
+            .into_iter()
+            .map(|problem| problem.what)
+            .collect()
+    }
+
+    #[test]
+    fn a_scope_must_be_where_the_plan_says() {
+        let scope = Scope::of_range(0, 3);
+        assert!(check(&map(&[]), &scope, 1, 2).is_empty());
+        assert_eq!(check(&map(&[]), &scope, 2, 1), ["bucket 0 is on shard 1, not on shard 2"]);
+        assert_eq!(check(&map(&[]), &scope, 1, 1), ["shard 1 is both source and target"]);
+        assert_eq!(check(&map(&[]), &Scope::of_range(7, 16), 1, 2), ["there is no bucket 16"]);
+        let tenant = Scope::new(vec![], vec![17]).unwrap();
+        assert!(check(&map(&[]), &tenant, 1, 2).is_empty());
+        assert_eq!(
+            check(&map(&[(17, 2)]), &tenant, 1, 2),
+            ["the tenant with hash 17 is on shard 2, not on shard 1"]
+        );
+    }
+
+    #[test]
+    fn buckets_with_a_pinned_tenant_of_either_shard_stay() {
+        let scope = Scope::of_range(0, 3);
+        let pinned = check(&map(&[(17, 2)]), &scope, 1, 2);
+        assert_eq!(pinned, ["the tenant with hash 17 of these buckets is pinned to shard 2"]);
+        assert!(check(&map(&[(17, 3)]), &scope, 1, 2).is_empty(), "its rows are on neither");
+        assert!(check(&map(&[(20, 2)]), &scope, 1, 2).is_empty(), "20 & 15 = 4");
+    }
+}

@@ -1,0 +1,407 @@
+//! The runner: does the step of the phase that is written down, and writes down the next one.
+//!
+//! One runner a move, by a session lock in the catalog. Whoever gets it first ends every session that an earlier runner of
+//! the move left on any server, so a process that was stopped and wakes up cannot act on what it believed.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use serde_json::json;
+use shard_config::ShardId;
+
+use super::catalog::{self, StoredMap};
+use super::job::{Job, LOCK_CLASS};
+use super::machine::{Event, Phase, Wish};
+use super::tables::{Table, sharded};
+use super::verify::Suspects;
+use crate::direct::{Db, Servers};
+
+/// The class of the runners' own lock.
+const RUN_CLASS: i32 = LOCK_CLASS + 1;
+/// Between two looks at a phase that waits.
+const LOOK: Duration = Duration::from_millis(500);
+/// How long the lock of another runner is waited for.
+const TAKE_OVER: Duration = Duration::from_secs(3);
+/// Pauses after a step that failed: doubled up to the most.
+const BACKOFF_FIRST: Duration = Duration::from_millis(500);
+const BACKOFF_MOST: Duration = Duration::from_secs(15);
+/// A cut-over that failed so often is given up until it is asked for again.
+const ATTEMPTS_MOST: i64 = 20;
+
+/// What ended a runner.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum End {
+    /// The move is over; the job's phase says how.
+    Over,
+    /// It waits for the operator, who was not to be waited for.
+    Waiting,
+    /// Both sides differ; the text says where.
+    Different(String),
+    /// The cut-over failed so often that it is given up for now. Everything is as before it.
+    GivenUp(String),
+    /// The preflight found reasons not to begin; nothing was changed.
+    Refused(Vec<super::preflight::Problem>),
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Options {
+    /// Cut over as soon as both sides are equal.
+    pub auto: bool,
+    /// Close the window as soon as it is open.
+    pub finish: bool,
+    /// Stay while the move waits for the operator.
+    pub stay: bool,
+}
+
+/// Fails a step in a way that no repetition mends.
+#[derive(Debug)]
+pub struct Hopeless(pub String);
+
+impl std::fmt::Display for Hopeless {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Hopeless {}
+
+/// Both sides differ.
+#[derive(Debug)]
+pub struct Different(pub String);
+
+impl std::fmt::Display for Different {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Different {}
+
+pub(super) struct Runner<'a> {
+    pub(super) servers: &'a Servers,
+    pub(super) control: Db,
+    pub(super) source: Db,
+    pub(super) target: Db,
+    pub(super) job: Job,
+    pub(super) map: StoredMap,
+    /// Digests were equal but for `suspects`. Not written down: a new runner compares again.
+    pub(super) compared: bool,
+    pub(super) suspects: Suspects,
+    problems: Vec<super::preflight::Problem>,
+    backoff: Duration,
+}
+
+/// Runs the move until it is over or waits. A server that cannot be reached is waited for.
+pub async fn run(servers: &Servers, id: i64, options: Options) -> anyhow::Result<End> {
+    let mut backoff = BACKOFF_FIRST;
+    loop {
+        let mut runner = match attach(servers, id).await {
+            Ok(runner) => runner,
+            Err(error) if error.is::<Attached>() || backoff >= BACKOFF_MOST => return Err(error),
+            Err(_) => {
+                tokio::time::sleep(backoff).await;
+                backoff = (backoff * 2).min(BACKOFF_MOST);
+                continue;
+            }
+        };
+        backoff = BACKOFF_FIRST;
+        match runner.drive(options).await {
+            // The lock went with the connection: from the start.
+            Err(_) if runner.control.client.is_closed() => {}
+            ended => return ended,
+        }
+    }
+}
+
+/// Another runner has the move.
+#[derive(Debug)]
+pub struct Attached(String);
+
+impl std::fmt::Display for Attached {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Attached {}
+
+async fn attach<'a>(servers: &'a Servers, id: i64) -> anyhow::Result<Runner<'a>> {
+    let control = servers.control("shardctl").await?;
+    let job = Job::load(&control, id).await?;
+    let key = i32::try_from(id)?;
+    let begun = std::time::Instant::now();
+    let mut ours = false;
+    // The session of a runner that has just died may need a moment to notice.
+    while !ours && begun.elapsed() < TAKE_OVER {
+        ours = control.holds("SELECT pg_try_advisory_lock($1, $2)", &[&RUN_CLASS, &key]).await?;
+        if !ours {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+    if !ours {
+        let sql = "SELECT string_agg(format('pid %s from %s', a.pid, coalesce(a.client_addr::text, 'a socket')), ', ') \
+                   FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid WHERE l.locktype = 'advisory' \
+                   AND l.classid::int8 = $1 AND l.objid::int8 = $2 AND l.granted";
+        let who: Option<String> = control.value(sql, &[&i64::from(RUN_CLASS), &id]).await?;
+        return Err(Attached(format!(
+            "move {id} has a runner already ({}): shardctl watch {id}; if it is stuck, end that session in the catalog",
+            who.unwrap_or_default()
+        ))
+        .into());
+    }
+    let name = job.session_name();
+    control.execute("SELECT set_config('application_name', $1, false)", &[&name]).await?;
+    let source = servers.primary(job.source, &name).await?;
+    let target = servers.primary(job.target, &name).await?;
+    let mut pids = Vec::new();
+    for db in [&control, &source, &target] {
+        pids.push(db.value::<i32>("SELECT pg_backend_pid()", &[]).await?);
+    }
+    for db in [&control, &source, &target] {
+        let sql = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
+                   WHERE application_name = $1 AND backend_type = 'client backend' AND pid <> ALL ($2)";
+        db.rows(sql, &[&name, &pids]).await?;
+    }
+    let map = catalog::map(&control).await?;
+    Ok(Runner {
+        servers,
+        control,
+        source,
+        target,
+        job,
+        map,
+        compared: false,
+        suspects: Suspects::new(),
+        problems: Vec::new(),
+        backoff: BACKOFF_FIRST,
+    })
+}
+
+impl Runner<'_> {
+    async fn drive(&mut self, options: Options) -> anyhow::Result<End> {
+        let resumed = self.job.phase.resumed();
+        if resumed != self.job.phase {
+            let text = format!("taken up again; what {} left is undone", self.job.phase.name());
+            self.job.go(&self.control, resumed, &text).await?;
+        }
+        loop {
+            self.job.refresh(&self.control).await?;
+            if self.job.phase.is_over() {
+                return Ok(match self.problems.is_empty() {
+                    true => End::Over,
+                    false => End::Refused(std::mem::take(&mut self.problems)),
+                });
+            }
+            if self.obey(options).await? {
+                continue;
+            }
+            if self.job.paused() && may_pause(self.job.phase) {
+                tokio::time::sleep(LOOK).await;
+                continue;
+            }
+            let phase = self.job.phase;
+            let done = self.step(phase).await;
+            if let Some(end) = self.note(phase, done).await? {
+                return Ok(end);
+            }
+            if self.job.phase == phase && phase.waits() && !options.stay && self.job.wish().is_none() {
+                return Ok(End::Waiting);
+            }
+        }
+    }
+
+    /// Follows the operator's wish; true when the phase has changed.
+    async fn obey(&mut self, options: Options) -> anyhow::Result<bool> {
+        let wish = match (self.job.wish(), self.job.phase) {
+            (Some(wish), _) => wish,
+            (None, Phase::Ready) if options.auto => {
+                self.job.set(&self.control, json!({ "wish": Wish::Cutover.name() })).await?;
+                Wish::Cutover
+            }
+            (None, Phase::Window) if options.finish => Wish::Finish,
+            _ => return Ok(false),
+        };
+        if wish == Wish::Cutover && self.job.phase == Phase::Ready {
+            // Steps of `ready` first: nothing is fenced before it is known who is in the way.
+            return Ok(false);
+        }
+        match self.job.phase.granted(wish) {
+            Ok(None) => Ok(false),
+            Ok(Some(next)) => {
+                let why = format!("{} was asked for", wish.name());
+                let changed = self.job.go(&self.control, next, &why).await?;
+                // A roll-back is kept until it has flipped back: an attempt that fails is made again.
+                if wish != Wish::Rollback {
+                    self.forget_wish().await?;
+                }
+                Ok(changed)
+            }
+            Err(instead) => {
+                self.job.note(&self.control, &format!("{} is not possible: {instead}", wish.name())).await?;
+                self.forget_wish().await?;
+                Ok(false)
+            }
+        }
+    }
+
+    pub(super) async fn forget_wish(&mut self) -> anyhow::Result<()> {
+        self.job.set(&self.control, json!({ "wish": null })).await
+    }
+
+    /// Writes down how a step ended.
+    async fn note(
+        &mut self,
+        phase: Phase,
+        done: anyhow::Result<Option<Event>>,
+    ) -> anyhow::Result<Option<End>> {
+        let (event, why) = match done {
+            Ok(None) => {
+                self.backoff = BACKOFF_FIRST;
+                tokio::time::sleep(LOOK).await;
+                return Ok(None);
+            }
+            Ok(Some(event)) => (event, String::new()),
+            Err(error) if error.is::<Hopeless>() => (Event::Hopeless, format!("{error:#}")),
+            Err(error) if error.is::<Different>() => (Event::Different, format!("{error:#}")),
+            Err(error) => (Event::Failed, format!("{error:#}")),
+        };
+        if event == Event::Flipped {
+            // The flip has written the phase itself.
+            self.job.refresh(&self.control).await?;
+            self.map = catalog::map(&self.control).await?;
+            self.suspects.clear();
+            self.compared = false;
+            self.job.set(&self.control, json!({ "wish": null, "error": null, "attempts": 0 })).await?;
+            return Ok(None);
+        }
+        let next = phase.after(event);
+        if !why.is_empty() {
+            self.job.set(&self.control, json!({ "error": why, "error_at": chrono::Utc::now() })).await?;
+        } else if self.job.text("error").is_some() {
+            self.job.set(&self.control, json!({ "error": null })).await?;
+        }
+        if next != phase {
+            let text = if why.is_empty() { format!("{} is done", phase.name()) } else { why.clone() };
+            self.job.go(&self.control, next, &text).await?;
+        } else if event == Event::Failed {
+            self.job.note(&self.control, &format!("will be tried again: {why}")).await?;
+        }
+        match event {
+            Event::Different if next == phase => return Ok(Some(End::Different(why))),
+            Event::Failed | Event::Hopeless | Event::Different => {
+                if matches!(phase, Phase::Fencing | Phase::BackFencing) {
+                    return Ok(None);
+                }
+                tokio::time::sleep(self.backoff).await;
+                self.backoff = (self.backoff * 2).min(BACKOFF_MOST);
+                self.reconnect().await?;
+            }
+            _ => self.backoff = BACKOFF_FIRST,
+        }
+        if matches!(phase, Phase::Releasing | Phase::BackReleasing) && event == Event::Finished {
+            return self.after_release().await;
+        }
+        Ok(None)
+    }
+
+    /// Rests between attempts, and gives up after too many.
+    async fn after_release(&mut self) -> anyhow::Result<Option<End>> {
+        let attempts = self.job.number("attempts").unwrap_or(0);
+        if attempts >= ATTEMPTS_MOST {
+            self.forget_wish().await?;
+            self.job.set(&self.control, json!({ "attempts": 0 })).await?;
+            let last = self.job.text("missed").unwrap_or_default().to_owned();
+            return Ok(Some(End::GivenUp(format!("{attempts} attempts failed; the last one: {last}"))));
+        }
+        let rest = Duration::from_millis(500 * (1 << attempts.clamp(0, 5)));
+        tokio::time::sleep(rest.min(BACKOFF_MOST)).await;
+        Ok(None)
+    }
+
+    /// A failed statement may have left its session in the middle of something; a primary may be another server now.
+    async fn reconnect(&mut self) -> anyhow::Result<()> {
+        let name = self.job.session_name();
+        if let Ok(db) = self.servers.primary(self.job.source, &name).await {
+            self.source = db;
+        }
+        if let Ok(db) = self.servers.primary(self.job.target, &name).await {
+            self.target = db;
+        }
+        Ok(())
+    }
+
+    async fn step(&mut self, phase: Phase) -> anyhow::Result<Option<Event>> {
+        match phase {
+            Phase::Preflight => self.preflight().await,
+            Phase::Announcing => self.announce().await,
+            Phase::Arming => self.arm().await,
+            Phase::Copying => self.copy().await,
+            Phase::CatchingUp => self.catch_up().await,
+            Phase::Verifying | Phase::BackVerifying => self.verify().await,
+            Phase::Ready => self.keep_ready().await,
+            Phase::Fencing | Phase::BackFencing => self.fence().await,
+            Phase::Releasing | Phase::BackReleasing => self.release().await,
+            Phase::Reversing => self.reverse().await,
+            Phase::Window => self.keep_window().await,
+            Phase::Returning => self.give_back().await,
+            Phase::Closing => self.close().await,
+            Phase::Aborting => self.take_down_all().await,
+            Phase::Emptying | Phase::Clearing => self.clean(self.job.target).await,
+            Phase::Cleaning => self.clean(self.job.source).await,
+            Phase::Done | Phase::RolledBack | Phase::Aborted | Phase::Refused => Ok(None),
+        }
+    }
+
+    async fn preflight(&mut self) -> anyhow::Result<Option<Event>> {
+        let mut problems =
+            super::preflight::placement(&self.map, &self.job.scope, self.job.source, self.job.target);
+        if problems.is_empty() {
+            let (servers, control) = (self.servers, &self.control);
+            let (source, target) = (&self.source, &self.target);
+            let found =
+                super::preflight::servers(servers, control, source, target, &self.job, &self.map).await;
+            // Nothing is begun on servers that cannot even be asked.
+            let found = found.map_err(|error| Hopeless(format!("{error:#}")))?;
+            problems = found.0;
+            let total: i64 = found.1.iter().map(|table| table.bytes).sum();
+            self.job.set(&self.control, json!({ "source_bytes": total, "tables": found.1.len() })).await?;
+        }
+        if problems.is_empty() {
+            return Ok(Some(Event::Finished));
+        }
+        let text: Vec<_> = problems.iter().map(|p| format!("{}: {}", p.what, p.remedy)).collect();
+        self.problems = problems;
+        Err(Hopeless(text.join("; ")).into())
+    }
+
+    pub(super) fn buckets(&self) -> u16 {
+        self.map.map.buckets()
+    }
+
+    pub(super) async fn tables(&self) -> anyhow::Result<Vec<Table>> {
+        sharded(&self.source, &self.servers.config).await.context("the sharded tables of the source")
+    }
+
+    /// The shard that is not `shard`'s side of the move.
+    pub(super) fn side(&self, shard: ShardId) -> &Db {
+        if shard == self.job.source { &self.source } else { &self.target }
+    }
+}
+
+/// A pause holds back work that costs the shards something; it never holds a fence, or proxies.
+fn may_pause(phase: Phase) -> bool {
+    matches!(
+        phase,
+        Phase::Announcing
+            | Phase::Arming
+            | Phase::Copying
+            | Phase::CatchingUp
+            | Phase::Verifying
+            | Phase::Ready
+            | Phase::Window
+            | Phase::BackVerifying
+            | Phase::Emptying
+            | Phase::Cleaning
+            | Phase::Clearing
+    )
+}

@@ -1,0 +1,141 @@
+-- What the mover keeps on the two shards of a move. Run by a superuser; safe to repeat. Clients get no right on any table.
+CREATE SCHEMA IF NOT EXISTS shard_catalog;
+GRANT USAGE ON SCHEMA shard_catalog TO PUBLIC;
+
+-- Who owns a scope since which epoch, on every shard concerned: a catalog that lost its tail is told from these (H6).
+CREATE TABLE IF NOT EXISTS shard_catalog.ownership (
+    move_id bigint NOT NULL,
+    scope jsonb NOT NULL,
+    epoch bigint NOT NULL,
+    epoch_id uuid NOT NULL,
+    owner int NOT NULL,
+    at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (move_id, epoch)
+);
+-- Scopes that this shard must not write: it has copies of them, or had them.
+CREATE TABLE IF NOT EXISTS shard_catalog.fence (
+    move_id bigint PRIMARY KEY,
+    scope jsonb NOT NULL,
+    at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+-- Number of buckets - 1, so that a shard can say a scope's hashes without asking anybody.
+ALTER TABLE shard_catalog.fence ADD COLUMN IF NOT EXISTS mask bigint;
+-- Replicated with a move's rows: what the target shows of it, it has applied, and all that was committed before.
+CREATE TABLE IF NOT EXISTS shard_catalog.mark (
+    id bigint PRIMARY KEY,
+    n bigint NOT NULL,
+    at timestamptz NOT NULL
+);
+-- Tables with rows in motion. While one is named here it keeps its shape.
+CREATE TABLE IF NOT EXISTS shard_catalog.guarded (
+    move_id bigint NOT NULL,
+    relation oid NOT NULL,
+    key_column name NOT NULL,
+    PRIMARY KEY (move_id, relation)
+);
+
+-- BEFORE each row that belongs to the scope of move TG_ARGV[0] (the trigger's WHEN says which), ENABLE ALWAYS.
+--
+-- The fence is a committed row plus the move's advisory lock. The lock is taken shared here and held to the end of the
+-- transaction; the mover takes it exclusively, so nobody who wrote before is still running, and leaves it to a prepared
+-- transaction until every snapshot is younger than the row. A REPEATABLE READ transaction that cannot see the row
+-- therefore meets the lock (H1).
+CREATE OR REPLACE FUNCTION shard_catalog.guard() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_move CONSTANT bigint := TG_ARGV[0];
+    v_fenced boolean;
+    v_timeout text;
+BEGIN
+    -- Replication of the move itself, and the mover's clean-up, which says so in the same way. Needs a superuser.
+    IF NOT pg_replication_origin_session_is_setup() THEN
+        v_fenced := EXISTS (SELECT FROM shard_catalog.fence WHERE move_id = v_move);
+        IF NOT v_fenced AND NOT pg_try_advisory_xact_lock_shared(1936224870, v_move::int) THEN
+            v_timeout := current_setting('lock_timeout');
+            PERFORM set_config('lock_timeout', '2s', true);
+            BEGIN
+                PERFORM pg_advisory_xact_lock_shared(1936224870, v_move::int);
+            EXCEPTION WHEN lock_not_available THEN
+                v_fenced := true;
+            END;
+            PERFORM set_config('lock_timeout', v_timeout, true);
+        END IF;
+        IF v_fenced OR EXISTS (SELECT FROM shard_catalog.fence WHERE move_id = v_move) THEN
+            RAISE EXCEPTION 'this shard does not take writes of these rows of %: they are being moved to another shard',
+                    TG_TABLE_NAME
+                USING ERRCODE = 'serialization_failure',
+                      DETAIL = format('Nothing was written. Move %s.', v_move),
+                      HINT = 'Try the transaction again; the proxy knows where the rows are.';
+        END IF;
+    END IF;
+    IF TG_OP = 'DELETE' THEN
+        RETURN OLD;
+    END IF;
+    RETURN NEW;
+END
+$$;
+
+-- A TRUNCATE would be replicated without the row filter, or not at all (H3).
+CREATE OR REPLACE FUNCTION shard_catalog.refuse_truncate() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RAISE EXCEPTION 'TRUNCATE of % is refused: move % has rows of it under way', TG_TABLE_NAME, TG_ARGV[0]
+        USING ERRCODE = 'object_in_use',
+              HINT = format('Use DELETE, or wait for the move: shardctl watch %s.', TG_ARGV[0]);
+END
+$$;
+
+-- Definitions stay as they are on both shards while rows move between them; a table that comes into being meanwhile
+-- would have rows that nobody moves. Partitions are refused with their tables.
+CREATE OR REPLACE FUNCTION shard_catalog.refuse_ddl() RETURNS event_trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_move bigint;
+    v_what text;
+BEGIN
+    IF NOT EXISTS (SELECT FROM shard_catalog.guarded)
+        OR (current_setting('shard_catalog.mover', true) = 'on'
+            AND (SELECT rolsuper FROM pg_roles WHERE rolname = session_user)) THEN
+        RETURN;
+    END IF;
+    IF tg_event = 'sql_drop' THEN
+        SELECT g.move_id, d.object_identity INTO v_move, v_what
+          FROM pg_event_trigger_dropped_objects() d
+          JOIN shard_catalog.guarded g ON d.classid = 'pg_class'::regclass AND d.objid = g.relation LIMIT 1;
+    ELSE
+        SELECT g.move_id, d.object_identity INTO v_move, v_what
+          FROM pg_event_trigger_ddl_commands() d
+          JOIN shard_catalog.guarded g ON d.objid = g.relation
+               OR EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = d.objid AND a.attname = g.key_column
+                             AND a.attnum > 0 AND NOT a.attisdropped)
+         WHERE d.classid = 'pg_class'::regclass AND d.schema_name IS DISTINCT FROM 'pg_temp'
+           AND d.command_tag IN ('ALTER TABLE', 'CREATE TABLE', 'CREATE TABLE AS', 'SELECT INTO') LIMIT 1;
+    END IF;
+    IF v_move IS NOT NULL THEN
+        RAISE EXCEPTION '% of % is refused: move % has rows of sharded tables under way', tg_tag, v_what, v_move
+            USING ERRCODE = 'object_in_use',
+                  HINT = format('Wait for the move to end: shardctl watch %s.', v_move);
+    END IF;
+END
+$$;
+DO $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_event_trigger WHERE evtname = 'shard_move_ddl') THEN
+        CREATE EVENT TRIGGER shard_move_ddl ON ddl_command_end EXECUTE FUNCTION shard_catalog.refuse_ddl();
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_event_trigger WHERE evtname = 'shard_move_drop') THEN
+        CREATE EVENT TRIGGER shard_move_drop ON sql_drop EXECUTE FUNCTION shard_catalog.refuse_ddl();
+    END IF;
+END
+$$;
+
+-- The hashes h of keys that are not this shard's although rows of them may be here: (h & mask) BETWEEN low AND high.
+-- For the relays of an outbox: a row whose key is among them is published by the shard that owns it (H12).
+CREATE OR REPLACE FUNCTION shard_catalog.not_owned() RETURNS TABLE (mask bigint, low bigint, high bigint)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    SELECT f.mask, (r ->> 0)::bigint, (r ->> 1)::bigint
+      FROM shard_catalog.fence f, jsonb_array_elements(coalesce(f.scope -> 'ranges', '[]')) r
+    UNION ALL
+    SELECT -1, h::bigint, h::bigint
+      FROM shard_catalog.fence f, jsonb_array_elements_text(coalesce(f.scope -> 'hashes', '[]')) h
+$$;

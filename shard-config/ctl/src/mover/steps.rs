@@ -1,0 +1,436 @@
+//! The steps of a move, each safe to repeat. `Ok(None)`: it goes on, look again soon.
+
+use std::time::Duration;
+
+use serde_json::json;
+use shard_config::ShardId;
+
+use super::catalog;
+use super::copy;
+use super::fence::{self, Outcome, Plan, Seats};
+use super::job::Way;
+use super::machine::{Event, Phase, Wish};
+use super::run::{Different, Hopeless, Runner};
+use super::throttle::Throttle;
+use super::{arm, clean, verify};
+
+/// How long statements that began before a motion was announced may still run before the step says who it waits for.
+const DRAIN: Duration = Duration::from_secs(30);
+/// How long proxies may take to acknowledge a flip before their sessions on the old owner are ended.
+const ACKNOWLEDGE: Duration = Duration::from_secs(2);
+/// The target is called caught up when a mark takes no longer.
+const CAUGHT_UP: Duration = Duration::from_secs(2);
+/// Rows that are still unequal when the cut-over may begin; they are compared again inside the pause.
+const SUSPECTS_MOST: usize = 2_000;
+
+type Step = anyhow::Result<Option<Event>>;
+
+impl Runner<'_> {
+    pub(super) async fn announce(&mut self) -> Step {
+        let version = catalog::set_stage(&self.control, &self.job, Way::Out, "copying").await?;
+        catalog::drained(&self.control, version, DRAIN, Duration::from_millis(50)).await?;
+        for db in [&self.source, &self.target] {
+            catalog::end_sessions(&self.control, db, version).await?;
+        }
+        Ok(Some(Event::Finished))
+    }
+
+    pub(super) async fn arm(&mut self) -> Step {
+        let tables = self.tables().await?;
+        arm::install(&self.source).await?;
+        arm::install(&self.target).await?;
+        arm::fence_row(&self.target, &self.job, self.buckets()).await?;
+        arm::register(&self.source, &self.job, &tables).await?;
+        arm::register(&self.target, &self.job, &tables).await?;
+        arm::arm(&self.source, &self.job, &tables, self.buckets()).await?;
+        Ok(Some(Event::Finished))
+    }
+
+    pub(super) async fn copy(&mut self) -> Step {
+        let tables = self.tables().await?;
+        let buckets = self.buckets();
+        copy::publish(&self.source, &self.job, Way::Out, &[], buckets).await?;
+        copy::slot(&mut self.source, &self.job.publication(Way::Out)).await?;
+        let conninfo = self.servers.conninfo(&self.source);
+        copy::subscribe(&self.target, &self.job, Way::Out, &conninfo, true).await?;
+        self.check_flow(Way::Out).await?;
+
+        let mut published = copy::published_tables(&self.source, &self.job, Way::Out).await?;
+        let mut progress = copy::progress(&self.target, &self.job, Way::Out).await?;
+        // Published, and the subscription was not told before a runner died.
+        if published.iter().any(|table| !progress.ready.contains(table) && !progress.copying.contains(table))
+        {
+            copy::refresh(&self.target, &self.job).await?;
+            progress = copy::progress(&self.target, &self.job, Way::Out).await?;
+        }
+        let throttle = Throttle::of(&self.job);
+        let mut waiting: Vec<_> =
+            tables.iter().filter(|table| !published.contains(&table.full_name())).collect();
+        // The largest first: they are what the copy waits for in the end.
+        waiting.sort_by_key(|table| std::cmp::Reverse(table.bytes));
+        let mut reason = None;
+        for table in waiting {
+            let copied = tables.iter().filter(|t| published.contains(&t.full_name())).map(|t| t.bytes).sum();
+            reason = throttle.holds(&self.job, &self.source, progress.copying.len(), copied).await?;
+            if reason.is_some() {
+                break;
+            }
+            copy::add(&self.source, &self.target, &self.job, table, buckets).await?;
+            self.job.note(&self.control, &format!("copying {}", table.full_name())).await?;
+            published.push(table.full_name());
+            progress.copying.push(table.full_name());
+        }
+        let mut shown = progress.json();
+        shown["tables"] = json!(tables.len());
+        self.job.set(&self.control, json!({ "progress": shown, "throttled": reason })).await?;
+        let done = published.len() >= tables.len() && progress.copying.is_empty();
+        Ok(done.then_some(Event::Finished))
+    }
+
+    /// Replication of one direction still can come about.
+    async fn check_flow(&self, way: Way) -> anyhow::Result<()> {
+        let (giver, taker) = (self.side(self.job.giver(way)), self.side(self.job.taker(way)));
+        match copy::slot_state(giver, &self.job.publication(way)).await? {
+            None => {
+                return Err(Hopeless("the replication slot is gone: did its server fail over?".into()).into());
+            }
+            Some((state, _)) if state == "lost" => {
+                let text =
+                    "the replication slot kept more WAL than max_slot_wal_keep_size allows and is lost";
+                return Err(Hopeless(text.into()).into());
+            }
+            Some(_) => {}
+        }
+        let progress = copy::progress(taker, &self.job, way).await?;
+        if !progress.enabled {
+            let text = format!(
+                "the subscription on shard {} stopped at an error, which that server's log has",
+                self.job.taker(way)
+            );
+            return Err(Hopeless(text).into());
+        }
+        Ok(())
+    }
+
+    pub(super) async fn catch_up(&mut self) -> Step {
+        self.check_flow(Way::Out).await?;
+        let n = copy::mark(&self.source, &self.job, Way::Out).await?;
+        if let Err(error) = copy::caught_up(&self.target, &self.job, Way::Out, n, CAUGHT_UP).await {
+            self.show_lag(Way::Out).await?;
+            self.job.set(&self.control, json!({ "lag": format!("{error:#}") })).await?;
+            return Ok(None);
+        }
+        let tables = self.tables().await?;
+        // Not before the copy: a row trigger would make it row by row.
+        arm::arm(&self.target, &self.job, &tables, self.buckets()).await?;
+        // The way back is made here: a slot waits for transactions under way, which must not be in the pause (H29).
+        copy::publish(&self.target, &self.job, Way::Back, &tables, self.buckets()).await?;
+        copy::slot(&mut self.target, &self.job.publication(Way::Back)).await?;
+        Ok(Some(Event::Finished))
+    }
+
+    async fn show_lag(&mut self, way: Way) -> anyhow::Result<()> {
+        let giver = self.side(self.job.giver(way));
+        let sql = "SELECT coalesce(pg_wal_lsn_diff(pg_current_wal_lsn(), confirmed_flush_lsn), 0)::int8 \
+                   FROM pg_replication_slots WHERE slot_name = $1";
+        if let Some(row) = giver.first(sql, &[&self.job.publication(way)]).await? {
+            let lag: i64 = row.try_get(0)?;
+            self.job.set(&self.control, json!({ "lag_bytes": lag })).await?;
+        }
+        Ok(())
+    }
+
+    fn way(&self) -> Way {
+        let back = matches!(
+            self.job.phase,
+            Phase::BackVerifying | Phase::BackFencing | Phase::BackReleasing | Phase::Returning
+        );
+        if back { Way::Back } else { Way::Out }
+    }
+
+    pub(super) async fn verify(&mut self) -> Step {
+        let way = self.way();
+        self.check_flow(way).await?;
+        let tables = self.tables().await?;
+        let buckets = self.buckets();
+        let slot = self.job.verify_slot(way);
+        if !self.compared {
+            // The slot of an earlier runner is kept: a new one would wait for every transaction that is open now, and what
+            // the old one collected is only compared once more.
+            let giver = if way == Way::Out { &mut self.source } else { &mut self.target };
+            copy::slot(giver, &slot).await?;
+            let lsn: String = giver.value("SELECT pg_current_wal_lsn()::text", &[]).await?;
+            let (giver, taker) = match way {
+                Way::Out => (&mut self.source, &mut self.target),
+                Way::Back => (&mut self.target, &mut self.source),
+            };
+            let (digests, suspects) = verify::digests(giver, taker, &self.job, &tables, buckets).await?;
+            let rows: i64 = digests.iter().map(|digest| digest.rows).sum();
+            let shown: serde_json::Map<_, _> = digests
+                .iter()
+                .map(|d| (d.table.clone(), json!({ "rows": d.rows, "unequal_chunks": d.unequal })))
+                .collect();
+            let text = format!(
+                "{rows} rows in {} tables compared from LSN {lsn} on; {} rows to look at again",
+                digests.len(),
+                verify::count(&suspects)
+            );
+            self.job.note(&self.control, &text).await?;
+            self.job
+                .set(&self.control, json!({ "verify": { "lsn": lsn, "rows": rows, "tables": shown } }))
+                .await?;
+            self.suspects = suspects;
+            self.compared = true;
+        }
+        self.compare_again(way).await?;
+        // One more look if much is left: rows that changed while the digests were made.
+        Ok((verify::count(&self.suspects) <= SUSPECTS_MOST).then_some(Event::Finished))
+    }
+
+    /// A round over what changed. A difference counts when two rounds find it.
+    async fn compare_again(&mut self, way: Way) -> anyhow::Result<()> {
+        let tables = self.tables().await?;
+        let buckets = self.buckets();
+        let mut found = None;
+        for _ in 0..2 {
+            let (giver, taker) = (self.side(self.job.giver(way)), self.side(self.job.taker(way)));
+            let round = verify::round(giver, taker, &self.job, way, &tables, buckets, &self.suspects).await;
+            let (suspects, real) = match round {
+                Ok(round) => round,
+                Err(error) => {
+                    // The slot was read; what it said is lost with this round.
+                    self.compared = false;
+                    return Err(error);
+                }
+            };
+            self.suspects = suspects;
+            if real.is_empty() {
+                return Ok(());
+            }
+            found = Some(real);
+        }
+        self.compared = false;
+        let real = found.unwrap_or_default();
+        Err(Different(format!("rows differ on both shards: {}", verify::show(&real))).into())
+    }
+
+    pub(super) async fn keep_ready(&mut self) -> Step {
+        if !self.compared {
+            // A new runner: what the one before it knew is compared again.
+            return Err(anyhow::Error::new(Different("compared again by a new runner".into())));
+        }
+        self.check_flow(Way::Out).await?;
+        self.compare_again(Way::Out).await?;
+        fence::advance(&self.target, &self.job.publication(Way::Back)).await?;
+        self.show_lag(Way::Out).await?;
+        if self.job.wish() != Some(Wish::Cutover) {
+            return Ok(None);
+        }
+        if let Some(who) = fence::in_the_way(&self.source, &self.job).await? {
+            let text = format!("the cut-over waits for a transaction that wrote rows of the scope: {who}");
+            if self.job.text("waits_for") != Some(&text) {
+                self.job.note(&self.control, &text).await?;
+                self.job.set(&self.control, json!({ "waits_for": text })).await?;
+            }
+            return Ok(None);
+        }
+        self.job.set(&self.control, json!({ "waits_for": null })).await?;
+        let attempt = self.job.number("attempts").unwrap_or(0) + 1;
+        self.job.go(&self.control, Phase::Fencing, &format!("attempt {attempt}")).await?;
+        Ok(None)
+    }
+
+    pub(super) async fn fence(&mut self) -> Step {
+        let way = self.way();
+        let attempt = self.job.number("attempts").unwrap_or(0) + 1;
+        // Never the number of an earlier one: that prepared transaction may still be there.
+        let serial = self.job.number("fences").unwrap_or(0) + 1;
+        self.job.set(&self.control, json!({ "attempts": attempt, "fences": serial })).await?;
+        if way == Way::Back
+            && let Err(who) = fence::unlock_when_safe(&self.source, &self.job).await?
+        {
+            anyhow::bail!("the source still has snapshots from before the cut-over: {who}");
+        }
+        let name = self.job.session_name();
+        let (giver, taker) = (self.job.giver(way), self.job.taker(way));
+        let seats = Seats {
+            catalog: self.servers.control(&name).await?,
+            giver: self.servers.primary(giver, &name).await?,
+            locker: self.servers.primary(giver, &name).await?,
+            taker: self.servers.primary(taker, &name).await?,
+        };
+        let map = catalog::map(&self.control).await?;
+        let epoch_id: String = self.control.value("SELECT gen_random_uuid()::text", &[]).await?;
+        let tables = self.tables().await?;
+        let job = self.job.clone();
+        self.compare_again(way).await?;
+        let back = self.job.publication(Way::Back);
+        if way == Way::Out {
+            fence::advance(&self.target, &back).await?;
+        }
+        let begun = std::time::Instant::now();
+        let limit =
+            job.number("fence_limit_ms").map_or(fence::LIMIT, |ms| Duration::from_millis(ms.unsigned_abs()));
+        let plan = Plan {
+            job: &job,
+            way,
+            tables: &tables,
+            map: &map,
+            suspects: self.suspects.clone(),
+            back_slot: (way == Way::Out).then_some(back),
+            epoch_id: &epoch_id,
+            attempt: serial,
+            next: if way == Way::Out { (Phase::Reversing, "flipped") } else { (Phase::Returning, "copying") },
+            limit,
+        };
+        let outcome = fence::attempt(&seats, plan).await?;
+        let ms = begun.elapsed().as_millis();
+        let (ended, times, event) = match outcome {
+            Outcome::Flipped(times) => (format!("cut over: {times}"), times, Ok(Some(Event::Flipped))),
+            Outcome::Missed(why, times) => {
+                let text = format!("not cut over after {ms} ms: {why} [{times}]");
+                (text.clone(), times, Err(anyhow::anyhow!(text)))
+            }
+            Outcome::Different(what) => {
+                self.compared = false;
+                let text = format!("not cut over: rows differ: {what}");
+                (text.clone(), fence::Times::default(), Err(Different(text).into()))
+            }
+        };
+        if event.is_err() {
+            // First everybody goes on, then it is written down.
+            self.undo(way).await?;
+        }
+        let pause_ms = begun.elapsed().as_millis();
+        self.job.note(&self.control, &format!("{ended}; {pause_ms} ms in all")).await?;
+        let entry = json!({ "ms": pause_ms, "flipped": event.is_ok(), "parts": times.json(), "why": ended });
+        let mut log = self.job.detail.get("pauses").and_then(|p| p.as_array()).cloned().unwrap_or_default();
+        if log.len() >= 50 {
+            log.remove(0);
+        }
+        log.push(entry);
+        self.job
+            .set(&self.control, json!({ "pauses": log, "missed": event.is_err().then_some(&ended) }))
+            .await?;
+        event
+    }
+
+    async fn undo(&self, way: Way) -> anyhow::Result<()> {
+        let (giver, taker) = (self.side(self.job.giver(way)), self.side(self.job.taker(way)));
+        // If the flip committed after all, its phase says so, and there is nothing to undo.
+        let now = super::job::Job::load(&self.control, self.job.id).await?;
+        if now.phase != self.job.phase {
+            return Ok(());
+        }
+        fence::release(&self.control, giver, taker, &self.job, way, self.buckets()).await
+    }
+
+    pub(super) async fn release(&mut self) -> Step {
+        let way = self.way();
+        let (giver, taker) = (self.side(self.job.giver(way)), self.side(self.job.taker(way)));
+        fence::release(&self.control, giver, taker, &self.job, way, self.buckets()).await?;
+        Ok(Some(Event::Finished))
+    }
+
+    /// Ends what proxies that have not heard of the flip have open on the old owner and its replicas (H8).
+    async fn settle(&mut self, old_owner: ShardId) -> anyhow::Result<()> {
+        let version: i64 = self.control.value("SELECT version FROM shard_catalog.control", &[]).await?;
+        let begun = std::time::Instant::now();
+        while begun.elapsed() < ACKNOWLEDGE {
+            let late = catalog::proxies(&self.control).await?;
+            if late.iter().all(|proxy| !proxy.leased || proxy.version >= version) {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let mut ended = catalog::end_sessions(&self.control, self.side(old_owner), version).await?;
+        for replica in self.servers.replicas(old_owner, &self.job.session_name()).await {
+            ended += catalog::end_sessions(&self.control, &replica, version).await?;
+        }
+        if ended > 0 {
+            let text = format!("ended {ended} sessions of proxies that do not know the new map");
+            self.job.note(&self.control, &text).await?;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn reverse(&mut self) -> Step {
+        self.settle(self.job.source).await?;
+        // Forward goes before back begins: with both, every change would go round (H29).
+        copy::take_down(&self.source, &self.target, &self.job, Way::Out).await?;
+        let conninfo = self.servers.conninfo(&self.target);
+        copy::subscribe(&self.source, &self.job, Way::Back, &conninfo, false).await?;
+        Ok(Some(Event::Finished))
+    }
+
+    pub(super) async fn keep_window(&mut self) -> Step {
+        let held = fence::unlock_when_safe(&self.source, &self.job).await?.err();
+        self.show_lag(Way::Back).await?;
+        let state = copy::slot_state(&self.target, &self.job.publication(Way::Back)).await?;
+        let progress = copy::progress(&self.source, &self.job, Way::Back).await?;
+        let way_back = match state {
+            None => "gone: the slot on the target is no more; only finish is left",
+            Some((state, _)) if state == "lost" => {
+                "gone: the slot on the target kept too much WAL; only finish is left"
+            }
+            Some(_) if !progress.enabled => "stopped at an error, which the source's log has",
+            Some(_) => "open",
+        };
+        self.job.set(&self.control, json!({ "way_back": way_back, "old_snapshots": held })).await?;
+        Ok(None)
+    }
+
+    pub(super) async fn give_back(&mut self) -> Step {
+        self.settle(self.job.target).await?;
+        copy::take_down(&self.target, &self.source, &self.job, Way::Back).await?;
+        Ok(Some(Event::Finished))
+    }
+
+    pub(super) async fn close(&mut self) -> Step {
+        copy::take_down(&self.target, &self.source, &self.job, Way::Back).await?;
+        Ok(Some(Event::Finished))
+    }
+
+    pub(super) async fn take_down_all(&mut self) -> Step {
+        copy::take_down(&self.source, &self.target, &self.job, Way::Out).await?;
+        copy::take_down(&self.target, &self.source, &self.job, Way::Back).await?;
+        Ok(Some(Event::Finished))
+    }
+
+    /// Deletes the rows of the scope from `shard`, which does not own them, and ends the motion.
+    pub(super) async fn clean(&mut self, shard: ShardId) -> Step {
+        let map = catalog::map(&self.control).await?;
+        let owner = if shard == self.job.source { self.job.target } else { self.job.source };
+        anyhow::ensure!(
+            map.owner_of(&self.job.scope) == Some(owner),
+            "shard {owner} does not own {}: rows of shard {shard} are not deleted",
+            self.job.scope
+        );
+        let version: i64 = self.control.value("SELECT version FROM shard_catalog.control", &[]).await?;
+        let moving =
+            catalog::motions(&self.control).await?.iter().any(|motion| motion.move_id == self.job.id);
+        if moving {
+            catalog::drained(&self.control, version, DRAIN, Duration::from_millis(50)).await?;
+            let db = self.side(shard);
+            catalog::end_sessions(&self.control, db, version).await?;
+            if let Err(who) = fence::unlock_when_safe(db, &self.job).await? {
+                anyhow::bail!("there are snapshots from before the cut-over: {who}");
+            }
+            let db = self.servers.primary(shard, &self.job.session_name()).await?;
+            let tables = super::tables::sharded(&db, &self.servers.config).await?;
+            let buckets = self.map.map.buckets();
+            let total = clean::delete(&db, &self.job, &tables, buckets, &self.control).await?;
+            for table in &tables {
+                let left = clean::any_row(&db, &self.job, table, buckets).await?;
+                anyhow::ensure!(!left, "rows of {} came while it was cleaned", table.full_name());
+            }
+            self.job.note(&self.control, &format!("{total} rows deleted from shard {shard}")).await?;
+        }
+        arm::disarm(&self.source, &self.job).await?;
+        arm::disarm(&self.target, &self.job).await?;
+        fence::unlock(&self.source, &self.job).await?;
+        fence::unlock(&self.target, &self.job).await?;
+        catalog::end_motion(&self.control, &self.job).await?;
+        Ok(Some(Event::Finished))
+    }
+}

@@ -1,0 +1,158 @@
+//! Which tables hold rows of a scope, what identifies a row of theirs, and whether both shards define them alike.
+
+use std::collections::BTreeMap;
+
+use shard_config::{Config, KeyType, TableKind};
+
+use super::scope::{Scope, ident, literal};
+use crate::direct::Db;
+
+/// A sharded table; a partitioned one stands for its partitions.
+#[derive(Debug, Clone)]
+pub struct Table {
+    pub schema: String,
+    pub name: String,
+    pub partitioned: bool,
+    pub unlogged: bool,
+    /// `relreplident`: d, f, n or i.
+    pub identity: String,
+    pub key_column: String,
+    pub key_type: KeyType,
+    /// Columns of the primary key with their types, in its order.
+    pub primary_key: Vec<(String, String)>,
+    /// Columns that are stored (not generated ones), by name, so that both shards say them in one order.
+    pub columns: Vec<String>,
+    /// Of all partitions, with toast and without indexes.
+    pub bytes: i64,
+    /// PostgreSQL's estimate.
+    pub rows: i64,
+}
+
+impl Table {
+    /// As SQL reads it.
+    pub fn sql(&self) -> String {
+        format!("{}.{}", ident(&self.schema), ident(&self.name))
+    }
+
+    /// For people, and for `pgoutput`'s relations.
+    pub fn full_name(&self) -> String {
+        format!("{}.{}", self.schema, self.name)
+    }
+
+    /// Whether a row (of alias `row`, with the dot, or none) belongs to `scope`.
+    pub fn predicate(&self, row: &str, scope: &Scope, buckets: u16) -> String {
+        scope.sql(&format!("{row}{}", ident(&self.key_column)), self.key_type, buckets)
+    }
+
+    /// One text for the whole row (of alias `row`, with the dot, or none), equal on both shards for equal rows.
+    pub fn row_text(&self, row: &str) -> String {
+        let columns: Vec<_> = self.columns.iter().map(|column| format!("{row}{}", ident(column))).collect();
+        format!("ROW({})::text", columns.join(", "))
+    }
+
+    /// One text for the primary key.
+    pub fn key_text(&self) -> String {
+        let columns: Vec<_> = self.primary_key.iter().map(|(column, _)| ident(column)).collect();
+        format!("ROW({})::text", columns.join(", "))
+    }
+}
+
+/// Every table of the shard whose rows are placed by the sharding key.
+pub async fn sharded(db: &Db, config: &Config) -> anyhow::Result<Vec<Table>> {
+    let rules: BTreeMap<&str, &shard_config::TableRule> =
+        config.tables.iter().map(|rule| (rule.name.as_str(), rule)).collect();
+    let sql = "SELECT n.nspname::text, c.relname::text, c.relkind = 'p', c.relpersistence = 'u', c.relreplident::text,
+            array(SELECT a.attname::text FROM pg_attribute a
+                   WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' ORDER BY a.attname),
+            array(SELECT format_type(a.atttypid, a.atttypmod) FROM pg_attribute a
+                   WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' ORDER BY a.attname),
+            array(SELECT a.attname::text FROM pg_index i CROSS JOIN unnest(i.indkey::int2[]) WITH ORDINALITY k (attnum, n)
+                    JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = k.attnum
+                   WHERE i.indrelid = c.oid AND i.indisprimary ORDER BY k.n),
+            pg_table_size(c.oid) + (SELECT coalesce(sum(pg_table_size(t.relid)), 0)::int8 FROM pg_partition_tree(c.oid) t WHERE t.isleaf),
+            (greatest(c.reltuples, 0) + (SELECT coalesce(sum(greatest(l.reltuples, 0)), 0) FROM pg_partition_tree(c.oid) t
+               JOIN pg_class l ON l.oid = t.relid WHERE t.isleaf AND c.relkind = 'p')
+               - CASE WHEN c.relkind = 'p' THEN greatest(c.reltuples, 0) ELSE 0 END)::int8
+        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence <> 't'
+          AND n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'shard_catalog')
+        ORDER BY 1, 2";
+    let mut tables = Vec::new();
+    for row in db.rows(sql, &[]).await? {
+        let (schema, name): (String, String) = (row.try_get(0)?, row.try_get(1)?);
+        let columns: Vec<String> = row.try_get(5)?;
+        let types: Vec<String> = row.try_get(6)?;
+        let rule = rules.get(format!("{schema}.{name}").as_str());
+        if rule.is_some_and(|rule| rule.kind != TableKind::Sharded) {
+            continue;
+        }
+        let key_column = rule.and_then(|rule| rule.key.clone()).unwrap_or_else(|| config.key.column.clone());
+        let key_type = rule.and_then(|rule| rule.key_type).unwrap_or(config.key.key_type);
+        let type_of =
+            |column: &str| columns.iter().position(|name| name == column).map(|at| types[at].as_str());
+        if type_of(&key_column).and_then(KeyType::from_name) != Some(key_type) {
+            continue;
+        }
+        let key: Vec<String> = row.try_get(7)?;
+        let primary_key =
+            key.iter().filter_map(|column| Some((column.clone(), type_of(column)?.to_owned()))).collect();
+        tables.push(Table {
+            schema,
+            name,
+            partitioned: row.try_get(2)?,
+            unlogged: row.try_get(3)?,
+            identity: row.try_get(4)?,
+            key_column,
+            key_type,
+            primary_key,
+            columns,
+            bytes: row.try_get(8)?,
+            rows: row.try_get(9)?,
+        });
+    }
+    Ok(tables)
+}
+
+/// The tree of `$1`: `pg_partition_tree` knows nothing of a table that is neither partitioned nor a partition.
+pub const TREE: &str = "(SELECT relid::oid, isleaf, level FROM pg_partition_tree($1::text::regclass) \
+     UNION ALL SELECT $1::text::regclass::oid, true, 0 WHERE NOT EXISTS (SELECT FROM pg_partition_tree($1::text::regclass)))";
+
+/// The ordinary tables that hold the rows: the partitions, or the table itself.
+pub async fn leaves(db: &Db, table: &Table) -> anyhow::Result<Vec<String>> {
+    relations(db, table, "WHERE t.isleaf").await
+}
+
+/// The table and all its partitions, roots first.
+pub async fn tree(db: &Db, table: &Table) -> anyhow::Result<Vec<String>> {
+    relations(db, table, "").await
+}
+
+async fn relations(db: &Db, table: &Table, which: &str) -> anyhow::Result<Vec<String>> {
+    let sql = format!(
+        "SELECT format('%I.%I', n.nspname, c.relname) FROM {TREE} t JOIN pg_class c ON c.oid = t.relid \
+         JOIN pg_namespace n ON n.oid = c.relnamespace {which} ORDER BY t.level, 1"
+    );
+    let rows = db.rows(&sql, &[&table.sql()]).await?;
+    rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
+}
+
+/// Everything of a definition that must be equal for rows to be the same on both shards, by table: columns, keys,
+/// checks, and partitions with their bounds.
+pub async fn definitions(db: &Db, tables: &[Table]) -> anyhow::Result<BTreeMap<String, String>> {
+    let names: Vec<_> = tables.iter().map(|table| literal(&table.sql())).collect();
+    let sql = format!(
+        "SELECT t.name, coalesce((SELECT string_agg(a.attname || ' ' || format_type(a.atttypid, a.atttypmod)
+                    || CASE WHEN a.attnotnull THEN ' not null' ELSE '' END || a.attgenerated::text, ', ' ORDER BY a.attname)
+                  FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped), 'no such table')
+            || coalesce((SELECT ' | ' || string_agg(pg_get_constraintdef(k.oid), '; ' ORDER BY pg_get_constraintdef(k.oid))
+                  FROM pg_constraint k WHERE k.conrelid = c.oid AND k.contype IN ('p', 'u', 'c', 'f', 'x')), '')
+            || coalesce((SELECT ' | ' || string_agg(pg_get_expr(p.relpartbound, p.oid), '; ' ORDER BY pg_get_expr(p.relpartbound, p.oid))
+                  FROM pg_partition_tree(c.oid) l JOIN pg_class p ON p.oid = l.relid WHERE l.level > 0), '')
+            || coalesce((SELECT ' | ' || string_agg(pg_get_triggerdef(g.oid), '; ' ORDER BY g.tgname)
+                  FROM pg_trigger g WHERE g.tgrelid = c.oid AND NOT g.tgisinternal AND g.tgname NOT LIKE 'zzz_shard_move_%'), '')
+        FROM unnest(ARRAY[{}]::text[]) AS t (name) LEFT JOIN pg_class c ON c.oid = to_regclass(t.name)",
+        names.join(", ")
+    );
+    let rows = db.rows(&sql, &[]).await?;
+    rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
+}

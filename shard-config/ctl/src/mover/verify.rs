@@ -1,0 +1,325 @@
+//! Are both shards equal? Digests of chunks first, then row by row what may have changed since (H13).
+//!
+//! A digest of a table that changes proves nothing, so a second slot, made before the digests, collects every row that
+//! changes from then on. A row that differs when both sides have seen the same marks, and that has not changed since, is a
+//! real difference; one that changed is looked at again. What is left when writes are fenced is small enough to be
+//! compared inside the pause.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use anyhow::Context;
+
+use super::changes::{Changed, Collector, Key};
+use super::copy;
+use super::job::{Job, Way};
+use super::scope::hash_sql;
+use super::tables::Table;
+use crate::direct::Db;
+
+/// Groups of rows, by bits of the hash that no bucket uses, whose digests are compared.
+const CHUNKS: u32 = 256;
+/// Rows compared one by one; more than this is no coincidence of a busy system.
+pub const ROWS_MAX: usize = 200_000;
+/// Rows of one statement.
+const BATCH: usize = 2_000;
+/// A digest reads whole tables.
+const PATIENCE: Duration = Duration::from_secs(3600);
+
+/// Rows whose equality is not proved yet.
+pub type Suspects = Changed;
+
+/// One table's outcome.
+#[derive(Debug, Clone)]
+pub struct Digest {
+    pub table: String,
+    pub rows: i64,
+    /// Chunks that were unequal, which is normal while rows change.
+    pub unequal: usize,
+}
+
+pub fn count(suspects: &Suspects) -> usize {
+    suspects.values().map(BTreeSet::len).sum()
+}
+
+/// Digests every table on both sides. Returns what each table has, and the rows that differ in this moment.
+pub async fn digests(
+    giver: &mut Db,
+    taker: &mut Db,
+    job: &Job,
+    tables: &[Table],
+    buckets: u16,
+) -> anyhow::Result<(Vec<Digest>, Suspects)> {
+    let patience = giver.patience;
+    (giver.patience, taker.patience) = (PATIENCE, PATIENCE);
+    let outcome = all_digests(giver, taker, job, tables, buckets).await;
+    (giver.patience, taker.patience) = (patience, patience);
+    outcome
+}
+
+async fn all_digests(
+    giver: &Db,
+    taker: &Db,
+    job: &Job,
+    tables: &[Table],
+    buckets: u16,
+) -> anyhow::Result<(Vec<Digest>, Suspects)> {
+    let (mut digests, mut suspects) = (Vec::new(), Suspects::new());
+    for table in tables {
+        let (ours, theirs) =
+            tokio::try_join!(chunks(giver, table, job, buckets), chunks(taker, table, job, buckets))?;
+        let numbers: BTreeSet<_> = ours.keys().chain(theirs.keys()).copied().collect();
+        let unequal: Vec<i32> =
+            numbers.into_iter().filter(|chunk| ours.get(chunk) != theirs.get(chunk)).collect();
+        let rows = ours.values().map(|(rows, _)| rows).sum();
+        if !unequal.is_empty() {
+            let (ours, theirs) = tokio::try_join!(
+                rows_of_chunks(giver, table, job, buckets, &unequal),
+                rows_of_chunks(taker, table, job, buckets, &unequal)
+            )?;
+            let keys: BTreeSet<_> = ours.keys().chain(theirs.keys()).collect();
+            let differing = keys.into_iter().filter(|key| ours.get(*key) != theirs.get(*key));
+            let differing: BTreeSet<Key> = differing.cloned().collect();
+            anyhow::ensure!(
+                differing.len() <= ROWS_MAX,
+                "{} rows of {} differ",
+                differing.len(),
+                table.full_name()
+            );
+            if !differing.is_empty() {
+                suspects.insert(table.full_name(), differing);
+            }
+        }
+        digests.push(Digest { table: table.full_name(), rows, unequal: unequal.len() });
+    }
+    Ok((digests, suspects))
+}
+
+/// Buckets are the low bits of the hash, so a chunk takes higher ones and every range of buckets has all chunks.
+fn chunk_sql(table: &Table) -> String {
+    let hash = hash_sql(&super::scope::ident(&table.key_column), table.key_type);
+    // The key alone would put a whole tenant into one chunk.
+    format!("(({hash} >> 20) # hashtextextended({}, 1)) & {}", table.key_text(), CHUNKS - 1)
+}
+
+async fn chunks(
+    db: &Db,
+    table: &Table,
+    job: &Job,
+    buckets: u16,
+) -> anyhow::Result<BTreeMap<i32, (i64, String)>> {
+    let sql = format!(
+        "SELECT ({})::int4, count(*), sum(hashtextextended({}, 0))::text FROM {} WHERE {} GROUP BY 1",
+        chunk_sql(table),
+        table.row_text(""),
+        table.sql(),
+        table.predicate("", &job.scope, buckets)
+    );
+    let rows = db.rows(&sql, &[]).await.with_context(|| format!("the digest of {}", table.full_name()))?;
+    rows.iter().map(|row| Ok((row.try_get(0)?, (row.try_get(1)?, row.try_get(2)?)))).collect()
+}
+
+/// A digest of each row, by primary key.
+type Rows = BTreeMap<Key, i64>;
+
+async fn rows_of_chunks(
+    db: &Db,
+    table: &Table,
+    job: &Job,
+    buckets: u16,
+    chunks: &[i32],
+) -> anyhow::Result<Rows> {
+    let sql = format!(
+        "SELECT {}, hashtextextended({}, 0) FROM {} WHERE {} AND ({})::int4 = ANY ($1) LIMIT {}",
+        key_array(table),
+        table.row_text(""),
+        table.sql(),
+        table.predicate("", &job.scope, buckets),
+        chunk_sql(table),
+        // Two chunks of a large table may be more than this process should hold: then it is not settled row by row.
+        ROWS_MAX * 10
+    );
+    let rows = db.rows(&sql, &[&chunks]).await?;
+    anyhow::ensure!(
+        rows.len() < ROWS_MAX * 10,
+        "too many rows of {} are in unequal chunks",
+        table.full_name()
+    );
+    rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
+}
+
+fn key_array(table: &Table) -> String {
+    let columns: Vec<_> = table
+        .primary_key
+        .iter()
+        .map(|(column, _)| format!("{}::text", super::scope::ident(column)))
+        .collect();
+    format!("ARRAY[{}]::text[]", columns.join(", "))
+}
+
+/// The rows of `keys` as one side has them; those that it has not are missing from the answer.
+async fn rows_of_keys(
+    db: &Db,
+    table: &Table,
+    job: &Job,
+    buckets: u16,
+    keys: &[&Key],
+) -> anyhow::Result<Rows> {
+    let columns: Vec<Vec<&str>> = (0..table.primary_key.len())
+        .map(|at| keys.iter().map(|key| key.get(at).map_or("", String::as_str)).collect())
+        .collect();
+    let names = (0..columns.len()).map(|n| format!("k{n}")).collect::<Vec<_>>().join(", ");
+    let arrays = (1..=columns.len()).map(|n| format!("${n}::text[]")).collect::<Vec<_>>().join(", ");
+    let join: Vec<_> = table
+        .primary_key
+        .iter()
+        .enumerate()
+        .map(|(n, (column, kind))| format!("t.{} = k.k{n}::{kind}", super::scope::ident(column)))
+        .collect();
+    // Answered under the key as it was asked for: texts of one value may differ (`char(n)` pads or not).
+    let sql = format!(
+        "SELECT ARRAY[{}]::text[], hashtextextended({}, 0) FROM unnest({arrays}) AS k ({names}) JOIN {} t ON {} WHERE {}",
+        names.replace("k", "k.k"),
+        table.row_text("t."),
+        table.sql(),
+        join.join(" AND "),
+        table.predicate("t.", &job.scope, buckets)
+    );
+    let params: Vec<&(dyn tokio_postgres::types::ToSql + Sync)> =
+        columns.iter().map(|column| column as &(dyn tokio_postgres::types::ToSql + Sync)).collect();
+    let rows = db.rows(&sql, &params).await?;
+    rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
+}
+
+/// Compares the rows of `suspects` on both sides and returns those that differ.
+pub async fn compare(
+    giver: &Db,
+    taker: &Db,
+    job: &Job,
+    tables: &[Table],
+    buckets: u16,
+    suspects: &Suspects,
+) -> anyhow::Result<Suspects> {
+    let mut unequal = Suspects::new();
+    for table in tables {
+        let Some(keys) = suspects.get(&table.full_name()) else { continue };
+        let keys: Vec<&Key> = keys.iter().collect();
+        let mut differing = BTreeSet::new();
+        for batch in keys.chunks(BATCH) {
+            let (ours, theirs) = tokio::try_join!(
+                rows_of_keys(giver, table, job, buckets, batch),
+                rows_of_keys(taker, table, job, buckets, batch)
+            )?;
+            let differs = |key: &&&Key| ours.get(**key) != theirs.get(**key);
+            differing.extend(batch.iter().filter(differs).map(|key| (*key).clone()));
+        }
+        if !differing.is_empty() {
+            unequal.insert(table.full_name(), differing);
+        }
+    }
+    Ok(unequal)
+}
+
+/// Whether what was read from the verify slot is done with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Read {
+    Take,
+    /// It stays, for who comes after an attempt that fails.
+    Peek,
+}
+
+/// The rows that the verify slot saw changing since it was last taken from. `most` bounds what is kept.
+pub async fn changes(
+    giver: &Db,
+    job: &Job,
+    way: Way,
+    tables: &[Table],
+    read: Read,
+    most: usize,
+) -> anyhow::Result<Changed> {
+    let keys = tables
+        .iter()
+        .map(|table| {
+            (table.full_name(), table.primary_key.iter().map(|(column, _)| column.clone()).collect())
+        })
+        .collect();
+    let mut collector = Collector::new(keys);
+    let verb = if read == Read::Take { "get" } else { "peek" };
+    let sql = format!(
+        "SELECT data FROM pg_logical_slot_{verb}_binary_changes($1, NULL, $2, 'proto_version', '1', 'publication_names', $3)"
+    );
+    // Messages of one call. A peek begins at the same place each time, so it is one call for all.
+    let part = if read == Read::Take { 20_000 } else { i32::try_from(most.saturating_mul(8))? };
+    loop {
+        let rows = giver
+            .rows(&sql, &[&job.verify_slot(way), &part, &job.publication(way)])
+            .await
+            .context("reading what changed")?;
+        for row in &rows {
+            collector.message(row.try_get(0)?)?;
+        }
+        let full = rows.len() >= usize::try_from(part)?;
+        anyhow::ensure!(
+            collector.rows() <= most && !(full && read == Read::Peek),
+            "more than {most} rows changed since both sides were compared"
+        );
+        if !full {
+            return Ok(collector.changed);
+        }
+    }
+}
+
+pub fn add(suspects: &mut Suspects, more: Changed) {
+    for (table, keys) in more {
+        suspects.entry(table).or_default().extend(keys);
+    }
+}
+
+/// One round: what changed and what was suspect is compared once both sides have the same mark. Returns the rows that
+/// are still unequal, and the rows that were unequal before and have not changed since: those are real differences.
+pub async fn round(
+    giver: &Db,
+    taker: &Db,
+    job: &Job,
+    way: Way,
+    tables: &[Table],
+    buckets: u16,
+    suspects: &Suspects,
+) -> anyhow::Result<(Suspects, Suspects)> {
+    let changed = changes(giver, job, way, tables, Read::Take, ROWS_MAX).await?;
+    let mut all = suspects.clone();
+    add(&mut all, changed);
+    let n = copy::mark(giver, job, way).await?;
+    copy::caught_up(taker, job, way, n, Duration::from_secs(60)).await?;
+    let unequal = compare(giver, taker, job, tables, buckets, &all).await?;
+    if unequal.is_empty() {
+        return Ok((unequal, Suspects::new()));
+    }
+    // Unequal although the target has applied all up to the mark: either the row changed after it, which the slot knows
+    // once it is flushed (the commit of another mark sees to that), or it is different.
+    copy::mark(giver, job, way).await?;
+    let since = changes(giver, job, way, tables, Read::Take, ROWS_MAX).await?;
+    let still = |(table, keys): (&String, &BTreeSet<Key>)| {
+        let moving = since.get(table);
+        let left: BTreeSet<Key> =
+            keys.iter().filter(|key| moving.is_none_or(|moving| !moving.contains(*key))).cloned().collect();
+        (!left.is_empty()).then(|| (table.clone(), left))
+    };
+    let real: Suspects = unequal.iter().filter_map(still).collect();
+    let mut next = unequal;
+    add(&mut next, since);
+    Ok((next, real))
+}
+
+/// For people: the first few keys of each table.
+pub fn show(suspects: &Suspects) -> String {
+    let tables: Vec<_> = suspects
+        .iter()
+        .map(|(table, keys)| {
+            let first: Vec<_> = keys.iter().take(3).map(|key| format!("({})", key.join(", "))).collect();
+            let more = if keys.len() > 3 { format!(" and {} more", keys.len() - 3) } else { String::new() };
+            format!("{table}: {}{more}", first.join(", "))
+        })
+        .collect();
+    tables.join("; ")
+}

@@ -1,0 +1,172 @@
+//! A mover that is killed in any phase, an operator who changes his mind in any phase, a map that changes meanwhile.
+
+use std::time::Duration;
+
+use shardctl::mover::machine::{Phase, Wish};
+use shardctl::mover::run::{End, Options};
+use shardctl::mover::scope::Scope;
+
+use crate::bed::{Bed, Writers};
+use crate::proxy::Proxy;
+
+const ALL: Options = Options { auto: true, finish: true, stay: false };
+
+/// Kills the runner as soon as the move is seen in `phase`, or is over because it was there for an instant only.
+async fn kill_in(bed: &Bed, id: i64, phase: Phase, options: Options) {
+    let runner = bed.spawn(id, options);
+    bed.until_or_over(id, phase).await;
+    runner.abort();
+    let _ = runner.await;
+}
+
+/// Every phase of the way there, one after the other in one move: killed in each, resumed, killed in the next.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mover_killed_in_every_phase_is_resumed() {
+    let bed = Bed::start(2).await;
+    let proxy = Proxy::start(&bed.servers).await;
+    let writers = Writers::start(&proxy, 3);
+    let job = bed.plan(&Scope::of_range(0, 15), 1, 2).await;
+    for phase in [
+        Phase::Preflight,
+        Phase::Announcing,
+        Phase::Arming,
+        Phase::Copying,
+        Phase::CatchingUp,
+        Phase::Verifying,
+        Phase::Ready,
+        Phase::Fencing,
+        Phase::Reversing,
+        Phase::Window,
+    ] {
+        kill_in(&bed, job.id, phase, Options { auto: true, finish: false, stay: true }).await;
+    }
+    for phase in [Phase::Closing, Phase::Cleaning] {
+        kill_in(&bed, job.id, phase, ALL).await;
+    }
+    assert_eq!(bed.run(job.id, ALL).await, End::Over);
+    let posted = writers.stop().await;
+    assert_eq!(bed.load(job.id).await.phase, Phase::Done, "{}", bed.story(job.id).await);
+    bed.check_rows(posted).await;
+    bed.check_clean().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mover_killed_in_every_phase_of_the_way_back_is_resumed() {
+    let bed = Bed::start(2).await;
+    let proxy = Proxy::start(&bed.servers).await;
+    let writers = Writers::start(&proxy, 3);
+    let job = bed.plan(&Scope::of_range(0, 15), 1, 2).await;
+    let auto = Options { auto: true, finish: false, stay: false };
+    assert_eq!(bed.run(job.id, auto).await, End::Waiting);
+    assert_eq!(bed.load(job.id).await.phase, Phase::Window, "{}", bed.story(job.id).await);
+    bed.ask(job.id, Wish::Rollback).await;
+    for phase in [Phase::BackVerifying, Phase::BackFencing, Phase::Returning, Phase::Emptying] {
+        kill_in(&bed, job.id, phase, Options::default()).await;
+    }
+    assert_eq!(bed.run(job.id, Options::default()).await, End::Over);
+    let posted = writers.stop().await;
+    assert_eq!(bed.load(job.id).await.phase, Phase::RolledBack, "{}", bed.story(job.id).await);
+    bed.check_rows(posted).await;
+    bed.check_clean().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_abort_in_every_phase_leaves_nothing() {
+    let bed = Bed::start(2).await;
+    let proxy = Proxy::start(&bed.servers).await;
+    let writers = Writers::start(&proxy, 3);
+    for phase in [
+        Phase::Announcing,
+        Phase::Arming,
+        Phase::Copying,
+        Phase::CatchingUp,
+        Phase::Verifying,
+        Phase::Ready,
+        Phase::Fencing,
+    ] {
+        let job = bed.plan(&Scope::of_range(0, 15), 1, 2).await;
+        let auto = Options { auto: phase == Phase::Fencing, finish: false, stay: false };
+        kill_in(&bed, job.id, phase, auto).await;
+        // The flip may have been on its way when the mover died.
+        let flipped = bed.load(job.id).await.phase.target_owns();
+        bed.ask(job.id, if flipped { Wish::Rollback } else { Wish::Abort }).await;
+        assert_eq!(bed.run(job.id, Options::default()).await, End::Over, "{phase:?}");
+        let ended = bed.load(job.id).await.phase;
+        let expected = if flipped { Phase::RolledBack } else { Phase::Aborted };
+        assert_eq!(ended, expected, "{phase:?}\n{}", bed.story(job.id).await);
+        bed.check_clean().await;
+    }
+    let posted = writers.stop().await;
+    bed.check_rows(posted).await;
+}
+
+/// H6: an attempt that began with another map than the one in use changes nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn h6_a_map_that_changed_meanwhile_is_not_overwritten() {
+    let bed = Bed::start(2).await;
+    let job = bed.plan(&Scope::of_range(0, 15), 1, 2).await;
+    assert_eq!(bed.run(job.id, Options::default()).await, End::Waiting);
+    let seen = shardctl::mover::catalog::map(&bed.control).await.unwrap();
+    bed.control
+        .run("INSERT INTO shard_catalog.map (epoch, buckets, ranges, overrides) SELECT 2, buckets, ranges, overrides FROM shard_catalog.map")
+        .await
+        .unwrap();
+    let mut job = bed.load(job.id).await;
+    job.go(&bed.control, Phase::Fencing, "a test").await.unwrap();
+    let id = "00000000-0000-4000-8000-000000000001";
+    let flip =
+        shardctl::mover::catalog::Flip { owner: job.target, phase: Phase::Reversing, stage: "flipped", id };
+    assert!(!shardctl::mover::catalog::flip(&bed.control, &job, &seen, &flip).await.unwrap());
+    assert_eq!(bed.load(job.id).await.phase, Phase::Fencing, "the phase goes with the map or not at all");
+    assert_eq!(shardctl::mover::catalog::map(&bed.control).await.unwrap().map.epoch(), 2);
+    // The next attempt begins with the map of today.
+    assert_eq!(bed.run(job.id, ALL).await, End::Over);
+    assert_eq!(shardctl::mover::catalog::map(&bed.control).await.unwrap().map.epoch(), 3);
+    bed.check_rows(0).await;
+    bed.check_clean().await;
+}
+
+/// H30: a proxy that has not drained keeps the copy from beginning, and the fence from closing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn h30_nothing_goes_on_before_every_proxy_has_drained() {
+    let bed = Bed::start(2).await;
+    bed.control
+        .run("INSERT INTO shard_catalog.proxy (id, name, address, backend_tag, lease_until, version, drained, epoch, note) \
+              VALUES ('x', 'slow', '', '8', clock_timestamp() + interval '10 minutes', 1, 1, 1, 'client 7, 12 s')")
+        .await
+        .unwrap();
+    let job = bed.plan(&Scope::of_range(0, 15), 1, 2).await;
+    let runner = bed.spawn(job.id, ALL);
+    bed.until(job.id, Phase::Announcing).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(bed.load(job.id).await.phase, Phase::Announcing);
+    assert_eq!(bed.control.value::<i64>("SELECT count(*) FROM pg_publication", &[]).await.unwrap(), 0);
+    bed.control.run("UPDATE shard_catalog.proxy SET version = 2, drained = 2").await.unwrap();
+    bed.until(job.id, Phase::Fencing).await;
+    // It never drains the hold: the attempt is given up in time and everybody goes on.
+    bed.until(job.id, Phase::Releasing).await;
+    let stage: String = bed.control.value("SELECT stage FROM shard_catalog.motion", &[]).await.unwrap();
+    assert_eq!(stage, "copying");
+    let job_now = bed.load(job.id).await;
+    let pause = job_now.detail["pauses"][0]["ms"].as_i64().unwrap();
+    assert!(pause <= 500, "{pause} ms\n{}", bed.story(job.id).await);
+    assert!(bed.story(job.id).await.contains("slow"), "{}", bed.story(job.id).await);
+    bed.control.run("DELETE FROM shard_catalog.proxy").await.unwrap();
+    assert_eq!(runner.await.unwrap().unwrap(), End::Over, "{}", bed.story(job.id).await);
+    bed.check_rows(0).await;
+    bed.check_clean().await;
+}
+
+/// Of two runners the second is told about the first.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_move_has_one_runner() {
+    let bed = Bed::start(2).await;
+    let job = bed.plan(&Scope::of_range(0, 15), 1, 2).await;
+    let first = bed.spawn(job.id, Options { auto: false, finish: false, stay: true });
+    bed.until(job.id, Phase::Ready).await;
+    let refused = shardctl::mover::run::run(&bed.servers, job.id, ALL).await.unwrap_err();
+    assert!(format!("{refused:#}").contains("has a runner already"), "{refused:#}");
+    bed.ask(job.id, Wish::Abort).await;
+    assert_eq!(first.await.unwrap().unwrap(), End::Over);
+    bed.check_clean().await;
+}

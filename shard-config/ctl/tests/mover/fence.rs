@@ -1,0 +1,212 @@
+//! The hard fence, without any proxy's manners.
+
+use std::time::Duration;
+
+use shard_config::ShardId;
+use shardctl::mover::job::Way;
+use shardctl::mover::machine::{Phase, Wish};
+use shardctl::mover::run::{End, Options};
+use shardctl::mover::scope::Scope;
+use shardctl::mover::{fence, tables};
+use tokio_postgres::error::SqlState;
+
+use crate::bed::{BUCKETS, Bed, bucket, tenant};
+
+fn code(error: &tokio_postgres::Error) -> String {
+    error.code().map(SqlState::code).unwrap_or_default().to_owned()
+}
+
+/// A writer of each isolation level that began before the fence (with a snapshot, as a proxy that was stopped in the middle
+/// of a transaction would have it) writes after it, and one that begins after it; the mover is dead meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn h1_no_isolation_level_writes_behind_the_fence() {
+    let bed = Bed::start(2).await;
+    let scope = Scope::of_range(0, 31);
+    let job = bed.plan(&scope, 1, 2).await;
+    assert_eq!(bed.run(job.id, Options::default()).await, End::Waiting);
+    let inside = (0..200).map(tenant).find(|t| bucket(t) < 32).unwrap();
+    let outside = (0..200).map(tenant).find(|t| bucket(t) >= 32).unwrap();
+    let source = bed.direct(1).await;
+    source
+        .execute("INSERT INTO public.accounts (tenant_id, id) VALUES ($1, 99)", &[&outside])
+        .await
+        .expect("rows of other buckets are written as ever");
+
+    let mut older = Vec::new();
+    for level in ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"] {
+        let client = bed.direct(1).await;
+        client
+            .batch_execute(&format!("BEGIN ISOLATION LEVEL {level}; SELECT count(*) FROM public.accounts"))
+            .await
+            .unwrap();
+        older.push((level, client));
+    }
+    // The mover fences and dies.
+    let mut job = bed.load(job.id).await;
+    job.go(&bed.control, Phase::Fencing, "a test").await.unwrap();
+    {
+        let locker = bed.shard(1).await;
+        fence::lock(&locker, &job, 1, Duration::from_millis(200)).await.unwrap();
+        fence::shut(&bed.shard(1).await, &job, Way::Out, BUCKETS).await.unwrap();
+    }
+    let insert = "INSERT INTO public.accounts (tenant_id, id) VALUES ($1, 77)";
+    for (level, client) in &older {
+        let refused = client.execute(insert, &[&inside]).await.expect_err(level);
+        assert_eq!(code(&refused), "40001", "{level}: {refused:?}");
+        client.batch_execute("ROLLBACK").await.unwrap();
+        for statement in [
+            "INSERT INTO public.accounts (tenant_id, id) VALUES ($1, 78)",
+            "UPDATE public.accounts SET balance = 1 WHERE tenant_id = $1",
+            "DELETE FROM public.entries WHERE tenant_id = $1",
+        ] {
+            client.batch_execute(&format!("BEGIN ISOLATION LEVEL {level}")).await.unwrap();
+            let refused = client.execute(statement, &[&inside]).await.expect_err(level);
+            assert_eq!(code(&refused), "40001", "{level}: {statement}: {refused:?}");
+            client.batch_execute("ROLLBACK").await.unwrap();
+        }
+        // A row that would come into the scope from outside.
+        let into = "UPDATE public.accounts SET tenant_id = $1 WHERE tenant_id = $2 AND id = 99";
+        assert_eq!(code(&client.execute(into, &[&inside, &outside]).await.expect_err(level)), "40001");
+        client
+            .execute("UPDATE public.accounts SET balance = 5 WHERE tenant_id = $1 AND id = 99", &[&outside])
+            .await
+            .unwrap();
+    }
+    assert!(
+        fence::unlock_when_safe(&bed.shard(1).await, &job).await.unwrap().is_ok(),
+        "every snapshot is younger"
+    );
+    // Without the lock the row alone refuses.
+    assert_eq!(code(&source.execute(insert, &[&inside]).await.unwrap_err()), "40001");
+
+    // One command, and everybody goes on.
+    bed.ask(job.id, Wish::Abort).await;
+    assert_eq!(bed.run(job.id, Options::default()).await, End::Over);
+    source
+        .execute("DELETE FROM public.accounts WHERE tenant_id = $1 AND id = 99", &[&outside])
+        .await
+        .unwrap();
+    source.execute(insert, &[&inside]).await.expect("the source takes writes again");
+    source.execute("DELETE FROM public.accounts WHERE tenant_id = $1 AND id = 77", &[&inside]).await.unwrap();
+    bed.check_rows(0).await;
+    bed.check_clean().await;
+}
+
+/// An old snapshot keeps the lock, whoever asks.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn h1_the_lock_stays_while_a_snapshot_is_older_than_the_fence() {
+    let bed = Bed::start(2).await;
+    let job = bed.plan(&Scope::of_range(0, 31), 1, 2).await;
+    assert_eq!(bed.run(job.id, Options::default()).await, End::Waiting);
+    let old = bed.direct(1).await;
+    old.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM public.accounts")
+        .await
+        .unwrap();
+    let job = bed.load(job.id).await;
+    let giver = bed.shard(1).await;
+    fence::lock(&bed.shard(1).await, &job, 1, Duration::from_millis(200)).await.unwrap();
+    fence::shut(&giver, &job, Way::Out, BUCKETS).await.unwrap();
+    let kept = fence::unlock_when_safe(&giver, &job).await.unwrap().unwrap_err();
+    assert!(kept.contains("app"), "{kept}");
+    old.batch_execute("COMMIT").await.unwrap();
+    assert!(fence::unlock_when_safe(&giver, &job).await.unwrap().is_ok());
+    fence::release(&bed.control, &giver, &bed.shard(2).await, &job, Way::Out, BUCKETS).await.unwrap();
+}
+
+/// A writer that does not end keeps the fence away, and nobody waits behind the attempt for longer than it may take.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn h14_an_open_transaction_is_waited_for_without_holding_anybody() {
+    let bed = Bed::start(2).await;
+    let job = bed.plan(&Scope::of_range(0, 31), 1, 2).await;
+    assert_eq!(bed.run(job.id, Options::default()).await, End::Waiting);
+    let inside = (0..200).map(tenant).find(|t| bucket(t) < 32).unwrap();
+    let idle = bed.direct(1).await;
+    idle.batch_execute("BEGIN").await.unwrap();
+    idle.execute("UPDATE public.accounts SET balance = balance WHERE tenant_id = $1", &[&inside])
+        .await
+        .unwrap();
+    let job = bed.load(job.id).await;
+    // The lock by itself: refused in time, and nothing of it stays.
+    let begun = std::time::Instant::now();
+    let refused = fence::lock(&bed.shard(1).await, &job, 1, Duration::from_millis(400)).await.unwrap_err();
+    assert!(
+        begun.elapsed() < Duration::from_millis(400) && format!("{refused}").contains("did not end"),
+        "{refused}"
+    );
+    // The runner does not even begin.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let runner = bed.spawn(job.id, Options { auto: true, finish: true, stay: false });
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    assert_eq!(bed.load(job.id).await.phase, Phase::Ready);
+    assert!(bed.story(job.id).await.contains("idle in transaction"), "{}", bed.story(job.id).await);
+    idle.batch_execute("COMMIT").await.unwrap();
+    assert_eq!(runner.await.unwrap().unwrap(), End::Over, "{}", bed.story(job.id).await);
+    bed.check_rows(0).await;
+    bed.check_clean().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn h3_truncate_and_ddl_are_refused_while_rows_move() {
+    let bed = Bed::start(2).await;
+    let job = bed.plan(&Scope::of_range(0, 31), 1, 2).await;
+    assert_eq!(bed.run(job.id, Options::default()).await, End::Waiting);
+    for shard in [1, 2] {
+        let db = bed.shard(shard).await;
+        for statement in [
+            "TRUNCATE public.entries",
+            "TRUNCATE public.entries_old",
+            "TRUNCATE public.accounts CASCADE",
+            "ALTER TABLE public.accounts ADD COLUMN more int",
+            "CREATE TABLE public.late (tenant_id uuid PRIMARY KEY)",
+            "CREATE TABLE public.entries_later PARTITION OF public.entries DEFAULT",
+            "ALTER TABLE public.entries DETACH PARTITION public.entries_old",
+            "DROP TABLE public.entries_old",
+        ] {
+            let refused = db.client.batch_execute(statement).await.expect_err(statement);
+            assert_eq!(code(&refused), "55006", "shard {shard}: {statement}: {refused:?}");
+        }
+        db.run("CREATE TABLE public.other (id int); TRUNCATE public.plain; DROP TABLE public.other; CREATE TEMP TABLE t (tenant_id uuid)")
+            .await
+            .expect("what has no rows in motion is as ever");
+    }
+    bed.ask(job.id, Wish::Abort).await;
+    assert_eq!(bed.run(job.id, Options::default()).await, End::Over);
+    bed.shard(1).await.run("ALTER TABLE public.accounts ADD COLUMN more int").await.unwrap();
+    bed.check_clean().await;
+}
+
+/// H13: a row that differs on the target stops the move, whatever the digests took.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn h13_a_difference_is_found_before_the_flip() {
+    let bed = Bed::start(2).await;
+    let job = bed.plan(&Scope::of_range(0, 31), 1, 2).await;
+    assert_eq!(bed.run(job.id, Options::default()).await, End::Waiting);
+    let target = bed.shard(2).await;
+    let tables = tables::sharded(&target, &bed.servers.config).await.unwrap();
+    assert_eq!(tables.iter().map(|t| t.name.as_str()).collect::<Vec<_>>(), ["accounts", "entries"]);
+    let inside = (0..200).map(tenant).find(|t| bucket(t) < 32).unwrap();
+    // As a bug of the copy would leave it.
+    target
+        .run("SELECT pg_replication_origin_create('bug'); SELECT pg_replication_origin_session_setup('bug')")
+        .await
+        .unwrap();
+    target
+        .execute("UPDATE public.accounts SET balance = 7 WHERE tenant_id = $1 AND id = 2", &[&inside])
+        .await
+        .unwrap();
+    target
+        .run("SELECT pg_replication_origin_session_reset(); SELECT pg_replication_origin_drop('bug')")
+        .await
+        .unwrap();
+    let End::Different(what) = bed.run(job.id, Options { auto: true, finish: true, stay: false }).await
+    else {
+        panic!("the difference was not found\n{}", bed.story(job.id).await)
+    };
+    assert!(what.contains("public.accounts") && what.contains(&inside.to_string()), "{what}");
+    assert_eq!(shardctl::mover::catalog::map(&bed.control).await.unwrap().map.epoch(), 1);
+    bed.ask(job.id, Wish::Abort).await;
+    assert_eq!(bed.run(job.id, Options::default()).await, End::Over);
+    bed.check_rows(0).await;
+    bed.check_clean().await;
+    assert!(bed.servers.has(ShardId(1)));
+}

@@ -1,0 +1,92 @@
+//! Wrong use is refused before anything is changed, and says what to do.
+
+use shard_config::{HostPort, ShardId};
+use shardctl::direct::Servers;
+use shardctl::mover::machine::{Phase, Wish};
+use shardctl::mover::run::{End, Options};
+use shardctl::mover::scope::Scope;
+
+use crate::bed::{Bed, bucket, tenant};
+
+async fn refused(bed: &Bed, scope: &Scope, source: u16, target: u16, what: &str) {
+    let job = bed.plan(scope, source, target).await;
+    let End::Refused(problems) = bed.run(job.id, Options::default()).await else {
+        panic!("not refused: {what}\n{}", bed.story(job.id).await)
+    };
+    let all: Vec<_> = problems.iter().map(|p| format!("{} -> {}", p.what, p.remedy)).collect();
+    assert!(all.iter().any(|problem| problem.contains(what)), "{what}: {all:#?}");
+    assert!(problems.iter().all(|problem| !problem.remedy.is_empty()));
+    assert_eq!(bed.load(job.id).await.phase, Phase::Refused);
+}
+
+async fn untouched(bed: &Bed) {
+    for shard in [1, 2] {
+        let sql = "SELECT (SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'zzz%') + (SELECT count(*) FROM pg_replication_slots) \
+                   + (SELECT count(*) FROM pg_publication) + (SELECT count(*) FROM pg_subscription)";
+        assert_eq!(bed.shard(shard).await.value::<i64>(sql, &[]).await.unwrap(), 0);
+    }
+    assert_eq!(bed.control.value::<i64>("SELECT count(*) FROM shard_catalog.motion", &[]).await.unwrap(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_be_moved_is_refused_before_anything_happens() {
+    let bed = Bed::start(2).await;
+    let scope = Scope::of_range(0, 15);
+    refused(&bed, &Scope::of_range(60, 64), 2, 1, "there is no bucket 64").await;
+    refused(&bed, &Scope::of_range(30, 33), 1, 2, "bucket 32 is on shard 2").await;
+    refused(&bed, &scope, 1, 1, "both source and target").await;
+
+    let two = bed.shard(2).await;
+    two.run("ALTER TABLE public.accounts ADD COLUMN more int").await.unwrap();
+    refused(&bed, &scope, 1, 2, "\"public\".\"accounts\" is not defined alike").await;
+    two.run("ALTER TABLE public.accounts DROP COLUMN more").await.unwrap();
+
+    let one = bed.shard(1).await;
+    for db in [&one, &two] {
+        db.run("CREATE TABLE public.bad (tenant_id uuid, id int PRIMARY KEY); CREATE UNLOGGED TABLE public.worse (tenant_id uuid PRIMARY KEY)")
+            .await
+            .unwrap();
+    }
+    refused(&bed, &scope, 1, 2, "the primary key of public.bad does not contain tenant_id").await;
+    refused(&bed, &scope, 1, 2, "public.worse is UNLOGGED").await;
+    for db in [&one, &two] {
+        db.run("DROP TABLE public.bad, public.worse").await.unwrap();
+    }
+
+    let inside = (0..200).map(tenant).find(|t| bucket(t) < 16).unwrap();
+    two.execute("INSERT INTO public.accounts (tenant_id, id) VALUES ($1, 1)", &[&inside]).await.unwrap();
+    refused(&bed, &scope, 1, 2, "shard 2 has rows of buckets 0-15 in public.accounts already").await;
+    two.execute("DELETE FROM public.accounts WHERE tenant_id = $1", &[&inside]).await.unwrap();
+
+    one.run("BEGIN; INSERT INTO public.plain VALUES (1); PREPARE TRANSACTION 'orphan'").await.unwrap();
+    one.run("ROLLBACK PREPARED 'orphan'").await.unwrap();
+
+    let mut config = bed.servers.config.clone();
+    config.shards[1].primary = HostPort { host: "127.0.0.1".into(), port: 1 };
+    let elsewhere = Servers::new(config);
+    let job = bed.plan(&scope, 1, 2).await;
+    let error = elsewhere.primary(ShardId(2), "test").await.unwrap_err();
+    assert!(format!("{error:#}").contains("no primary of shard 2 can be reached"), "{error:#}");
+    let error = bed.servers.primary(ShardId(7), "test").await.unwrap_err();
+    assert!(format!("{error:#}").contains("add [[shard]] with id = 7"), "{error:#}");
+    bed.ask(job.id, Wish::Abort).await;
+    assert_eq!(bed.run(job.id, Options::default()).await, End::Over);
+    untouched(&bed).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_move_of_a_bucket_in_motion_is_refused() {
+    let bed = Bed::start(3).await;
+    let job = bed.plan(&Scope::of_range(0, 15), 1, 2).await;
+    assert_eq!(bed.run(job.id, Options::default()).await, End::Waiting);
+    refused(&bed, &Scope::of_range(15, 16), 1, 3, &format!("move {} has buckets 0-15 under way", job.id))
+        .await;
+    // Another bucket of the same shards may go at the same time.
+    let other = bed.plan(&Scope::of_range(16, 20), 1, 3).await;
+    assert_eq!(bed.run(other.id, Options { auto: true, finish: true, stay: false }).await, End::Over);
+    assert_eq!(bed.load(other.id).await.phase, Phase::Done, "{}", bed.story(other.id).await);
+    bed.ask(job.id, Wish::Abort).await;
+    assert_eq!(bed.run(job.id, Options::default()).await, End::Over);
+    bed.check_rows(0).await;
+    bed.check_clean().await;
+}
