@@ -1,15 +1,17 @@
 //! Arbitrary bytes as what is cut and merged: COPY streams, rows, errors, Binds.
 
-use shard_config::{Bucket, KeyType};
+use shard_config::{KeyHash, KeyType};
 
-use super::copy_lines::Lines;
+use super::copy_lines::{LineCount, Lines};
 use super::copy_split::{CopyError, Piece, Splitter};
 use super::{apply, copy_out, exchange, pour, prepared};
 use crate::route::plan::CopyFormat;
 use crate::route::values::KeyReader;
 use crate::wire::read;
 
-type Cut = (Vec<(Vec<u8>, Option<Option<Bucket>>, u64)>, Result<(), CopyError>);
+/// Bytes, key (none of a head), lines, the client's last line.
+type Row = (Vec<u8>, Option<Option<KeyHash>>, LineCount, u64);
+type Cut = (Vec<Row>, Result<(), CopyError>);
 
 /// Format, key and size of messages in the first three bytes, then the stream: however it is cut into messages, the same
 /// rows come out.
@@ -17,7 +19,7 @@ pub fn copy(data: &[u8]) {
     let Some((&[format, key, size], stream)) = data.split_first_chunk::<3>() else { return };
     let position = usize::from(key >> 5);
     let types = [KeyType::Int8, KeyType::Text, KeyType::Uuid];
-    let reader = KeyReader { key_type: types[usize::from(key & 3) % types.len()], buckets: 4096, utf8: true };
+    let reader = KeyReader { key_type: types[usize::from(key & 3) % types.len()], utf8: true };
     let splitter = || {
         let format = match format & 3 {
             0 => CopyFormat::Text { delimiter: b'\t', null: b"\\N".to_vec() },
@@ -37,8 +39,11 @@ pub fn copy(data: &[u8]) {
     let parts = cut(splitter(), stream, usize::from(size).max(1));
     assert_eq!(whole, parts, "rows depend on where messages end");
     let mut lines = Lines::default();
-    for (number, (bytes, _, count)) in (1..).zip(&whole.0) {
-        lines.row(*count, number, bytes.len());
+    for (bytes, key, count, line) in &whole.0 {
+        match key {
+            None => lines.head(*count),
+            Some(_) => lines.row(*count, *line, bytes.len()),
+        }
     }
     let _ = lines.translate(&format!("COPY t, line {}", String::from_utf8_lossy(stream)));
 }
@@ -60,12 +65,12 @@ fn cut(mut splitter: Splitter, stream: &[u8], size: usize) -> Cut {
     (rows, result)
 }
 
-fn take(splitter: &Splitter, pieces: &[Piece], rows: &mut Vec<(Vec<u8>, Option<Option<Bucket>>, u64)>) {
+fn take(splitter: &Splitter, pieces: &[Piece], rows: &mut Vec<Row>) {
     for piece in pieces {
         rows.push(match piece {
-            Piece::Head(bytes) => (splitter.bytes()[bytes.clone()].to_vec(), None, 0),
-            Piece::Row { bytes, bucket, lines } => {
-                (splitter.bytes()[bytes.clone()].to_vec(), Some(*bucket), *lines)
+            Piece::Head { bytes, lines } => (splitter.bytes()[bytes.clone()].to_vec(), None, *lines, 0),
+            Piece::Row { bytes, hash, lines, line } => {
+                (splitter.bytes()[bytes.clone()].to_vec(), Some(*hash), *lines, *line)
             }
         });
     }

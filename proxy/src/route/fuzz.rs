@@ -121,7 +121,7 @@ pub fn keys(data: &[u8]) {
     let Some((kind, bytes)) = data.split_first() else { return };
     let types = [KeyType::Uuid, KeyType::Int8, KeyType::Int4, KeyType::Int2, KeyType::Text];
     let key_type = types[usize::from(kind & 7) % types.len()];
-    let reader = KeyReader { key_type, buckets: 4096, utf8: kind & 64 == 0 };
+    let reader = KeyReader { key_type, utf8: kind & 64 == 0 };
     let one_dimension = kind & 32 != 0;
     let _ = reader.text(bytes);
     for oid in [0, 20, 21, 23, 25, 1043, 1700, 2950, 16_400] {
