@@ -1,7 +1,7 @@
 //! shard-proxy: speaks the Postgres wire protocol, looks like one database, and sends each statement to the shard
 //! that holds its tenant.
 //!
-//! The data path, in reading order: `listen` accepts -> `worker` (one thread, everything its clients share) ->
+//! The data path, in reading order: `listen` accepts -> `worker` (one thread, everything its clients share; `progress`: what it follows) ->
 //! `session` (one state machine a client) -> `route` (PURE: text -> shard) -> `pool` (server connections). Beside
 //! it: `wire` (PURE: frames), `auth` (SCRAM both ways), `replica` (read-your-writes), `multi` and `twophase`
 //! (statements and transactions over several shards), `oids` and `sequences` (PURE), `control` (one thread that watches the shards and publishes
@@ -42,6 +42,7 @@ pub mod multi;
 pub mod oids;
 pub mod peers;
 pub mod pool;
+pub mod progress;
 pub mod replica;
 pub mod route;
 pub mod sequences;

@@ -228,7 +228,9 @@ fn initialise(data: PathBuf) -> Server {
     let port = server.port.to_string();
     let mut psql = as_postgres("psql");
     psql.args(["-h", "127.0.0.1", "-p", &port, "-U", "postgres", "-v", "ON_ERROR_STOP=1"]);
-    setup.split(';').for_each(|statement| drop(psql.args(["-c", statement])));
+    for statement in setup.split(';') {
+        psql.args(["-c", statement]);
+    }
     run(&mut psql);
     let hba = "host all all 127.0.0.1/32 scram-sha-256\nhost replication all 127.0.0.1/32 scram-sha-256\n";
     write_as_postgres(&server.data.join("pg_hba.conf"), hba);

@@ -12,7 +12,6 @@ use crate::cluster::{Cluster, connect, take_port};
 pub struct Proxy {
     child: Child,
     pub port: u16,
-    pub http: u16,
 }
 
 /// Tables by the column `k`; `rates` is a reference table. Each INSERT draws its own numbers, as with one PostgreSQL.
@@ -39,7 +38,7 @@ impl Proxy {
 
     fn spawn(
         cluster: &Cluster,
-        (port, http): (u16, u16),
+        (port, _): (u16, u16),
         configuration: &str,
         faults: Option<&Path>,
     ) -> Self {
@@ -54,7 +53,7 @@ impl Proxy {
             .stderr(log)
             .spawn()
             .unwrap();
-        Self { child, port, http }
+        Self { child, port }
     }
 
     pub fn url(&self) -> String {

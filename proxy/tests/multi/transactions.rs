@@ -70,7 +70,7 @@ async fn h16_a_lost_participant_takes_the_others_back(world: &World) {
         tokio::time::sleep(std::time::Duration::from_millis(200)).await;
     };
     let mut raw = crate::copies::Raw::connect(world.proxy.port).await;
-    for (ending, answer) in [("COMMIT", "CROLLBACK"), ("ROLLBACK", "CROLLBACK")] {
+    for (ending, answer) in [("COMMIT", "E08006"), ("ROLLBACK", "CROLLBACK")] {
         raw.query("BEGIN").await;
         raw.query(&format!("INSERT INTO t VALUES ({}, 1)", key(1))).await;
         raw.query(&format!("INSERT INTO t VALUES ({}, 1)", key(2))).await;

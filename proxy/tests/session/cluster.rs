@@ -208,11 +208,6 @@ impl Cluster {
         psql(self.shard_ports[shard], "postgres", "db", &[sql])
     }
 
-    /// Through the proxy with psql.
-    pub fn psql(&self, statements: &[&str]) -> String {
-        psql(self.proxy_port, "app", "db", statements)
-    }
-
     pub fn proxy_rss_kib(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.proxy_pid)).expect("the proxy lives");
         let line = status.lines().find(|l| l.starts_with("VmRSS:")).expect("VmRSS");

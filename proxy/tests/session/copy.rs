@@ -1,6 +1,5 @@
 //! COPY FROM STDIN on one shard.
 
-use crate::cluster::cluster;
 use crate::raw::{Batch, Raw};
 use shard_proxy::wire::build;
 
