@@ -79,12 +79,16 @@ pub(super) enum Part {
     User,
 }
 
+/// Constraints only to be compared: checks without casts and parentheses, which a dump that was restored has elsewhere.
 const RELATIONS: &str = "
 SELECT c.oid::int8, n.nspname::text, c.relname::text, c.relkind::text,
     c.relhasrules AND c.relkind NOT IN ('v', 'm'),
     CASE WHEN c.relkind = 'v' AND NOT $1 THEN pg_get_viewdef(c.oid) END,
     CASE WHEN $1 THEN '{}' ELSE ARRAY(
-        SELECT pg_get_constraintdef(k.oid) FROM pg_constraint k
+        SELECT CASE WHEN k.contype = 'c' THEN regexp_replace(pg_get_constraintdef(k.oid),
+                '::(character varying|double precision|timestamp with(out)? time zone|[a-z_0-9]+)(\\([0-9,]+\\))?(\\[\\])?|[() ]', '', 'g')
+            ELSE pg_get_constraintdef(k.oid) END
+        FROM pg_constraint k
         WHERE k.conrelid = c.oid AND k.contype IN ('p', 'u', 'f', 'x', 'c') ORDER BY 1) END
     || CASE WHEN c.relpartbound IS NULL THEN '{}' ELSE ARRAY[pg_get_expr(c.relpartbound, c.oid)] END
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace

@@ -59,6 +59,7 @@ pub async fn run(args: RebalanceArgs) -> Result<bool> {
 
     say("payments to move");
     foreground::prepare(args.payments).await?;
+    watch::prepare(&stack).await?;
     say("payments without a move");
     let calm = foreground::Foreground::start(args.rate)?;
     tokio::time::sleep(foreground::WARM_UP + Duration::from_secs(args.baseline)).await;

@@ -43,8 +43,7 @@ pub struct Watch {
 
 impl Watch {
     pub async fn start(stack: &Stack, scopes: &[(u16, u16)]) -> Result<Watch> {
-        let proxy = stack.proxies.last().context("no proxy")?;
-        let url = format!("postgresql://app:app@{proxy}/payments");
+        let url = url(stack)?;
         let (counting, writing) = (connect(&url).await?, connect(&url).await?);
         let rows = fill(&writing, scopes).await?;
         let stop = Arc::new(AtomicBool::new(false));
@@ -77,13 +76,20 @@ impl Counts {
     }
 }
 
-/// Fresh rows of the wanted buckets, in a table that only this tool uses.
+/// The table that only this tool uses. Made while nothing moves: then it could not be.
+pub async fn prepare(stack: &Stack) -> Result<()> {
+    let client = connect(&url(stack)?).await?;
+    let create = format!("CREATE TABLE IF NOT EXISTS {TABLE} (tenant_id uuid PRIMARY KEY, n int NOT NULL)");
+    client.batch_execute(&create).await.context("cannot make the probe's table")
+}
+
+fn url(stack: &Stack) -> Result<String> {
+    let proxy = stack.proxies.last().context("no proxy")?;
+    Ok(format!("postgresql://app:app@{proxy}/payments"))
+}
+
+/// Fresh rows of the wanted buckets.
 async fn fill(client: &Client, scopes: &[(u16, u16)]) -> Result<Vec<Uuid>> {
-    client
-        .batch_execute(&format!(
-            "CREATE TABLE IF NOT EXISTS {TABLE} (tenant_id uuid PRIMARY KEY, n int NOT NULL)"
-        ))
-        .await?;
     let wanted = if scopes.is_empty() {
         "true".to_owned()
     } else {

@@ -69,6 +69,9 @@ impl std::fmt::Display for Times {
     }
 }
 
+/// Transactions that end within this time are waited for on the spot.
+const SHORT_STATEMENTS: Duration = Duration::from_secs(1);
+
 /// Sessions opened before anybody is held.
 pub struct Seats {
     pub catalog: Db,
@@ -296,20 +299,41 @@ pub async fn unlock(giver: &Db, job: &Job) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Lets go of the lock once no snapshot is left that cannot see the fence row. `false`: there is one; the text says whose.
-pub async fn unlock_when_safe(giver: &Db, job: &Job) -> anyhow::Result<Result<(), String>> {
-    let held = "SELECT EXISTS (SELECT FROM pg_prepared_xacts WHERE starts_with(gid, $1) AND database = current_database())";
-    if !giver.holds(held, &[&job.gid_prefix()]).await? {
+/// A moment after the commit of the fence row, by the giver's clock; the same one whenever it is asked for, so that new
+/// transactions cannot put off the end of the old ones for ever.
+async fn barrier(giver: &Db, control: &Db, job: &Job) -> anyhow::Result<String> {
+    let key = format!("fence_{}_seen", job.number("fences").unwrap_or(0));
+    let known = "SELECT detail ->> $2 FROM shard_catalog.move WHERE id = $1";
+    if let Some(known) = control.value::<Option<String>>(known, &[&job.id, &key]).await? {
+        return Ok(known);
+    }
+    let now: String = giver.value("SELECT clock_timestamp()::text", &[]).await?;
+    job.clone().set(control, json!({ key: &now })).await?;
+    Ok(now)
+}
+
+/// Lets go of the lock once no snapshot is left that cannot see the fence row. `Err` within: there is one; the text says
+/// whose. To be called after that row's commit.
+pub async fn unlock_when_safe(giver: &Db, control: &Db, job: &Job) -> anyhow::Result<Result<(), String>> {
+    let held = "SELECT EXISTS (SELECT FROM pg_prepared_xacts WHERE starts_with(gid, $1) AND database = current_database())
+                AND EXISTS (SELECT FROM shard_catalog.fence WHERE move_id = $2)";
+    if !giver.holds(held, &[&job.gid_prefix(), &job.id]).await? {
+        unlock(giver, job).await?;
         return Ok(Ok(()));
     }
-    // A client's snapshot older than the row's transaction. Servers that only send WAL cannot write.
-    let sql = "SELECT string_agg(format('pid %s (%s, %s)', a.pid, a.usename, a.application_name), '; ')
-          FROM shard_catalog.fence f JOIN pg_stat_activity a
-            ON a.backend_xmin IS NOT NULL AND age(a.backend_xmin) >= age(f.xmin)
-         WHERE f.move_id = $1 AND a.pid <> pg_backend_pid() AND a.backend_type IN ('client backend', 'parallel worker', 'background worker')";
-    let old: Option<String> = giver.value(sql, &[&job.id]).await?;
-    if let Some(old) = old {
-        return Ok(Err(old));
+    let barrier = barrier(giver, control, job).await?;
+    // By time, not by xmin: the lock's own prepared transaction, which is older than the row, holds back the xmin of every
+    // snapshot. Servers that only send WAL cannot write.
+    let sql = "SELECT string_agg(format('pid %s (%s, %s)', a.pid, a.usename, a.application_name), '; ') FROM pg_stat_activity a
+         WHERE a.backend_xmin IS NOT NULL AND a.xact_start <= $1::text::timestamptz AND a.pid <> pg_backend_pid()
+           AND a.backend_type IN ('client backend', 'parallel worker', 'background worker')";
+    let begun = Instant::now();
+    loop {
+        let Some(old) = giver.value::<Option<String>>(sql, &[&barrier]).await? else { break };
+        if begun.elapsed() > SHORT_STATEMENTS {
+            return Ok(Err(old));
+        }
+        tokio::time::sleep(POLL).await;
     }
     unlock(giver, job).await?;
     Ok(Ok(()))

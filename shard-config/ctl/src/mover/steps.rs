@@ -247,7 +247,7 @@ impl Runner<'_> {
         let serial = self.job.number("fences").unwrap_or(0) + 1;
         self.job.set(&self.control, json!({ "attempts": attempt, "fences": serial })).await?;
         if way == Way::Back
-            && let Err(who) = fence::unlock_when_safe(&self.source, &self.job).await?
+            && let Err(who) = fence::unlock_when_safe(&self.source, &self.control, &self.job).await?
         {
             anyhow::bail!("the source still has snapshots from before the cut-over: {who}");
         }
@@ -364,7 +364,7 @@ impl Runner<'_> {
     }
 
     pub(super) async fn keep_window(&mut self) -> Step {
-        let held = fence::unlock_when_safe(&self.source, &self.job).await?.err();
+        let held = fence::unlock_when_safe(&self.source, &self.control, &self.job).await?.err();
         self.show_lag(Way::Back).await?;
         let state = copy::slot_state(&self.target, &self.job.publication(Way::Back)).await?;
         let progress = copy::progress(&self.source, &self.job, Way::Back).await?;
@@ -413,7 +413,7 @@ impl Runner<'_> {
             catalog::drained(&self.control, version, DRAIN, Duration::from_millis(50)).await?;
             let db = self.side(shard);
             catalog::end_sessions(&self.control, db, version).await?;
-            if let Err(who) = fence::unlock_when_safe(db, &self.job).await? {
+            if let Err(who) = fence::unlock_when_safe(db, &self.control, &self.job).await? {
                 anyhow::bail!("there are snapshots from before the cut-over: {who}");
             }
             let db = self.servers.primary(shard, &self.job.session_name()).await?;

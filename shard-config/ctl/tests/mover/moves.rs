@@ -69,6 +69,31 @@ async fn h29_rows_come_back_by_rollback_and_may_leave_again() {
     bed.check_clean().await;
 }
 
+/// H1: the lock goes when the old snapshots have gone. New ones, of which there is always one on a busy shard, are not old.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn h1_short_statements_without_a_pause_do_not_keep_the_lock() {
+    let bed = Bed::start(2).await;
+    let scope = Scope::of_range(0, 9);
+    let _proxy = Proxy::start(&bed.servers).await;
+    let mut readers = tokio::task::JoinSet::new();
+    for _ in 0..4 {
+        let reader = bed.direct(1).await;
+        readers.spawn(async move {
+            while reader.batch_execute("SELECT pg_sleep(0.05)").await.is_ok() {}
+        });
+    }
+    let job = bed.plan(&scope, 1, 2).await;
+    assert_eq!(bed.run(job.id, AUTO).await, End::Waiting);
+    assert_eq!(bed.load(job.id).await.phase, Phase::Window, "{}", bed.story(job.id).await);
+    bed.ask(job.id, Wish::Rollback).await;
+    assert_eq!(bed.run(job.id, Options::default()).await, End::Over, "{}", bed.story(job.id).await);
+    let story = bed.story(job.id).await;
+    assert_eq!(bed.load(job.id).await.phase, Phase::RolledBack, "{story}");
+    assert!(!story.contains("snapshots from before"), "{story}");
+    readers.abort_all();
+    bed.check_clean().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_tenant_moves_and_its_bucket_stays() {
     let bed = Bed::start(3).await;
