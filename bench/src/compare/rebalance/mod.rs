@@ -78,6 +78,7 @@ pub async fn run(args: RebalanceArgs) -> Result<bool> {
         report.copy = copy::compare(&args, &stack, report.first_move()).await?;
     }
     say("the ledger");
+    watch::clear(&stack).await?;
     // The last step may have added a shard.
     let stack = shardctl::stack_now(&stack).await?;
     let options =

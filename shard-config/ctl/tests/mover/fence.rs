@@ -73,7 +73,7 @@ async fn h1_no_isolation_level_writes_behind_the_fence() {
             .unwrap();
     }
     assert!(
-        fence::unlock_when_safe(&bed.shard(1).await, &job).await.unwrap().is_ok(),
+        fence::unlock_when_safe(&bed.shard(1).await, &bed.control, &job).await.unwrap().is_ok(),
         "every snapshot is younger"
     );
     // Without the lock the row alone refuses.
@@ -106,10 +106,10 @@ async fn h1_the_lock_stays_while_a_snapshot_is_older_than_the_fence() {
     let giver = bed.shard(1).await;
     fence::lock(&bed.shard(1).await, &job, 1, Duration::from_millis(200)).await.unwrap();
     fence::shut(&giver, &job, Way::Out, BUCKETS).await.unwrap();
-    let kept = fence::unlock_when_safe(&giver, &job).await.unwrap().unwrap_err();
+    let kept = fence::unlock_when_safe(&giver, &bed.control, &job).await.unwrap().unwrap_err();
     assert!(kept.contains("app"), "{kept}");
     old.batch_execute("COMMIT").await.unwrap();
-    assert!(fence::unlock_when_safe(&giver, &job).await.unwrap().is_ok());
+    assert!(fence::unlock_when_safe(&giver, &bed.control, &job).await.unwrap().is_ok());
     fence::release(&bed.control, &giver, &bed.shard(2).await, &job, Way::Out, BUCKETS).await.unwrap();
 }
 
