@@ -1,5 +1,6 @@
--- The mover's part of the catalog, on the default shard. A proxy makes these when it starts; a cluster whose proxies are
--- not up yet gets them here.
+-- The mover's part of the catalog, on the default shard. A proxy makes these when it starts (proxy/src/control/bootstrap.sql,
+-- where they are explained); a cluster whose proxies are not up yet gets them here. The same definitions, for either may
+-- come first.
 CREATE SCHEMA IF NOT EXISTS shard_catalog;
 CREATE TABLE IF NOT EXISTS shard_catalog.map (
     epoch bigint PRIMARY KEY,
@@ -11,8 +12,11 @@ ALTER TABLE shard_catalog.map ADD COLUMN IF NOT EXISTS overrides jsonb NOT NULL 
 ALTER TABLE shard_catalog.map ADD COLUMN IF NOT EXISTS id uuid NOT NULL DEFAULT gen_random_uuid();
 ALTER TABLE shard_catalog.map ADD COLUMN IF NOT EXISTS reason text;
 -- One row: grows in every transaction that changes the map or a motion.
-CREATE TABLE IF NOT EXISTS shard_catalog.control (version bigint NOT NULL);
-INSERT INTO shard_catalog.control SELECT 1 WHERE NOT EXISTS (SELECT FROM shard_catalog.control);
+CREATE TABLE IF NOT EXISTS shard_catalog.control (
+    only_row bool PRIMARY KEY DEFAULT true CHECK (only_row),
+    version bigint NOT NULL
+);
+INSERT INTO shard_catalog.control (version) VALUES (1) ON CONFLICT DO NOTHING;
 -- What proxies must obey.
 CREATE TABLE IF NOT EXISTS shard_catalog.motion (
     move_id bigint PRIMARY KEY,

@@ -5,18 +5,18 @@ GRANT USAGE ON SCHEMA shard_catalog TO PUBLIC;
 -- Who owns a scope since which epoch, on every shard concerned: a catalog that lost its tail is told from these (H6).
 CREATE TABLE IF NOT EXISTS shard_catalog.ownership (
     move_id bigint NOT NULL,
-    scope jsonb NOT NULL,
     epoch bigint NOT NULL,
     epoch_id uuid NOT NULL,
+    scope jsonb NOT NULL,
     owner int NOT NULL,
-    at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    noted_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (move_id, epoch)
 );
 -- Scopes that this shard must not write: it has copies of them, or had them.
 CREATE TABLE IF NOT EXISTS shard_catalog.fence (
     move_id bigint PRIMARY KEY,
     scope jsonb NOT NULL,
-    at timestamptz NOT NULL DEFAULT clock_timestamp()
+    since timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 -- Number of buckets - 1, so that a shard can say a scope's hashes without asking anybody.
 ALTER TABLE shard_catalog.fence ADD COLUMN IF NOT EXISTS mask bigint;
