@@ -32,7 +32,7 @@ async fn h12_a_relay_publishes_only_what_its_shard_owns() {
     let report = sql_assets::apply(&url, &sql_assets::Options::default()).await.unwrap();
     assert!(report.failed.is_empty(), "{:?}", report.failed);
     let client = connect(&url).await;
-    client.batch_execute(&format!("BEGIN; {BOOTSTRAP} COMMIT")).await.unwrap();
+    client.batch_execute(&format!("BEGIN; {}{BOOTSTRAP} COMMIT", shard_config::CATALOG_SQL)).await.unwrap();
 
     let (here, coming, pinned) = (Uuid::from_u128(1), Uuid::from_u128(2), Uuid::from_u128(3));
     for tenant in [here, coming, pinned] {

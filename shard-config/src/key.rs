@@ -41,6 +41,18 @@ impl KeyType {
         })
     }
 
+    /// Whether equal values of both have equal hashes: integers of any width.
+    pub const fn hashes_like(self, other: Self) -> bool {
+        const fn family(key: KeyType) -> u8 {
+            match key {
+                KeyType::Uuid => 0,
+                KeyType::Int2 | KeyType::Int4 | KeyType::Int8 => 1,
+                KeyType::Text => 2,
+            }
+        }
+        family(self) == family(other)
+    }
+
     /// `pg_type.oid` (`src/include/catalog/pg_type.dat`).
     pub const fn oid(self) -> u32 {
         match self {

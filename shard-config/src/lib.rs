@@ -51,3 +51,6 @@ pub use scope::{Scope, ScopeError};
 pub use secret::Secret;
 pub use settings::Mistake;
 pub use url::ConnectionUrl;
+
+/// The catalog's tables, which proxies and `shardctl` make alike: for `batch_execute` by a superuser, safe to repeat.
+pub const CATALOG_SQL: &str = concat!(include_str!("../sql/catalog.sql"), include_str!("../sql/verbs.sql"));

@@ -151,7 +151,7 @@ fn key(raw: &RawRelation, column: &str, wanted: KeyType) -> Result<(usize, KeyTy
         return Err(format!("it has no column {column}"));
     };
     let found = &raw.columns[index];
-    let key_type = KeyType::from_name(&found.base_type).filter(|t| family(*t) == family(wanted));
+    let key_type = KeyType::from_name(&found.base_type).filter(|t| t.hashes_like(wanted));
     match key_type {
         // Integers of any width hash alike, so the width is the column's own.
         Some(key_type) if found.deterministic => Ok((index, key_type)),
@@ -161,14 +161,6 @@ fn key(raw: &RawRelation, column: &str, wanted: KeyType) -> Result<(usize, KeyTy
             found.type_name,
             wanted.name()
         )),
-    }
-}
-
-fn family(key_type: KeyType) -> u8 {
-    match key_type {
-        KeyType::Uuid => 0,
-        KeyType::Int2 | KeyType::Int4 | KeyType::Int8 => 1,
-        KeyType::Text => 2,
     }
 }
 

@@ -6,12 +6,15 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tokio_postgres::error::SqlState;
 use tokio_postgres::{AsyncMessage, Client, Connection, NoTls, Socket};
 
 use super::limits::{PROBE_BACKOFF_FIRST, PROBE_BACKOFF_LAST, PROBE_CONNECT, PROBE_QUERY};
 use super::roles::Observation;
 use super::servers::Servers;
+use crate::motion::boottime_ms;
 use crate::replica::{Freshness, Lsn};
+use crate::shared::Shared;
 
 #[derive(Debug)]
 pub(super) struct Report {
@@ -37,7 +40,21 @@ pub(super) struct Probe {
     pub(super) gone: Vec<i32>,
     /// Of the prepared transactions asked about: those that are finished.
     pub(super) finished: Vec<String>,
+    /// Of a primary, while the catalog has not been heard of for a while.
+    pub(super) moves: Option<ShardMoves>,
 }
+
+/// What a shard itself knows of moves (H6).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct ShardMoves {
+    /// The newest epoch with which rows came to it or left it.
+    pub(super) epoch: i64,
+    /// Moves of which it has rows that it does not own.
+    pub(super) fenced: Vec<i64>,
+}
+
+const KNOWN: &str = "
+SELECT coalesce(max(epoch) FILTER (WHERE flipped), 0), ARRAY(SELECT move_id FROM shard_catalog.fence) FROM shard_catalog.ownership";
 
 /// The timeline: of a primary the one it inserts into, by its WAL file's name; the control file's lags behind a
 /// promotion until the next checkpoint. Of a standby the one it receives; without a receiver the control file's,
@@ -65,11 +82,12 @@ pub(super) async fn watch(
     poll: Duration,
     reports: mpsc::Sender<Report>,
     nudge: Arc<Notify>,
+    shared: Arc<Shared>,
 ) {
     let mut pause = PROBE_BACKOFF_FIRST;
     loop {
         let mut was_up = false;
-        let why = session(&servers, &freshness, shard, slot, poll, &reports, &nudge, &mut was_up).await;
+        let why = session(&servers, &freshness, shard, slot, poll, &reports, &nudge, &shared, &mut was_up).await;
         if was_up {
             pause = PROBE_BACKOFF_FIRST;
         }
@@ -91,6 +109,7 @@ async fn session(
     poll: Duration,
     reports: &mpsc::Sender<Report>,
     nudge: &Notify,
+    shared: &Shared,
     was_up: &mut bool,
 ) -> String {
     let server = servers.server(shard, slot);
@@ -110,7 +129,7 @@ async fn session(
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tick.tick().await;
-            match timeout(PROBE_QUERY, probe(&client, &statement, freshness, shard)).await {
+            match timeout(PROBE_QUERY, probe(&client, &statement, freshness, shard, shared)).await {
                 Ok(Ok(probe)) => {
                     *was_up = true;
                     let is_primary = !probe.observation.in_recovery;
@@ -160,13 +179,20 @@ async fn probe(
     statement: &tokio_postgres::Statement,
     freshness: &Freshness,
     shard: usize,
+    shared: &Shared,
 ) -> Result<Probe, tokio_postgres::Error> {
     let (pids, gids) = freshness.abandoned(shard);
     let sequence = freshness.sample_begins(shard);
     let row = client.query_one(statement, &[&pids, &gids]).await?;
+    let in_recovery: bool = row.try_get(0)?;
+    let moves = match !in_recovery && shared.gate.is_in_doubt(boottime_ms()) {
+        true => Some(known(client).await?),
+        false => None,
+    };
     Ok(Probe {
+        moves,
         observation: Observation {
-            in_recovery: row.try_get(0)?,
+            in_recovery,
             system_identifier: row.try_get(1)?,
             timeline: row.try_get::<_, i32>(2)? as u32,
             streaming: row.try_get(3)?,
@@ -176,6 +202,22 @@ async fn probe(
         gone: row.try_get(5)?,
         finished: row.try_get(6)?,
     })
+}
+
+async fn known(client: &Client) -> Result<ShardMoves, tokio_postgres::Error> {
+    match client.query_one(KNOWN, &[]).await {
+        Ok(row) => Ok(ShardMoves { epoch: row.try_get(0)?, fenced: row.try_get(1)? }),
+        // Nothing has ever been moved to or from a shard that does not have these tables.
+        Err(error)
+            if matches!(
+                error.code(),
+                Some(&SqlState::UNDEFINED_TABLE | &SqlState::UNDEFINED_COLUMN | &SqlState::INVALID_SCHEMA_NAME)
+            ) =>
+        {
+            Ok(ShardMoves::default())
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// tokio-postgres says "db error" and keeps the reason in the source.

@@ -235,7 +235,8 @@ async fn run(config: Arc<Config>, handle: Handle, start: Tasks, mut stopped: wat
     for (shard, addresses) in handle.servers.shards.iter().enumerate() {
         for slot in 0..addresses.servers.len() as u16 {
             let (servers, freshness) = (handle.servers.clone(), handle.freshness.clone());
-            tasks.spawn(health::watch(servers, freshness, shard, slot, poll, reports_tx.clone(), nudge.clone()));
+            let (reports, nudge, shared) = (reports_tx.clone(), nudge.clone(), handle.world.shared.clone());
+            tasks.spawn(health::watch(servers, freshness, shard, slot, poll, reports, nudge, shared));
         }
     }
     drop(reports_tx);

@@ -21,8 +21,8 @@ use crate::catalog::Catalog;
 use crate::pool::connect::LOCK_CLASS;
 
 const BOOTSTRAP: &str = include_str!("bootstrap.sql");
-/// The version that `bootstrap.sql` writes; raise both together.
-const BOOTSTRAP_VERSION: i32 = 5;
+/// The version that `bootstrap.sql` writes; raise both together, for a change of the common part, too.
+const BOOTSTRAP_VERSION: i32 = 6;
 const LOCK_BOOTSTRAP: i32 = 1;
 
 /// Tells the other proxies to look now: a DDL of ours on all shards is prepared, and so could not say so itself.
@@ -291,6 +291,7 @@ async fn install(client: &mut Client) -> anyhow::Result<()> {
         None => None,
     };
     if version.is_none_or(|v| v < BOOTSTRAP_VERSION) {
+        transaction.batch_execute(shard_config::CATALOG_SQL).await?;
         transaction.batch_execute(BOOTSTRAP).await?;
     }
     transaction.commit().await?;

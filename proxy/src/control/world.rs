@@ -5,12 +5,12 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use shard_config::{Config, ShardId, ShardMap};
 
-use super::health::{News, Report};
+use super::health::{News, Report, ShardMoves};
 use super::memory::MemoryFile;
 use super::roles::{self, Observation, Placed, Roles};
 use super::servers::Servers;
 use crate::catalog::Catalog;
-use crate::motion::Following;
+use crate::motion::{Following, Motions};
 use crate::replica::Freshness;
 use crate::shared::{Endpoint, ShardState, Shared, State};
 
@@ -111,6 +111,10 @@ impl World {
             if roles.primary.is_some_and(|p| p.slot == slot && p.timeline == probe.observation.timeline) {
                 self.freshness.primary_at(shard, probe.sequence, probe.observation.timeline, probe.lsn);
                 self.freshness.are_gone(shard, &probe.gone, &probe.finished);
+                if let Some(known) = &probe.moves {
+                    let more = knows_more(known, &parts.map, parts.following.motions.as_deref());
+                    self.shared.gate.shard_knows_more(shard, more);
+                }
             } else if let Some(replica) = roles.replicas.iter().find(|p| p.slot == slot) {
                 self.freshness.replica_at(shard, slot, replica.timeline, probe.lsn);
             }
@@ -245,4 +249,10 @@ impl World {
             shards: parts.shards.iter().enumerate().map(shard).collect(),
         });
     }
+}
+
+/// Does the shard know of rows that came or went otherwise than by what this proxy knows (H6)?
+fn knows_more(known: &ShardMoves, map: &ShardMap, motions: Option<&Motions>) -> bool {
+    let told = |id: &i64| motions.is_some_and(|motions| motions.list().iter().any(|motion| motion.move_id == *id));
+    u64::try_from(known.epoch).is_ok_and(|epoch| epoch > map.epoch()) || !known.fenced.iter().all(told)
 }

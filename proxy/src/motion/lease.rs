@@ -15,7 +15,11 @@ pub const RENEW: Duration = Duration::from_millis(1000);
 /// The follower tries at least so often, whether it succeeds or not. When it has not, the process was stopped.
 pub const SUSPENDED: Duration = Duration::from_millis(3000);
 
+/// With less of its lease left, a proxy asks the shards themselves what they know of moves.
+pub const DOUBT: Duration = Duration::from_millis(2500);
+
 const _: () = assert!(RENEW.as_millis() * 3 < LEASE.as_millis());
+const _: () = assert!(RENEW.as_millis() * 2 < (LEASE.as_millis() - DOUBT.as_millis()) + RENEW.as_millis());
 const _: () = assert!(SUSPENDED.as_millis() < LEASE.as_millis());
 
 /// Milliseconds since the machine started.
@@ -32,6 +36,8 @@ pub fn boottime_ms() -> u64 {
 pub struct Gate {
     until_ms: AtomicU64,
     tried_ms: AtomicU64,
+    /// Shards, by position, that know of a move that this proxy does not know; the last bit stands for all that follow.
+    behind: AtomicU64,
 }
 
 /// What may be sent, or passed on to a client.
@@ -40,19 +46,37 @@ pub enum Pass {
     All,
     /// The catalog cannot be reached: all but what is known to move.
     Resting,
-    /// The process was stopped, and has not looked at the catalog since: nothing that depends on the map.
+    /// The process was stopped, and has not looked at the catalog since, or a shard knows more than the catalog has told:
+    /// nothing that depends on the map.
     Nothing,
 }
 
 impl Gate {
     /// Nothing is leased yet.
     pub fn new(now_ms: u64) -> Self {
-        Self { until_ms: AtomicU64::new(0), tried_ms: AtomicU64::new(now_ms) }
+        Self { until_ms: AtomicU64::new(0), tried_ms: AtomicU64::new(now_ms), behind: AtomicU64::new(0) }
     }
 
     /// `sent_ms`: when the renewal was sent that has succeeded, and after which the catalog was read.
     pub fn renewed(&self, sent_ms: u64) {
+        self.behind.store(0, Ordering::Release);
         self.until_ms.store(sent_ms + LEASE.as_millis() as u64, Ordering::Release);
+    }
+
+    /// Are the shards to be asked? In time for their answers to be there when the lease runs out.
+    pub fn is_in_doubt(&self, now_ms: u64) -> bool {
+        now_ms + DOUBT.as_millis() as u64 >= self.until_ms.load(Ordering::Acquire)
+    }
+
+    /// Whether a shard knows of a move that this proxy does not know.
+    pub fn shard_knows_more(&self, position: usize, more: bool) {
+        let shared = position >= 63;
+        let bit = 1u64 << position.min(63);
+        if more {
+            self.behind.fetch_or(bit, Ordering::AcqRel);
+        } else if !shared {
+            self.behind.fetch_and(!bit, Ordering::AcqRel);
+        }
     }
 
     /// The follower has asked the catalog something at `began_ms`, and in vain.
@@ -70,7 +94,7 @@ impl Gate {
             return Pass::All;
         }
         let silent = now_ms.saturating_sub(self.tried_ms.load(Ordering::Acquire));
-        if silent > SUSPENDED.as_millis() as u64 { Pass::Nothing } else { Pass::Resting }
+        if self.behind.load(Ordering::Acquire) != 0 || silent > SUSPENDED.as_millis() as u64 { Pass::Nothing } else { Pass::Resting }
     }
 }
 
@@ -90,6 +114,24 @@ mod tests {
         assert_eq!(gate.pass(6120), Pass::Resting, "it has tried, and the catalog does not answer");
         gate.renewed(6200);
         assert_eq!(gate.pass(6201), Pass::All);
+    }
+
+    #[test]
+    fn h6_a_shard_that_knows_more_than_the_catalog_has_told_is_believed() {
+        let gate = Gate::new(1000);
+        gate.renewed(1000);
+        assert!(!gate.is_in_doubt(3499) && gate.is_in_doubt(3500));
+        gate.shard_knows_more(2, true);
+        gate.shard_knows_more(70, true);
+        assert_eq!(gate.pass(5999), Pass::All, "who is leased is waited for");
+        gate.tried(5999);
+        assert_eq!(gate.pass(6000), Pass::Nothing);
+        gate.shard_knows_more(2, false);
+        gate.shard_knows_more(70, false);
+        assert_eq!(gate.pass(6000), Pass::Nothing, "one bit for many shards");
+        gate.renewed(6000);
+        gate.tried(11_000);
+        assert_eq!((gate.pass(6001), gate.pass(11_000)), (Pass::All, Pass::Resting));
     }
 
     #[test]

@@ -105,3 +105,33 @@ async fn h8_a_proxy_that_was_stopped_looks_before_it_goes_on() {
     }
     assert_eq!(world.each(&reads).await, [0, 0, 3, 0]);
 }
+
+/// The catalog is silent for longer than a lease, and another shard has given rows away meanwhile, or taken some in.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn h6_what_a_shard_itself_knows_of_moves_is_believed() {
+    let world = World::start("knows").await;
+    let key = keys(4, 1)[0];
+    let client = world.proxy.client().await;
+    client.batch_execute(&format!("INSERT INTO t VALUES ({key}, 1, 'a')")).await.unwrap();
+    let shard = world.cluster.primaries[1].client("postgres").await;
+    world.cluster.primaries[0].signal("STOP");
+    tokio::time::sleep(Duration::from_millis(5500)).await;
+    assert_eq!(count(&client, key).await, Ok(1), "nobody knows of a move: the last map is served");
+    let fence = "INSERT INTO shard_catalog.fence (move_id, scope, mask) VALUES (7, '{\"ranges\": [[0, 1]]}', 4095)";
+    let owned = "INSERT INTO shard_catalog.ownership (move_id, epoch, epoch_id, scope, owner, flipped) \
+                 VALUES (7, 99, gen_random_uuid(), '{\"ranges\": [[0, 1]]}', 3, true)";
+    for (comes, goes) in [(fence, "DELETE FROM shard_catalog.fence"), (owned, "DELETE FROM shard_catalog.ownership")] {
+        shard.batch_execute(comes).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        assert_eq!(count(&client, key).await, Err("57P03".to_owned()), "{comes}");
+        shard.batch_execute(goes).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        assert_eq!(count(&client, key).await, Ok(1), "{goes}");
+    }
+    shard.batch_execute(owned).await.unwrap();
+    world.cluster.primaries[0].signal("CONT");
+    let back = Instant::now();
+    while count(&client, key).await != Ok(1) {
+        assert!(back.elapsed() < Duration::from_secs(20), "the catalog was read");
+    }
+}

@@ -19,6 +19,12 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// No statement of ours takes longer unless it says so.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
+/// NULL of a standby. The timeline by the WAL file's name: the control file's lags behind a promotion until the next
+/// checkpoint.
+const IDENTITY: &str = "SELECT CASE WHEN NOT r.rec THEN (SELECT system_identifier FROM pg_control_system()) END, \
+     CASE WHEN NOT r.rec THEN ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int END \
+     FROM (SELECT pg_is_in_recovery() AS rec) r";
+
 pub type Params<'a> = &'a [&'a (dyn ToSql + Sync)];
 
 /// Where the servers are and what the sharding key is.
@@ -91,7 +97,7 @@ impl Servers {
         };
         // Ends when the client is dropped; a loss is reported by the statement that was waiting.
         tokio::spawn(connection);
-        Ok(Db { client, what, place: place.clone(), patience: PATIENCE })
+        Ok(Db { client, what, place: place.clone(), patience: PATIENCE, identity: None })
     }
 
     /// A session on the shard's primary. Of two servers that both think to be it, the one with the higher timeline is
@@ -100,28 +106,33 @@ impl Servers {
         let servers = self.config.shard(shard).with_context(|| {
             format!("shard {shard} is not in the configuration: add [[shard]] with id = {shard}")
         })?;
-        let mut best: Option<(i32, Db)> = None;
+        let mut best: Option<Db> = None;
         let mut errors = Vec::new();
         for place in std::iter::once(&servers.primary).chain(&servers.replicas) {
             let asked = async {
-                let db = self.open(shard, place, name).await?;
-                let sql = "SELECT pg_is_in_recovery(), (SELECT timeline_id FROM pg_control_checkpoint())";
-                let row = db.one(sql, &[]).await?;
-                anyhow::Ok((row.try_get::<_, bool>(0)?, row.try_get::<_, i32>(1)?, db))
+                let mut db = self.open(shard, place, name).await?;
+                let row = db.one(IDENTITY, &[]).await?;
+                db.identity = row.try_get::<_, Option<i64>>(0)?.map(|system| (system, row.get(1)));
+                anyhow::Ok(db)
             };
             match asked.await {
-                Ok((false, timeline, db)) if best.as_ref().is_none_or(|(known, _)| *known < timeline) => {
-                    best = Some((timeline, db));
-                }
-                Ok(_) => {}
+                Ok(db) => match (db.identity, best.as_ref().and_then(|best| best.identity)) {
+                    (None, _) => {}
+                    (Some((system, timeline)), Some(known)) if known == (system, timeline) => anyhow::bail!(
+                        "shard {shard} has two servers that take writes, both of timeline {timeline}: {} and {}",
+                        best.map_or_else(String::new, |best| best.what),
+                        db.what
+                    ),
+                    (Some((_, timeline)), Some((_, known))) if known > timeline => {}
+                    (Some(_), _) => best = Some(db),
+                },
                 Err(error) => errors.push(format!("{error:#}")),
             }
         }
-        let (_, db) = best.with_context(|| match errors.is_empty() {
+        best.with_context(|| match errors.is_empty() {
             true => format!("shard {shard} has no primary: every server of it is in recovery"),
             false => format!("no primary of shard {shard} can be reached: {}", errors.join("; ")),
-        })?;
-        Ok(db)
+        })
     }
 
     /// Sessions on those replicas of the shard that answer.
@@ -165,6 +176,8 @@ pub struct Db {
     what: String,
     place: HostPort,
     pub patience: Duration,
+    /// Of a server that takes writes: its system identifier and its timeline, another one after each failover.
+    pub identity: Option<(i64, i32)>,
 }
 
 impl std::fmt::Debug for Db {

@@ -3,7 +3,7 @@
 //!
 //! Rooms: [`connect`] (the proxy, and one shard through it), [`map`] and [`explain`] (what the proxy knows), [`status`] and
 //! [`doctor`] (what the shards say), [`migrate`]; [`direct`] (the shards past the proxy), [`plans`] (what to move), [`moves`] (the verbs on
-//! moves), [`mover`] (moves rows between shards), [`output`] (a table for people, one JSON value for programs).
+//! moves), [`serve`] (the same, asked for by SQL), [`mover`] (moves rows between shards), [`output`] (a table for people, one JSON value for programs).
 //!
 //! What only asks, asks through the proxy with the role of the URL, so it needs no access that an application has not. What
 //! moves rows takes the servers and the superuser of `[control]` from the proxy's configuration file.
@@ -22,6 +22,7 @@ pub mod mover;
 pub mod moves;
 pub mod output;
 pub mod plans;
+pub mod serve;
 pub mod status;
 
 /// The proxy could not be reached: exit status 3.

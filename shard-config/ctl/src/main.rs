@@ -136,14 +136,26 @@ enum Verb {
         max_lag: i64,
     },
     /// Undo a move that has not cut over.
-    Abort { id: i64 },
+    Abort {
+        id: i64,
+        /// The target is gone: free the source of everything that the move keeps there.
+        #[arg(long)]
+        target_lost: bool,
+    },
     /// Give everything back to the source, with what was written since the cut-over.
     Rollback { id: i64 },
     /// Close the window of a move and delete the rows on the source. No roll-back after it.
-    Finish { id: i64 },
+    Finish {
+        id: i64,
+        /// The source is gone: free the target of everything that the move keeps there.
+        #[arg(long)]
+        source_lost: bool,
+    },
     /// Compare both sides of a live move, row by row where digests differ. Repairs nothing.
     #[command(alias = "verify")]
     Diff { id: i64 },
+    /// Do what is asked for by the SQL functions of shard_catalog, and go on with moves whose shardctl is gone, until ended.
+    Serve,
     /// The largest tenants of all shards. Reads every sharded table.
     Tenants {
         #[arg(long, default_value_t = 20)]
@@ -318,12 +330,32 @@ async fn run(arguments: &Arguments) -> anyhow::Result<Ended> {
         Verb::Cutover { id, max_lag } => {
             return moves::wish(&servers(arguments)?, *id, Wish::Cutover, *max_lag, screen).await;
         }
-        Verb::Abort { id } => return moves::wish(&servers(arguments)?, *id, Wish::Abort, 0, screen).await,
+        Verb::Abort { id, target_lost: true } => {
+            return moves::lost(&servers(arguments)?, *id, Wish::Abort).await;
+        }
+        Verb::Finish { id, source_lost: true } => {
+            return moves::lost(&servers(arguments)?, *id, Wish::Finish).await;
+        }
+        Verb::Abort { id, .. } => return moves::wish(&servers(arguments)?, *id, Wish::Abort, 0, screen).await,
         Verb::Rollback { id } => {
             return moves::wish(&servers(arguments)?, *id, Wish::Rollback, 0, screen).await;
         }
-        Verb::Finish { id } => return moves::wish(&servers(arguments)?, *id, Wish::Finish, 0, screen).await,
+        Verb::Finish { id, .. } => return moves::wish(&servers(arguments)?, *id, Wish::Finish, 0, screen).await,
         Verb::Diff { id } => return moves::diff(&servers(arguments)?, *id).await,
+        Verb::Serve => {
+            let servers = servers(arguments)?;
+            let json = arguments.json;
+            let say = |text: String| match json {
+                true => println!("{}", serde_json::json!({ "said": text })),
+                false => eprintln!("{}  {text}", chrono::Utc::now().format("%F %T")),
+            };
+            tokio::select! {
+                ended = shardctl::serve::serve(&servers, say) => ended?,
+                _ = tokio::signal::ctrl_c() => {}
+            }
+            let text = "ended; moves under way stay as they are\n".to_owned();
+            return Ok((shardctl::output::Report { json: serde_json::json!({}), text, well: true }, 0));
+        }
         Verb::Tenants { top } => return Ok((plans::tenants(&servers(arguments)?, *top).await?, 0)),
         Verb::Status
         | Verb::Map { .. }

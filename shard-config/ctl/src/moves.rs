@@ -13,9 +13,10 @@ use crate::direct::{Db, Servers};
 use crate::mover::job::{Job, Way};
 use crate::mover::machine::{Phase, Wish};
 use crate::mover::preflight::{self, Problem, human};
-use crate::mover::run::{Attached, End, Options, run};
+use crate::mover::attach::Attached;
+use crate::mover::run::{End, Options, run};
 use crate::mover::throttle::Throttle;
-use crate::mover::{catalog, copy, tables, verify};
+use crate::mover::{catalog, copy, lost, tables, verify};
 use crate::output::{Report, table};
 use crate::plans::{Plan, scope_of};
 
@@ -289,6 +290,17 @@ pub async fn wish(
     job.set(&control, json!({ "wish": wish.name(), "attempts": 0, "paused": false })).await?;
     job.note(&control, &format!("the operator asks for {}", wish.name())).await?;
     drive(servers, id, Options::default(), screen).await
+}
+
+/// One of the move's shards is gone: frees the other one.
+pub async fn lost(servers: &Servers, id: i64, wish: Wish) -> anyhow::Result<Ended> {
+    let (job, shard) = lost::free(servers, id, wish).await?;
+    let text = format!(
+        "move {id} keeps nothing on the other shard any more. It waits for shard {shard}, to delete there what it has of {}; \
+         when it is back: shardctl resume {id}",
+        job.scope
+    );
+    Ok(said(text, job.json(), 0))
 }
 
 pub async fn pause(servers: &Servers, id: i64) -> anyhow::Result<Ended> {

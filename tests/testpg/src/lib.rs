@@ -61,6 +61,33 @@ impl TempPostgres {
         format!("postgresql://postgres@127.0.0.1:{}/{database}", self.port)
     }
 
+    /// Ends the server at once, as a crash does; `resume` starts it again on its data.
+    ///
+    /// # Panics
+    /// When it does not end.
+    pub fn crash(&self) {
+        assert!(self.end(), "PostgreSQL did not end");
+    }
+
+    /// Starts a server that was ended by `crash`.
+    ///
+    /// # Panics
+    /// When it does not start (with its log).
+    pub fn resume(&self) {
+        self.boot();
+    }
+
+    fn end(&self) -> bool {
+        let stopped = as_postgres(&self.bin.join("pg_ctl"))
+            .args(["-m", "immediate", "-w", "-D"])
+            .arg(self.data.join("pg"))
+            .arg("stop")
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status();
+        stopped.is_ok_and(|status| status.success())
+    }
+
     fn boot(&self) {
         let log = self.data.join("log");
         let status = as_postgres(&self.bin.join("pg_ctl"))
@@ -79,14 +106,7 @@ impl TempPostgres {
 
 impl Drop for TempPostgres {
     fn drop(&mut self) {
-        let stopped = as_postgres(&self.bin.join("pg_ctl"))
-            .args(["-m", "immediate", "-w", "-D"])
-            .arg(self.data.join("pg"))
-            .arg("stop")
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .status();
-        if stopped.is_ok_and(|status| status.success()) {
+        if self.end() {
             let _ = std::fs::remove_dir_all(&self.data);
         }
     }

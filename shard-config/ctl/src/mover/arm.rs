@@ -26,13 +26,7 @@ const SHARD: &str = include_str!("sql/shard.sql");
 
 /// Makes the mover's tables and functions on a shard.
 pub async fn install(db: &Db) -> anyhow::Result<()> {
-    // Two moves may begin at once; a function that is replaced twice at a time is an error otherwise.
-    let lock = super::job::LOCK_CLASS;
-    db.run(&format!(
-        "BEGIN; SET LOCAL client_min_messages = warning; SELECT pg_advisory_xact_lock({lock}, 0); {SHARD} COMMIT"
-    ))
-    .await
-    .context("making the mover's tables and functions")
+    super::catalog::make(db, &[shard_config::CATALOG_SQL, SHARD]).await.context("making the mover's tables and functions")
 }
 
 /// Writes that the shard does not own the scope.

@@ -11,7 +11,8 @@ use super::machine::Phase;
 use super::scope::{Scope, bucket_of};
 use crate::direct::Db;
 
-const TABLES: &str = include_str!("sql/catalog.sql");
+/// What proxies take while they make theirs (`proxy/src/control/schema.rs`): two that make a function at once fail.
+const INSTALL_LOCK: (i32, i32) = (1_936_224_868, 1);
 
 /// The map in use, with what makes two of one epoch different.
 #[derive(Debug, Clone)]
@@ -97,14 +98,22 @@ pub async fn map_at(db: &Db, epoch: i64) -> anyhow::Result<StoredMap> {
     StoredMap::from_row(&row.with_context(|| format!("there is no epoch {epoch} in the map's history"))?)
 }
 
-/// Makes what is missing of the catalog's tables.
+/// Makes what is missing of the catalog: a proxy that has not been started yet would have made it.
 pub async fn install(db: &Db) -> anyhow::Result<()> {
-    let there = "SELECT to_regclass('shard_catalog.motion') IS NOT NULL AND to_regclass('shard_catalog.move') IS NOT NULL \
-                 AND to_regclass('shard_catalog.proxy') IS NOT NULL AND to_regclass('shard_catalog.move_event') IS NOT NULL";
+    let there = "SELECT to_regclass('shard_catalog.proxy') IS NOT NULL AND to_regclass('shard_catalog.requests') IS NOT NULL";
     if db.holds(there, &[]).await? {
         return Ok(());
     }
-    db.run(&format!("BEGIN; SET LOCAL client_min_messages = warning; {TABLES} COMMIT")).await
+    make(db, &[shard_config::CATALOG_SQL]).await
+}
+
+pub(super) async fn make(db: &Db, parts: &[&str]) -> anyhow::Result<()> {
+    let (class, id) = INSTALL_LOCK;
+    db.run(&format!(
+        "BEGIN; SET LOCAL client_min_messages = warning; SELECT pg_advisory_xact_lock({class}, {id}); {} COMMIT",
+        parts.concat()
+    ))
+    .await
 }
 
 #[derive(Debug, Clone)]
@@ -159,6 +168,37 @@ pub async fn end_motion(db: &Db, job: &Job) -> anyhow::Result<Option<i64>> {
         Some(row) => Some(row.try_get(0)?),
         None => None,
     })
+}
+
+/// Makes the job's motion known, if nobody else moves rows of its scope and the source still owns all of it. Both are
+/// asked for in the transaction that says so: what preflight has seen may be long ago. Returns the version that says it.
+pub async fn announce(db: &Db, job: &Job) -> anyhow::Result<Result<i64, String>> {
+    // Behind every flip and every other announcement.
+    db.run("BEGIN; LOCK TABLE shard_catalog.motion IN SHARE ROW EXCLUSIVE MODE").await?;
+    let said = async {
+        let now = map(db).await?;
+        if now.owner_of(&job.scope) != Some(job.source) {
+            let text = format!("shard {} does not own all of {} any more: plan again", job.source, job.scope);
+            return Ok(Err(text));
+        }
+        if let Some(other) = others_in_motion(db, job.id, &job.scope, now.map.buckets()).await? {
+            return Ok(Err(format!("move {} has {} under way", other.move_id, other.scope)));
+        }
+        anyhow::Ok(Ok(set_stage(db, job, Way::Out, "copying").await?))
+    };
+    let said = said.await;
+    let end = if matches!(said, Ok(Ok(_))) { "COMMIT" } else { "ROLLBACK" };
+    db.run(end).await?;
+    said
+}
+
+/// The newest epoch with which rows are known to have come to a shard or left it; 0 if none ever did.
+pub async fn known_epoch(db: &Db) -> anyhow::Result<i64> {
+    // Both ask for a name that may not be there yet: `query_to_xml` looks it up when it runs.
+    let sql = "SELECT coalesce((SELECT (xpath('/row/e/text()', query_to_xml(
+               'SELECT max(epoch) AS e FROM shard_catalog.ownership WHERE flipped', false, true, '')))[1]::text::int8
+               WHERE EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass('shard_catalog.ownership') AND attname = 'flipped')), 0)";
+    db.value(sql, &[]).await
 }
 
 /// Scopes meet no motion of another move.

@@ -13,8 +13,8 @@ use super::scope::{ident, literal};
 use super::tables::Table;
 use crate::direct::{Db, is_code};
 
-/// A slot cannot begin before every transaction that runs now has ended.
-const SLOT_PATIENCE: Duration = Duration::from_secs(60);
+/// A slot cannot begin before every transaction that writes now has ended. After that long it is said who it is.
+const SLOT_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Publication of the mark, and of `tables` when rows flow back (then nothing is copied, so all may come at once).
 pub async fn publish(giver: &Db, job: &Job, way: Way, tables: &[Table], buckets: u16) -> anyhow::Result<()> {
@@ -81,15 +81,36 @@ pub async fn oldest(db: &Db) -> anyhow::Result<String> {
         .map_or_else(|| "no transaction is older than a second".into(), |who| format!("it waits for {who}")))
 }
 
+pub async fn subscribed(taker: &Db, job: &Job, way: Way) -> anyhow::Result<bool> {
+    let there = "SELECT EXISTS (SELECT FROM pg_subscription s JOIN pg_database d ON d.oid = s.subdbid \
+                 WHERE s.subname = $1 AND d.datname = current_database())";
+    taker.holds(there, &[&job.publication(way)]).await
+}
+
+/// Begins with what the giver's slot has not passed yet, of a subscription that copies nothing. From where is told to the
+/// subscription, too: a slot that was advanced is on the giver's disk with its next checkpoint only, and after a crash
+/// before that it would send once more what had come from here.
+pub async fn begin(giver: &Db, taker: &Db, job: &Job, way: Way) -> anyhow::Result<()> {
+    let name = job.publication(way);
+    let sql = "SELECT confirmed_flush_lsn::text FROM pg_replication_slots WHERE slot_name = $1";
+    let Some(row) = giver.first(sql, &[&name]).await? else { anyhow::bail!("slot {name} is gone") };
+    let position: String = row.try_get(0)?;
+    let sql = "SELECT pg_replication_origin_advance(o.roname, $2::text::pg_lsn) FROM pg_subscription s \
+               JOIN pg_replication_origin o ON o.roname = 'pg_' || s.oid WHERE s.subname = $1 AND NOT s.subenabled \
+               AND pg_replication_origin_progress(o.roname, false) IS NULL";
+    taker.rows(sql, &[&name, &position]).await?;
+    taker.run(&format!("ALTER SUBSCRIPTION {} ENABLE", ident(&name))).await
+}
+
 /// Makes the subscription on the taker; `copy` says whether its tables are copied first.
 pub async fn subscribe(taker: &Db, job: &Job, way: Way, conninfo: &str, copy: bool) -> anyhow::Result<()> {
     let name = job.publication(way);
-    let there = "SELECT EXISTS (SELECT FROM pg_subscription s JOIN pg_database d ON d.oid = s.subdbid \
-                 WHERE s.subname = $1 AND d.datname = current_database())";
-    if taker.holds(there, &[&name]).await? {
+    // An error would put the statement into the server's log, and the password with it.
+    let quiet = "SET log_min_error_statement = panic";
+    if subscribed(taker, job, way).await? {
         // The giver's primary may be another server than before.
         return taker
-            .run(&format!("ALTER SUBSCRIPTION {} CONNECTION {}", ident(&name), literal(conninfo)))
+            .run(&format!("{quiet}; ALTER SUBSCRIPTION {} CONNECTION {}", ident(&name), literal(conninfo)))
             .await;
     }
     if !copy {
@@ -100,8 +121,8 @@ pub async fn subscribe(taker: &Db, job: &Job, way: Way, conninfo: &str, copy: bo
     // Commits of the worker need not wait for the disk and the standby one by one: nothing is taken for applied before a
     // later commit has waited for both, and WAL is written in order.
     let sql = format!(
-        "CREATE SUBSCRIPTION {0} CONNECTION {1} PUBLICATION {0} WITH (create_slot = false, slot_name = {2}, \
-         copy_data = {copy}, synchronous_commit = 'off', disable_on_error = true, enabled = true)",
+        "{quiet}; CREATE SUBSCRIPTION {0} CONNECTION {1} PUBLICATION {0} WITH (create_slot = false, slot_name = {2}, \
+         copy_data = {copy}, synchronous_commit = 'off', disable_on_error = true, enabled = {copy})",
         ident(&name),
         literal(conninfo),
         literal(&name),
@@ -198,6 +219,17 @@ pub async fn caught_up(
     Ok(begun.elapsed())
 }
 
+/// Takes away a subscription whose giver does not answer.
+pub async fn forget(taker: &Db, job: &Job, way: Way) -> anyhow::Result<()> {
+    if !subscribed(taker, job, way).await? {
+        return Ok(());
+    }
+    let name = ident(&job.publication(way));
+    taker.run(&format!("ALTER SUBSCRIPTION {name} DISABLE")).await?;
+    taker.run(&format!("ALTER SUBSCRIPTION {name} SET (slot_name = NONE)")).await?;
+    taker.run(&format!("DROP SUBSCRIPTION {name}")).await.context("dropping the subscription")
+}
+
 /// Takes down one direction: subscription, slots, publication. Every part may be gone already, and a server that cannot
 /// be reached is an error, so that it is tried again and nothing keeps WAL for ever.
 pub async fn take_down(giver: &Db, taker: &Db, job: &Job, way: Way) -> anyhow::Result<()> {
@@ -205,13 +237,17 @@ pub async fn take_down(giver: &Db, taker: &Db, job: &Job, way: Way) -> anyhow::R
     let quoted = ident(&name);
     let there = "SELECT oid::int8 FROM pg_subscription WHERE subname = $1 \
                  AND subdbid = (SELECT oid FROM pg_database WHERE datname = current_database())";
-    let mut slots = vec![name.clone(), job.verify_slot(way)];
+    let slots = [name.clone(), job.verify_slot(way)];
     if let Some(row) = taker.first(there, &[&name]).await? {
         let oid: i64 = row.try_get(0)?;
-        // Without its slot the subscription goes without asking the giver; the slots are dropped below, each by itself,
-        // so that an interruption anywhere leaves names that are found again.
+        // Without its slot the subscription goes without asking the giver; the slots are dropped each by itself, so that an
+        // interruption anywhere leaves names that are found again.
         taker.run(&format!("ALTER SUBSCRIPTION {quoted} DISABLE")).await?;
-        slots.extend(sync_slots(giver, oid).await?);
+        workers_gone(taker, &name).await?;
+        // Before the subscription, whose number their names have.
+        for slot in sync_slots(giver, oid).await? {
+            drop_slot(giver, &slot).await?;
+        }
         taker.run(&format!("ALTER SUBSCRIPTION {quoted} SET (slot_name = NONE)")).await?;
         taker.run(&format!("DROP SUBSCRIPTION {quoted}")).await.context("dropping the subscription")?;
     }
@@ -219,6 +255,21 @@ pub async fn take_down(giver: &Db, taker: &Db, job: &Job, way: Way) -> anyhow::R
         drop_slot(giver, &slot).await?;
     }
     giver.run(&format!("DROP PUBLICATION IF EXISTS {quoted}")).await
+}
+
+/// A worker on its way out may still be making the slot of its copy.
+async fn workers_gone(taker: &Db, subscription: &str) -> anyhow::Result<()> {
+    let begun = Instant::now();
+    let sql = "SELECT EXISTS (SELECT FROM pg_stat_subscription WHERE subname = $1 AND pid IS NOT NULL)";
+    while taker.holds(sql, &[&subscription]).await? {
+        if begun.elapsed() > Duration::from_secs(2) {
+            let end = "SELECT pg_terminate_backend(pid, 1000) FROM pg_stat_subscription WHERE subname = $1 AND pid IS NOT NULL";
+            taker.rows(end, &[&subscription]).await?;
+        }
+        anyhow::ensure!(begun.elapsed() < Duration::from_secs(20), "workers of {subscription} do not end");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    Ok(())
 }
 
 /// Slots of copies that were under way: `ReplicationSlotNameForTablesync` of tablesync.c.

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use serde_json::json;
+use shard_config::ShardId;
 use tokio_postgres::error::SqlState;
 
 use super::arm;
@@ -69,6 +70,8 @@ impl std::fmt::Display for Times {
     }
 }
 
+/// For a step to say itself what it was waiting for.
+const GRACE: Duration = Duration::from_millis(20);
 /// Transactions that end within this time are waited for on the spot.
 const SHORT_STATEMENTS: Duration = Duration::from_secs(1);
 
@@ -136,16 +139,35 @@ pub async fn in_the_way(giver: &Db, job: &Job) -> anyhow::Result<Option<String>>
     giver.value(sql, &[&i64::from(LOCK_CLASS), &job.id]).await
 }
 
-/// One attempt. The caller has written down that it is fencing, and releases unless it flipped.
-pub async fn attempt(seats: &Seats, plan: Plan<'_>) -> anyhow::Result<Outcome> {
+/// One attempt. The caller has written down that it is fencing, and releases unless it flipped. Statements may still run on
+/// the seats when it has come to nothing: they are to be closed, and their sessions ended, before anything is undone.
+pub async fn attempt(seats: &Seats, plan: Plan<'_>) -> Outcome {
     let mut clock = Clock::new(plan.limit);
-    match steps(seats, plan, &mut clock).await {
-        Ok(None) => Ok(Outcome::Flipped(clock.times)),
-        Ok(Some(different)) => Ok(Outcome::Different(different)),
-        Err(error) => Ok(Outcome::Missed(format!("{error:#}"), clock.times)),
+    let (job, map) = (plan.job, plan.map);
+    let next = Flip { owner: job.taker(plan.way), phase: plan.next.0, stage: plan.next.1, id: plan.epoch_id };
+    // One limit for all of it, and not only between two steps: a server that does not answer holds everybody.
+    let limit = plan.limit;
+    let ready = match tokio::time::timeout(limit + GRACE, steps(seats, plan, &mut clock)).await {
+        Ok(ready) => ready,
+        Err(_) => Err(anyhow::anyhow!("no answer within {limit:?}")),
+    };
+    match ready {
+        Ok(None) => {}
+        Ok(Some(different)) => return Outcome::Different(different),
+        Err(error) => return Outcome::Missed(format!("{error:#}"), clock.times),
+    }
+    // From here on nobody but the catalog can say what happened.
+    match catalog::flip(&seats.catalog, job, map, &next).await {
+        Ok(true) => {
+            clock.lap("flip");
+            Outcome::Flipped(clock.times)
+        }
+        Ok(false) => Outcome::Missed("the map is not the one that this attempt began with".into(), clock.times),
+        Err(error) => Outcome::Missed(format!("the flip: {error:#}"), clock.times),
     }
 }
 
+/// Everything before the flip; the text says which rows differ.
 async fn steps(seats: &Seats, plan: Plan<'_>, clock: &mut Clock) -> anyhow::Result<Option<String>> {
     let Seats { catalog, giver, locker, taker } = seats;
     let Plan { job, way, tables, map, .. } = plan;
@@ -175,7 +197,13 @@ async fn steps(seats: &Seats, plan: Plan<'_>, clock: &mut Clock) -> anyhow::Resu
         "{} rows are to be compared, more than fit into the pause",
         clock.times.rows_compared
     );
-    let unequal = verify::compare(giver, taker, job, tables, buckets, &suspects).await?;
+    // Written down before the taker is opened: an attempt that has not come so far is undone without it.
+    let opening = json!({ "opening": plan.attempt, "epoch_id": plan.epoch_id });
+    let mut noted = job.clone();
+    let (unequal, ()) = tokio::try_join!(
+        verify::compare(giver, taker, job, tables, buckets, &suspects),
+        noted.set(catalog, opening)
+    )?;
     if !unequal.is_empty() {
         return Ok(Some(verify::show(&unequal)));
     }
@@ -194,10 +222,6 @@ async fn steps(seats: &Seats, plan: Plan<'_>, clock: &mut Clock) -> anyhow::Resu
     }
     clock.lap("own");
     clock.left("the flip")?;
-    let next = Flip { owner, phase: plan.next.0, stage: plan.next.1, id: plan.epoch_id };
-    let flipped = catalog::flip(catalog, job, map, &next).await?;
-    anyhow::ensure!(flipped, "the map has another epoch than the one this attempt began with");
-    clock.lap("flip");
     Ok(None)
 }
 
@@ -264,21 +288,35 @@ pub async fn advance(db: &Db, slot: &str) -> anyhow::Result<()> {
     }
 }
 
+/// The ownership that was written before the flip has become true (H6).
+pub async fn note_flipped(db: &Db, job: &Job) -> anyhow::Result<()> {
+    let sql = "UPDATE shard_catalog.ownership SET flipped = true WHERE move_id = $1 AND epoch_id::text = $2 AND NOT flipped";
+    db.execute(sql, &[&job.id, &job.text("epoch_id").unwrap_or_default()]).await.map(drop)
+}
+
+/// Whether the last attempt came so far that the taker may have been opened.
+pub(super) fn has_opened(job: &Job) -> bool {
+    job.number("opening").is_some() && job.number("opening") == job.number("fences")
+}
+
 /// Undoes an attempt that did not flip, however far it came: the giver takes writes, the taker does not, proxies go on.
+/// `taker` may be missing if it was not opened, and has nothing to undo then. `job` is as the catalog has it.
 pub async fn release(
     catalog: &Db,
     giver: &Db,
-    taker: &Db,
+    taker: Option<&Db>,
     job: &Job,
     way: Way,
     buckets: u16,
 ) -> anyhow::Result<()> {
     // Ownership of an epoch that never was must not look like a map that was lost.
-    let sql = "DELETE FROM shard_catalog.ownership o WHERE o.move_id = $1 AND o.epoch > $2";
-    let epoch = i64::try_from(catalog::map(catalog).await?.map.epoch())?;
-    taker.execute(sql, &[&job.id, &epoch]).await?;
-    arm::fence_row(taker, job, buckets).await?;
-    giver.execute(sql, &[&job.id, &epoch]).await?;
+    let sql = "DELETE FROM shard_catalog.ownership WHERE move_id = $1 AND NOT flipped";
+    if has_opened(job) {
+        let taker = taker.context("the target may take writes: it must be reached first")?;
+        taker.execute(sql, &[&job.id]).await?;
+        arm::fence_row(taker, job, buckets).await?;
+    }
+    giver.execute(sql, &[&job.id]).await?;
     giver.execute("DELETE FROM shard_catalog.fence WHERE move_id = $1", &[&job.id]).await?;
     unlock(giver, job).await?;
     catalog::set_stage(catalog, job, Way::Out, if way == Way::Out { "copying" } else { "flipped" }).await?;
@@ -301,8 +339,9 @@ pub async fn unlock(giver: &Db, job: &Job) -> anyhow::Result<()> {
 
 /// A moment after the commit of the fence row, by the giver's clock; the same one whenever it is asked for, so that new
 /// transactions cannot put off the end of the old ones for ever.
-async fn barrier(giver: &Db, control: &Db, job: &Job) -> anyhow::Result<String> {
-    let key = format!("fence_{}_seen", job.number("fences").unwrap_or(0));
+async fn barrier(giver: &Db, shard: ShardId, control: &Db, job: &Job) -> anyhow::Result<String> {
+    // A fence of the way back is another shard's, and later.
+    let key = format!("fence_{}_seen_{shard}", job.number("fences").unwrap_or(0));
     let known = "SELECT detail ->> $2 FROM shard_catalog.move WHERE id = $1";
     if let Some(known) = control.value::<Option<String>>(known, &[&job.id, &key]).await? {
         return Ok(known);
@@ -314,14 +353,19 @@ async fn barrier(giver: &Db, control: &Db, job: &Job) -> anyhow::Result<String> 
 
 /// Lets go of the lock once no snapshot is left that cannot see the fence row. `Err` within: there is one; the text says
 /// whose. To be called after that row's commit.
-pub async fn unlock_when_safe(giver: &Db, control: &Db, job: &Job) -> anyhow::Result<Result<(), String>> {
+pub async fn unlock_when_safe(
+    giver: &Db,
+    shard: ShardId,
+    control: &Db,
+    job: &Job,
+) -> anyhow::Result<Result<(), String>> {
     let held = "SELECT EXISTS (SELECT FROM pg_prepared_xacts WHERE starts_with(gid, $1) AND database = current_database())
                 AND EXISTS (SELECT FROM shard_catalog.fence WHERE move_id = $2)";
     if !giver.holds(held, &[&job.gid_prefix(), &job.id]).await? {
         unlock(giver, job).await?;
         return Ok(Ok(()));
     }
-    let barrier = barrier(giver, control, job).await?;
+    let barrier = barrier(giver, shard, control, job).await?;
     // By time, not by xmin: the lock's own prepared transaction, which is older than the row, holds back the xmin of every
     // snapshot. Servers that only send WAL cannot write.
     let sql = "SELECT string_agg(format('pid %s (%s, %s)', a.pid, a.usename, a.application_name), '; ') FROM pg_stat_activity a

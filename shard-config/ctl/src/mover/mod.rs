@@ -1,9 +1,9 @@
 //! Moves rows of buckets, or of single tenants, from one running shard to another while the application writes them.
 //!
-//! Rooms, in reading order: `machine` (PURE: phases and what follows what), `job` (the durable record), `run` (does the step
-//! of the phase that is written down), `steps`; each step's work: `preflight`, `catalog` (what proxies obey), `arm` (guards),
-//! `copy` (native logical replication) with `throttle`, `verify` with `changes` (PURE) and `tables`, `fence` (the cut-over),
-//! `clean`. `scope` (PURE) says which rows.
+//! Rooms, in reading order: `machine` (PURE: phases and what follows what), `job` (the durable record), `attach` (takes a move up), `run`
+//! (does the step of the phase that is written down), `steps`; each step's work: `preflight`, `catalog` (what proxies obey), `arm` (guards),
+//! `copy` (native logical replication) with `throttle`, `verify` with `changes` (PURE) and `tables`, `cutover` and `fence`,
+//! `clean`. `scope` (PURE) says which rows; `lost` frees one shard when the other one is gone.
 //!
 //! Invariants:
 //!
@@ -14,12 +14,15 @@
 //! - Every step may be repeated. A mover that dies anywhere leaves what `resume`, `abort`, `rollback` or `finish` ends.
 
 pub mod arm;
+pub mod attach;
 pub mod catalog;
 pub mod changes;
 pub mod clean;
 pub mod copy;
+mod cutover;
 pub mod fence;
 pub mod job;
+pub mod lost;
 pub mod machine;
 pub mod preflight;
 pub mod run;

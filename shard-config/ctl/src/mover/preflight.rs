@@ -1,12 +1,12 @@
 //! What must hold before a move begins. Nothing is changed here; every reason not to begin is reported at once, with what
 //! to do about it.
 
-use shard_config::ShardId;
+use shard_config::{Config, ShardId};
 
 use super::catalog::{self, StoredMap};
 use super::job::Job;
 use super::scope::{Scope, literal};
-use super::tables::{Table, definitions, sharded};
+use super::tables::{Table, definitions, misfits, obscure, sharded};
 use crate::direct::{Db, Servers};
 
 /// Why not, and what to do.
@@ -107,7 +107,7 @@ pub async fn servers(
             "there is nothing to move but the buckets' place in the map",
         );
     }
-    of_tables(&tables, &mut found);
+    of_tables(source, &servers.config, &tables, &mut found).await?;
     foreign_keys(source, &tables, &mut found).await?;
     let (ours, theirs) = tokio::try_join!(definitions(source, &tables), definitions(target, &tables))?;
     for (table, definition) in &ours {
@@ -146,7 +146,7 @@ pub async fn shard(servers: &Servers, shard: ShardId) -> anyhow::Result<Vec<Prob
     let db = servers.primary(shard, "shardctl doctor").await?;
     server(&db, &format!("shard {shard}"), &mut found).await?;
     let tables = sharded(&db, &servers.config).await?;
-    of_tables(&tables, &mut found);
+    of_tables(&db, &servers.config, &tables, &mut found).await?;
     foreign_keys(&db, &tables, &mut found).await?;
     Ok(found.0)
 }
@@ -155,9 +155,11 @@ async fn server(db: &Db, name: &str, found: &mut Findings) -> anyhow::Result<()>
     let sql = format!(
         "SELECT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user), current_setting('wal_level'),
             current_setting('max_prepared_transactions')::int, current_setting('synchronous_standby_names'),
-            (SELECT string_agg(gid, ', ') FROM pg_prepared_xacts
-              WHERE database = current_database() AND prepared < clock_timestamp() - {IN_DOUBT}),
-            current_user::text, current_setting('fsync')"
+            (SELECT string_agg(gid, ', ') FROM pg_prepared_xacts WHERE database = current_database()
+              AND prepared < clock_timestamp() - {IN_DOUBT} AND NOT starts_with(gid, 'shard_move:')),
+            current_user::text, current_setting('fsync'),
+            (SELECT string_agg(DISTINCT split_part(gid, ':', 2), ', ') FROM pg_prepared_xacts
+              WHERE database = current_database() AND starts_with(gid, 'shard_move:'))"
     );
     let row = db.one(&sql, &[]).await?;
     if !row.try_get::<_, bool>(0)? {
@@ -191,6 +193,12 @@ async fn server(db: &Db, name: &str, found: &mut Findings) -> anyhow::Result<()>
             "a running proxy finishes its own; look at its log, or end it by hand: no slot can begin before",
         );
     }
+    if let Some(moves) = row.try_get::<_, Option<String>>(7)? {
+        found.add(
+            format!("{name}: the fence of move {moves} waits for the end of older transactions"),
+            "not to be ended by hand: shardctl resume that move, and end what it says it waits for; no slot can begin before",
+        );
+    }
     Ok(())
 }
 
@@ -220,12 +228,20 @@ async fn slots(source: &Db, target: &Db, job: &Job, found: &mut Findings) -> any
     Ok(())
 }
 
-fn of_tables(tables: &[Table], found: &mut Findings) {
+async fn of_tables(
+    db: &Db,
+    config: &Config,
+    tables: &[Table],
+    found: &mut Findings,
+) -> anyhow::Result<()> {
+    for (name, why) in obscure(db, config).await? {
+        found.add(
+            format!("{name} seems to be placed by the sharding key, and cannot be moved: {why}"),
+            "declare it ([[table]] kind = \"plain\"), change the column's type, or drop it",
+        );
+    }
     for table in tables {
         let name = table.full_name();
-        if table.unlogged {
-            found.add(format!("{name} is UNLOGGED"), "it cannot be replicated: ALTER TABLE ... SET LOGGED");
-        }
         if table.primary_key.is_empty() {
             found.add(
                 format!("{name} has no primary key"),
@@ -236,13 +252,12 @@ fn of_tables(tables: &[Table], found: &mut Findings) {
                 format!("the primary key of {name} does not contain {}", table.key_column),
                 "UPDATE and DELETE would fail as soon as it is published: add the column to the key",
             );
-        } else if table.identity != "d" && table.identity != "f" {
-            found.add(
-                format!("{name} does not have its primary key as replica identity"),
-                format!("ALTER TABLE {name} REPLICA IDENTITY DEFAULT"),
-            );
+        }
+        for (what, remedy) in misfits(db, table).await? {
+            found.add(what, remedy);
         }
     }
+    Ok(())
 }
 
 /// A plain or reference table may refer to rows that are going to leave.

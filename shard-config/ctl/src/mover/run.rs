@@ -10,18 +10,15 @@ use serde_json::json;
 use shard_config::ShardId;
 
 use super::catalog::{self, StoredMap};
-use super::job::{Job, LOCK_CLASS};
+use super::attach::{Attached, attach, end_others};
+use super::job::{Job, Way};
 use super::machine::{Event, Phase, Wish};
 use super::tables::{Table, sharded};
 use super::verify::Suspects;
 use crate::direct::{Db, Servers};
 
-/// The class of the runners' own lock.
-const RUN_CLASS: i32 = LOCK_CLASS + 1;
 /// Between two looks at a phase that waits.
 const LOOK: Duration = Duration::from_millis(500);
-/// How long the lock of another runner is waited for.
-const TAKE_OVER: Duration = Duration::from_secs(3);
 /// Pauses after a step that failed: doubled up to the most.
 const BACKOFF_FIRST: Duration = Duration::from_millis(500);
 const BACKOFF_MOST: Duration = Duration::from_secs(15);
@@ -77,6 +74,12 @@ impl std::fmt::Display for Different {
 
 impl std::error::Error for Different {}
 
+/// How a step ended. `Ok(None)`: it goes on, look again soon.
+pub(super) type Step = anyhow::Result<Option<Event>>;
+
+/// `Db::identity` of the source and of the target.
+pub(super) type Identities = (Option<(i64, i32)>, Option<(i64, i32)>);
+
 pub(super) struct Runner<'a> {
     pub(super) servers: &'a Servers,
     pub(super) control: Db,
@@ -87,6 +90,8 @@ pub(super) struct Runner<'a> {
     /// Digests were equal but for `suspects`. Not written down: a new runner compares again.
     pub(super) compared: bool,
     pub(super) suspects: Suspects,
+    /// The servers that were compared: another primary may lack what the one before it had applied.
+    pub(super) compared_on: Identities,
     problems: Vec<super::preflight::Problem>,
     backoff: Duration,
 }
@@ -113,71 +118,41 @@ pub async fn run(servers: &Servers, id: i64, options: Options) -> anyhow::Result
     }
 }
 
-/// Another runner has the move.
-#[derive(Debug)]
-pub struct Attached(String);
-
-impl std::fmt::Display for Attached {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for Attached {}
-
-async fn attach<'a>(servers: &'a Servers, id: i64) -> anyhow::Result<Runner<'a>> {
-    let control = servers.control("shardctl").await?;
-    let job = Job::load(&control, id).await?;
-    let key = i32::try_from(id)?;
-    let begun = std::time::Instant::now();
-    let mut ours = false;
-    // The session of a runner that has just died may need a moment to notice.
-    while !ours && begun.elapsed() < TAKE_OVER {
-        ours = control.holds("SELECT pg_try_advisory_lock($1, $2)", &[&RUN_CLASS, &key]).await?;
-        if !ours {
-            tokio::time::sleep(Duration::from_millis(50)).await;
+impl<'a> Runner<'a> {
+    pub(super) fn new(
+        servers: &'a Servers,
+        control: Db,
+        source: Db,
+        target: Db,
+        job: Job,
+        map: StoredMap,
+    ) -> Self {
+        Self {
+            servers,
+            control,
+            source,
+            target,
+            job,
+            map,
+            compared: false,
+            suspects: Suspects::new(),
+            compared_on: (None, None),
+            problems: Vec::new(),
+            backoff: BACKOFF_FIRST,
         }
     }
-    if !ours {
-        let sql = "SELECT string_agg(format('pid %s from %s', a.pid, coalesce(a.client_addr::text, 'a socket')), ', ') \
-                   FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid WHERE l.locktype = 'advisory' \
-                   AND l.classid::int8 = $1 AND l.objid::int8 = $2 AND l.granted";
-        let who: Option<String> = control.value(sql, &[&i64::from(RUN_CLASS), &id]).await?;
-        return Err(Attached(format!(
-            "move {id} has a runner already ({}): shardctl watch {id}; if it is stuck, end that session in the catalog",
-            who.unwrap_or_default()
-        ))
-        .into());
-    }
-    let name = job.session_name();
-    control.execute("SELECT set_config('application_name', $1, false)", &[&name]).await?;
-    let source = servers.primary(job.source, &name).await?;
-    let target = servers.primary(job.target, &name).await?;
-    let mut pids = Vec::new();
-    for db in [&control, &source, &target] {
-        pids.push(db.value::<i32>("SELECT pg_backend_pid()", &[]).await?);
-    }
-    for db in [&control, &source, &target] {
-        let sql = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
-                   WHERE application_name = $1 AND backend_type = 'client backend' AND pid <> ALL ($2)";
-        db.rows(sql, &[&name, &pids]).await?;
-    }
-    let map = catalog::map(&control).await?;
-    Ok(Runner {
-        servers,
-        control,
-        source,
-        target,
-        job,
-        map,
-        compared: false,
-        suspects: Suspects::new(),
-        problems: Vec::new(),
-        backoff: BACKOFF_FIRST,
-    })
 }
 
 impl Runner<'_> {
+    /// See `end_others`. The taker is left out while it has nothing to undo: it may be what does not answer.
+    pub(super) async fn end_strays(&self, way: Way) -> anyhow::Result<()> {
+        let mut sessions = vec![&self.control, self.side(self.job.giver(way))];
+        if super::fence::has_opened(&self.job) {
+            sessions.push(self.side(self.job.taker(way)));
+        }
+        end_others(&sessions, &self.job.session_name()).await
+    }
+
     async fn drive(&mut self, options: Options) -> anyhow::Result<End> {
         let resumed = self.job.phase.resumed();
         if resumed != self.job.phase {
@@ -204,10 +179,26 @@ impl Runner<'_> {
             if let Some(end) = self.note(phase, done).await? {
                 return Ok(end);
             }
-            if self.job.phase == phase && phase.waits() && !options.stay && self.job.wish().is_none() {
+            // A lock that waits for old snapshots is not left to itself.
+            let idle = phase.waits() && self.job.wish().is_none() && self.job.text("old_snapshots").is_none();
+            if self.job.phase == phase && idle && !options.stay {
+                if let Err(error) = self.leave().await {
+                    self.job.note(&self.control, &format!("left, with a slot that keeps WAL: {error:#}")).await?;
+                }
                 return Ok(End::Waiting);
             }
         }
+    }
+
+    /// Nobody looks after the move for a while. What changes is collected by the slot of the comparison, which would keep WAL
+    /// for nobody: the next runner compares all of it anyway.
+    async fn leave(&mut self) -> anyhow::Result<()> {
+        let (way, giver) = match self.job.phase {
+            Phase::Ready => (Way::Out, &self.source),
+            _ => (Way::Back, &self.target),
+        };
+        self.compared = false;
+        super::copy::drop_slot(giver, &self.job.verify_slot(way)).await
     }
 
     /// Follows the operator's wish; true when the phase has changed.
@@ -268,11 +259,19 @@ impl Runner<'_> {
         if event == Event::Flipped {
             // The flip has written the phase itself.
             self.job.refresh(&self.control).await?;
+            if self.job.wish() == Some(Wish::Abort) {
+                let text = "abort was asked for when the target owned the rows already: roll back instead";
+                self.job.note(&self.control, text).await?;
+            }
             self.map = catalog::map(&self.control).await?;
             self.suspects.clear();
             self.compared = false;
             self.job.set(&self.control, json!({ "wish": null, "error": null, "attempts": 0 })).await?;
             return Ok(None);
+        }
+        if event == Event::Hopeless && phase == Phase::BackVerifying {
+            // What cannot come about is not asked for again.
+            self.forget_wish().await?;
         }
         let next = phase.after(event);
         if !why.is_empty() {
@@ -327,6 +326,9 @@ impl Runner<'_> {
         if let Ok(db) = self.servers.primary(self.job.target, &name).await {
             self.target = db;
         }
+        if self.compared_on != (self.source.identity, self.target.identity) {
+            self.compared = false;
+        }
         Ok(())
     }
 
@@ -367,11 +369,25 @@ impl Runner<'_> {
             self.job.set(&self.control, json!({ "source_bytes": total, "tables": found.1.len() })).await?;
         }
         if problems.is_empty() {
+            self.warn_of_wal().await?;
             return Ok(Some(Event::Finished));
         }
         let text: Vec<_> = problems.iter().map(|p| format!("{}: {}", p.what, p.remedy)).collect();
         self.problems = problems;
         Err(Hopeless(text.join("; ")).into())
+    }
+
+    /// A slot that nobody reads keeps WAL until the disk is full, unless the server has a limit.
+    async fn warn_of_wal(&self) -> anyhow::Result<()> {
+        for (shard, db) in [(self.job.source, &self.source), (self.job.target, &self.target)] {
+            if db.holds("SELECT current_setting('max_slot_wal_keep_size') = '-1'", &[]).await? {
+                let text = format!(
+                    "shard {shard} has no max_slot_wal_keep_size: while the move waits for you, WAL is kept without a limit"
+                );
+                self.job.note(&self.control, &text).await?;
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn buckets(&self) -> u16 {

@@ -7,27 +7,26 @@ use shard_config::ShardId;
 
 use super::catalog;
 use super::copy;
-use super::fence::{self, Outcome, Plan, Seats};
+use super::fence;
 use super::job::Way;
 use super::machine::{Event, Phase, Wish};
-use super::run::{Different, Hopeless, Runner};
+use super::run::{Different, Hopeless, Runner, Step};
 use super::throttle::Throttle;
 use super::{arm, clean, verify};
 
 /// How long statements that began before a motion was announced may still run before the step says who it waits for.
 const DRAIN: Duration = Duration::from_secs(30);
-/// How long proxies may take to acknowledge a flip before their sessions on the old owner are ended.
-const ACKNOWLEDGE: Duration = Duration::from_secs(2);
 /// The target is called caught up when a mark takes no longer.
 const CAUGHT_UP: Duration = Duration::from_secs(2);
+/// Within this time a proxy without a lease has asked the shards what they know of moves.
+const UNTOLD: Duration = Duration::from_secs(2);
 /// Rows that are still unequal when the cut-over may begin; they are compared again inside the pause.
 const SUSPECTS_MOST: usize = 2_000;
 
-type Step = anyhow::Result<Option<Event>>;
-
 impl Runner<'_> {
     pub(super) async fn announce(&mut self) -> Step {
-        let version = catalog::set_stage(&self.control, &self.job, Way::Out, "copying").await?;
+        let announced = catalog::announce(&self.control, &self.job).await?;
+        let version = announced.map_err(Hopeless)?;
         catalog::drained(&self.control, version, DRAIN, Duration::from_millis(50)).await?;
         for db in [&self.source, &self.target] {
             catalog::end_sessions(&self.control, db, version).await?;
@@ -42,6 +41,14 @@ impl Runner<'_> {
         arm::fence_row(&self.target, &self.job, self.buckets()).await?;
         arm::register(&self.source, &self.job, &tables).await?;
         arm::register(&self.target, &self.job, &tables).await?;
+        // A proxy without a lease was not told. It asks the shards themselves, and finds the fence row (H6).
+        if catalog::proxies(&self.control).await?.iter().any(|proxy| !proxy.leased) {
+            tokio::time::sleep(UNTOLD).await;
+            let version: i64 = self.control.value("SELECT version FROM shard_catalog.control", &[]).await?;
+            for db in [&self.source, &self.target] {
+                catalog::end_sessions(&self.control, db, version).await?;
+            }
+        }
         arm::arm(&self.source, &self.job, &tables, self.buckets()).await?;
         Ok(Some(Event::Finished))
     }
@@ -50,7 +57,10 @@ impl Runner<'_> {
         let tables = self.tables().await?;
         let buckets = self.buckets();
         copy::publish(&self.source, &self.job, Way::Out, &[], buckets).await?;
-        copy::slot(&mut self.source, &self.job.publication(Way::Out)).await?;
+        // Never a second time: what was written between two slots would be in neither.
+        if !copy::subscribed(&self.target, &self.job, Way::Out).await? {
+            copy::slot(&mut self.source, &self.job.publication(Way::Out)).await?;
+        }
         let conninfo = self.servers.conninfo(&self.source);
         copy::subscribe(&self.target, &self.job, Way::Out, &conninfo, true).await?;
         self.check_flow(Way::Out).await?;
@@ -121,12 +131,24 @@ impl Runner<'_> {
             return Ok(None);
         }
         let tables = self.tables().await?;
+        // Once more: a partition that was made by a transaction older than the guards has none.
+        arm::arm(&self.source, &self.job, &tables, self.buckets()).await?;
         // Not before the copy: a row trigger would make it row by row.
         arm::arm(&self.target, &self.job, &tables, self.buckets()).await?;
         // The way back is made here: a slot waits for transactions under way, which must not be in the pause (H29).
         copy::publish(&self.target, &self.job, Way::Back, &tables, self.buckets()).await?;
         copy::slot(&mut self.target, &self.job.publication(Way::Back)).await?;
         Ok(Some(Event::Finished))
+    }
+
+    /// The slot for the way back is on the target since before the digests. Another server has become its primary if it is
+    /// gone, and may lack rows that were applied.
+    async fn check_way_back(&self) -> anyhow::Result<()> {
+        if copy::slot_state(&self.target, &self.job.publication(Way::Back)).await?.is_none() {
+            let text = "the slot for the way back is gone from the target: did it fail over?";
+            return Err(Hopeless(text.into()).into());
+        }
+        Ok(())
     }
 
     async fn show_lag(&mut self, way: Way) -> anyhow::Result<()> {
@@ -140,7 +162,7 @@ impl Runner<'_> {
         Ok(())
     }
 
-    fn way(&self) -> Way {
+    pub(super) fn way(&self) -> Way {
         let back = matches!(
             self.job.phase,
             Phase::BackVerifying | Phase::BackFencing | Phase::BackReleasing | Phase::Returning
@@ -151,6 +173,9 @@ impl Runner<'_> {
     pub(super) async fn verify(&mut self) -> Step {
         let way = self.way();
         self.check_flow(way).await?;
+        if way == Way::Out {
+            self.check_way_back().await?;
+        }
         let tables = self.tables().await?;
         let buckets = self.buckets();
         let slot = self.job.verify_slot(way);
@@ -181,6 +206,7 @@ impl Runner<'_> {
                 .await?;
             self.suspects = suspects;
             self.compared = true;
+            self.compared_on = (self.source.identity, self.target.identity);
         }
         self.compare_again(way).await?;
         // One more look if much is left: rows that changed while the digests were made.
@@ -188,7 +214,7 @@ impl Runner<'_> {
     }
 
     /// A round over what changed. A difference counts when two rounds find it.
-    async fn compare_again(&mut self, way: Way) -> anyhow::Result<()> {
+    pub(super) async fn compare_again(&mut self, way: Way) -> anyhow::Result<()> {
         let tables = self.tables().await?;
         let buckets = self.buckets();
         let mut found = None;
@@ -220,6 +246,7 @@ impl Runner<'_> {
             return Err(anyhow::Error::new(Different("compared again by a new runner".into())));
         }
         self.check_flow(Way::Out).await?;
+        self.check_way_back().await?;
         self.compare_again(Way::Out).await?;
         fence::advance(&self.target, &self.job.publication(Way::Back)).await?;
         self.show_lag(Way::Out).await?;
@@ -240,131 +267,20 @@ impl Runner<'_> {
         Ok(None)
     }
 
-    pub(super) async fn fence(&mut self) -> Step {
-        let way = self.way();
-        let attempt = self.job.number("attempts").unwrap_or(0) + 1;
-        // Never the number of an earlier one: that prepared transaction may still be there.
-        let serial = self.job.number("fences").unwrap_or(0) + 1;
-        self.job.set(&self.control, json!({ "attempts": attempt, "fences": serial })).await?;
-        if way == Way::Back
-            && let Err(who) = fence::unlock_when_safe(&self.source, &self.control, &self.job).await?
-        {
-            anyhow::bail!("the source still has snapshots from before the cut-over: {who}");
-        }
-        let name = self.job.session_name();
-        let (giver, taker) = (self.job.giver(way), self.job.taker(way));
-        let seats = Seats {
-            catalog: self.servers.control(&name).await?,
-            giver: self.servers.primary(giver, &name).await?,
-            locker: self.servers.primary(giver, &name).await?,
-            taker: self.servers.primary(taker, &name).await?,
-        };
-        let map = catalog::map(&self.control).await?;
-        let epoch_id: String = self.control.value("SELECT gen_random_uuid()::text", &[]).await?;
-        let tables = self.tables().await?;
-        let job = self.job.clone();
-        self.compare_again(way).await?;
-        let back = self.job.publication(Way::Back);
-        if way == Way::Out {
-            fence::advance(&self.target, &back).await?;
-        }
-        let begun = std::time::Instant::now();
-        let limit =
-            job.number("fence_limit_ms").map_or(fence::LIMIT, |ms| Duration::from_millis(ms.unsigned_abs()));
-        let plan = Plan {
-            job: &job,
-            way,
-            tables: &tables,
-            map: &map,
-            suspects: self.suspects.clone(),
-            back_slot: (way == Way::Out).then_some(back),
-            epoch_id: &epoch_id,
-            attempt: serial,
-            next: if way == Way::Out { (Phase::Reversing, "flipped") } else { (Phase::Returning, "copying") },
-            limit,
-        };
-        let outcome = fence::attempt(&seats, plan).await?;
-        let ms = begun.elapsed().as_millis();
-        let (ended, times, event) = match outcome {
-            Outcome::Flipped(times) => (format!("cut over: {times}"), times, Ok(Some(Event::Flipped))),
-            Outcome::Missed(why, times) => {
-                let text = format!("not cut over after {ms} ms: {why} [{times}]");
-                (text.clone(), times, Err(anyhow::anyhow!(text)))
-            }
-            Outcome::Different(what) => {
-                self.compared = false;
-                let text = format!("not cut over: rows differ: {what}");
-                (text.clone(), fence::Times::default(), Err(Different(text).into()))
-            }
-        };
-        if event.is_err() {
-            // First everybody goes on, then it is written down.
-            self.undo(way).await?;
-        }
-        let pause_ms = begun.elapsed().as_millis();
-        self.job.note(&self.control, &format!("{ended}; {pause_ms} ms in all")).await?;
-        let entry = json!({ "ms": pause_ms, "flipped": event.is_ok(), "parts": times.json(), "why": ended });
-        let mut log = self.job.detail.get("pauses").and_then(|p| p.as_array()).cloned().unwrap_or_default();
-        if log.len() >= 50 {
-            log.remove(0);
-        }
-        log.push(entry);
-        self.job
-            .set(&self.control, json!({ "pauses": log, "missed": event.is_err().then_some(&ended) }))
-            .await?;
-        event
-    }
-
-    async fn undo(&self, way: Way) -> anyhow::Result<()> {
-        let (giver, taker) = (self.side(self.job.giver(way)), self.side(self.job.taker(way)));
-        // If the flip committed after all, its phase says so, and there is nothing to undo.
-        let now = super::job::Job::load(&self.control, self.job.id).await?;
-        if now.phase != self.job.phase {
-            return Ok(());
-        }
-        fence::release(&self.control, giver, taker, &self.job, way, self.buckets()).await
-    }
-
-    pub(super) async fn release(&mut self) -> Step {
-        let way = self.way();
-        let (giver, taker) = (self.side(self.job.giver(way)), self.side(self.job.taker(way)));
-        fence::release(&self.control, giver, taker, &self.job, way, self.buckets()).await?;
-        Ok(Some(Event::Finished))
-    }
-
-    /// Ends what proxies that have not heard of the flip have open on the old owner and its replicas (H8).
-    async fn settle(&mut self, old_owner: ShardId) -> anyhow::Result<()> {
-        let version: i64 = self.control.value("SELECT version FROM shard_catalog.control", &[]).await?;
-        let begun = std::time::Instant::now();
-        while begun.elapsed() < ACKNOWLEDGE {
-            let late = catalog::proxies(&self.control).await?;
-            if late.iter().all(|proxy| !proxy.leased || proxy.version >= version) {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        let mut ended = catalog::end_sessions(&self.control, self.side(old_owner), version).await?;
-        for replica in self.servers.replicas(old_owner, &self.job.session_name()).await {
-            ended += catalog::end_sessions(&self.control, &replica, version).await?;
-        }
-        if ended > 0 {
-            let text = format!("ended {ended} sessions of proxies that do not know the new map");
-            self.job.note(&self.control, &text).await?;
-        }
-        Ok(())
-    }
-
     pub(super) async fn reverse(&mut self) -> Step {
+        self.note_flipped().await?;
         self.settle(self.job.source).await?;
         // Forward goes before back begins: with both, every change would go round (H29).
         copy::take_down(&self.source, &self.target, &self.job, Way::Out).await?;
         let conninfo = self.servers.conninfo(&self.target);
         copy::subscribe(&self.source, &self.job, Way::Back, &conninfo, false).await?;
+        copy::begin(&self.target, &self.source, &self.job, Way::Back).await?;
         Ok(Some(Event::Finished))
     }
 
     pub(super) async fn keep_window(&mut self) -> Step {
-        let held = fence::unlock_when_safe(&self.source, &self.control, &self.job).await?.err();
+        let held =
+            fence::unlock_when_safe(&self.source, self.job.source, &self.control, &self.job).await?.err();
         self.show_lag(Way::Back).await?;
         let state = copy::slot_state(&self.target, &self.job.publication(Way::Back)).await?;
         let progress = copy::progress(&self.source, &self.job, Way::Back).await?;
@@ -376,11 +292,13 @@ impl Runner<'_> {
             Some(_) if !progress.enabled => "stopped at an error, which the source's log has",
             Some(_) => "open",
         };
-        self.job.set(&self.control, json!({ "way_back": way_back, "old_snapshots": held })).await?;
+        let waits_for = held.as_ref().map(|who| format!("snapshots from before the cut-over: {who}"));
+        self.job.set(&self.control, json!({ "way_back": way_back, "old_snapshots": held, "waits_for": waits_for })).await?;
         Ok(None)
     }
 
     pub(super) async fn give_back(&mut self) -> Step {
+        self.note_flipped().await?;
         self.settle(self.job.target).await?;
         copy::take_down(&self.target, &self.source, &self.job, Way::Back).await?;
         Ok(Some(Event::Finished))
@@ -399,21 +317,22 @@ impl Runner<'_> {
 
     /// Deletes the rows of the scope from `shard`, which does not own them, and ends the motion.
     pub(super) async fn clean(&mut self, shard: ShardId) -> Step {
-        let map = catalog::map(&self.control).await?;
-        let owner = if shard == self.job.source { self.job.target } else { self.job.source };
-        anyhow::ensure!(
-            map.owner_of(&self.job.scope) == Some(owner),
-            "shard {owner} does not own {}: rows of shard {shard} are not deleted",
-            self.job.scope
-        );
         let version: i64 = self.control.value("SELECT version FROM shard_catalog.control", &[]).await?;
+        // A move that was never announced has no rows anywhere; those of its scope may be another's.
         let moving =
             catalog::motions(&self.control).await?.iter().any(|motion| motion.move_id == self.job.id);
         if moving {
+            let map = catalog::map(&self.control).await?;
+            let owner = if shard == self.job.source { self.job.target } else { self.job.source };
+            anyhow::ensure!(
+                map.owner_of(&self.job.scope) == Some(owner),
+                "shard {owner} does not own {}: rows of shard {shard} are not deleted",
+                self.job.scope
+            );
             catalog::drained(&self.control, version, DRAIN, Duration::from_millis(50)).await?;
             let db = self.side(shard);
             catalog::end_sessions(&self.control, db, version).await?;
-            if let Err(who) = fence::unlock_when_safe(db, &self.control, &self.job).await? {
+            if let Err(who) = fence::unlock_when_safe(db, shard, &self.control, &self.job).await? {
                 anyhow::bail!("there are snapshots from before the cut-over: {who}");
             }
             let db = self.servers.primary(shard, &self.job.session_name()).await?;

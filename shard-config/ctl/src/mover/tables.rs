@@ -13,9 +13,6 @@ pub struct Table {
     pub schema: String,
     pub name: String,
     pub partitioned: bool,
-    pub unlogged: bool,
-    /// `relreplident`: d, f, n or i.
-    pub identity: String,
     pub key_column: String,
     pub key_type: KeyType,
     /// Columns of the primary key with their types, in its order.
@@ -61,7 +58,7 @@ impl Table {
 pub async fn sharded(db: &Db, config: &Config) -> anyhow::Result<Vec<Table>> {
     let rules: BTreeMap<&str, &shard_config::TableRule> =
         config.tables.iter().map(|rule| (rule.name.as_str(), rule)).collect();
-    let sql = "SELECT n.nspname::text, c.relname::text, c.relkind = 'p', c.relpersistence = 'u', c.relreplident::text,
+    let sql = "SELECT n.nspname::text, c.relname::text, c.relkind = 'p',
             array(SELECT a.attname::text FROM pg_attribute a
                    WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' ORDER BY a.attname),
             array(SELECT format_type(a.atttypid, a.atttypmod) FROM pg_attribute a
@@ -80,8 +77,8 @@ pub async fn sharded(db: &Db, config: &Config) -> anyhow::Result<Vec<Table>> {
     let mut tables = Vec::new();
     for row in db.rows(sql, &[]).await? {
         let (schema, name): (String, String) = (row.try_get(0)?, row.try_get(1)?);
-        let columns: Vec<String> = row.try_get(5)?;
-        let types: Vec<String> = row.try_get(6)?;
+        let columns: Vec<String> = row.try_get(3)?;
+        let types: Vec<String> = row.try_get(4)?;
         let rule = rules.get(format!("{schema}.{name}").as_str());
         if rule.is_some_and(|rule| rule.kind != TableKind::Sharded) {
             continue;
@@ -90,27 +87,91 @@ pub async fn sharded(db: &Db, config: &Config) -> anyhow::Result<Vec<Table>> {
         let key_type = rule.and_then(|rule| rule.key_type).unwrap_or(config.key.key_type);
         let type_of =
             |column: &str| columns.iter().position(|name| name == column).map(|at| types[at].as_str());
-        if type_of(&key_column).and_then(KeyType::from_name) != Some(key_type) {
-            continue;
-        }
-        let key: Vec<String> = row.try_get(7)?;
+        // Integers of any width hash alike, so the width is the column's own. What is not understood is `obscure`.
+        let own = type_of(&key_column).and_then(KeyType::from_name);
+        let Some(key_type) = own.filter(|own| own.hashes_like(key_type)) else { continue };
+        let key: Vec<String> = row.try_get(5)?;
         let primary_key =
             key.iter().filter_map(|column| Some((column.clone(), type_of(column)?.to_owned()))).collect();
         tables.push(Table {
             schema,
             name,
             partitioned: row.try_get(2)?,
-            unlogged: row.try_get(3)?,
-            identity: row.try_get(4)?,
             key_column,
             key_type,
             primary_key,
             columns,
-            bytes: row.try_get(8)?,
-            rows: row.try_get(9)?,
+            bytes: row.try_get(6)?,
+            rows: row.try_get(7)?,
         });
     }
     Ok(tables)
+}
+
+/// Relations that seem to hold rows by the sharding key and are none of `sharded`: a proxy may serve them by key, so their
+/// rows must not be left behind in silence. With the reason.
+pub async fn obscure(db: &Db, config: &Config) -> anyhow::Result<Vec<(String, String)>> {
+    let understood: Vec<String> = sharded(db, config).await?.iter().map(Table::full_name).collect();
+    let sql = "SELECT n.nspname || '.' || c.relname, c.relkind::text, a.attname::text, format_type(a.atttypid, a.atttypmod)
+        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+        WHERE c.relkind IN ('r', 'p', 'm', 'f') AND NOT c.relispartition AND c.relpersistence <> 't'
+          AND n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'shard_catalog') ORDER BY 1";
+    let mut found = Vec::new();
+    for row in db.rows(sql, &[]).await? {
+        let (name, kind, column, type_name): (String, String, String, String) =
+            (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?, row.try_get(3)?);
+        let rule = config.tables.iter().find(|rule| rule.name == name);
+        let key = rule.and_then(|rule| rule.key.as_ref()).unwrap_or(&config.key.column);
+        // A foreign table is plain until it is declared.
+        let placed = rule.map_or(kind != "f", |rule| rule.kind == TableKind::Sharded);
+        if column != *key || !placed || understood.contains(&name) {
+            continue;
+        }
+        found.push((
+            name,
+            match kind.as_str() {
+                "m" => "it is a materialized view, which cannot be replicated".to_owned(),
+                "f" => "it is a foreign table, which cannot be replicated".to_owned(),
+                _ => format!("its column {column} is of type {type_name}, which rows cannot be chosen by"),
+            },
+        ));
+    }
+    Ok(found)
+}
+
+/// What replication does with each relation of a table's tree that it should not, with the remedy.
+pub async fn misfits(db: &Db, table: &Table) -> anyhow::Result<Vec<(String, String)>> {
+    let sql = format!(
+        "SELECT format('%I.%I', n.nspname, c.relname), c.relpersistence = 'u', c.relkind = 'r' AND c.relreplident NOT IN ('d', 'f'),
+                (SELECT string_agg(g.tgname, ', ') FROM pg_trigger g WHERE g.tgrelid = c.oid AND NOT g.tgisinternal
+                    AND g.tgenabled IN ('A', 'R') AND g.tgname NOT LIKE 'zzz_shard_move_%')
+         FROM {TREE} t JOIN pg_class c ON c.oid = t.relid JOIN pg_namespace n ON n.oid = c.relnamespace ORDER BY t.level, 1"
+    );
+    let mut found = Vec::new();
+    for row in db.rows(&sql, &[&table.sql()]).await? {
+        let name: String = row.try_get(0)?;
+        if row.try_get(1)? {
+            found.push((
+                format!("{name} is UNLOGGED"),
+                format!("it cannot be replicated: ALTER TABLE {name} SET LOGGED"),
+            ));
+        }
+        if row.try_get(2)? {
+            found.push((
+                format!("{name} does not have its primary key as replica identity"),
+                format!("ALTER TABLE {name} REPLICA IDENTITY DEFAULT"),
+            ));
+        }
+        if let Some(triggers) = row.try_get::<_, Option<String>>(3)? {
+            found.push((
+                format!("{name} has triggers that are fired by replicated rows, too: {triggers}"),
+                "on the target they would do once more what they have done: ALTER TABLE ... ENABLE TRIGGER (not ALWAYS, not REPLICA)"
+                    .to_owned(),
+            ));
+        }
+    }
+    Ok(found)
 }
 
 /// The tree of `$1`: `pg_partition_tree` knows nothing of a table that is neither partitioned nor a partition.
@@ -151,7 +212,7 @@ pub async fn definitions(db: &Db, tables: &[Table]) -> anyhow::Result<BTreeMap<S
                   FROM pg_constraint k WHERE k.conrelid = c.oid AND k.contype IN ('p', 'u', 'c', 'f', 'x')), '')
             || coalesce((SELECT ' | ' || string_agg(pg_get_expr(p.relpartbound, p.oid), '; ' ORDER BY pg_get_expr(p.relpartbound, p.oid))
                   FROM pg_partition_tree(c.oid) l JOIN pg_class p ON p.oid = l.relid WHERE l.level > 0), '')
-            || coalesce((SELECT ' | ' || string_agg(pg_get_triggerdef(g.oid), '; ' ORDER BY g.tgname)
+            || coalesce((SELECT ' | ' || string_agg(pg_get_triggerdef(g.oid) || g.tgenabled::text, '; ' ORDER BY g.tgname)
                   FROM pg_trigger g WHERE g.tgrelid = c.oid AND NOT g.tgisinternal AND g.tgname NOT LIKE 'zzz_shard_move_%'), '')
         FROM unnest(ARRAY[{}]::text[]) AS t (name) LEFT JOIN pg_class c ON c.oid = to_regclass(t.name)",
         names.join(", ")

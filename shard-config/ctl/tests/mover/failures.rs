@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use shardctl::mover::lost;
 use shardctl::mover::machine::{Phase, Wish};
 use shardctl::mover::run::{End, Options};
 use shardctl::mover::scope::Scope;
@@ -145,9 +146,13 @@ async fn h30_nothing_goes_on_before_every_proxy_has_drained() {
     bed.until(job.id, Phase::Fencing).await;
     // It never drains the hold: the attempt is given up in time and everybody goes on.
     bed.until(job.id, Phase::Releasing).await;
+    let mut job_now = bed.load(job.id).await;
+    while job_now.detail["pauses"].is_null() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        job_now = bed.load(job.id).await;
+    }
     let stage: String = bed.control.value("SELECT stage FROM shard_catalog.motion", &[]).await.unwrap();
     assert_eq!(stage, "copying");
-    let job_now = bed.load(job.id).await;
     let pause = job_now.detail["pauses"][0]["ms"].as_i64().unwrap();
     assert!(pause <= 500, "{pause} ms\n{}", bed.story(job.id).await);
     assert!(bed.story(job.id).await.contains("slow"), "{}", bed.story(job.id).await);
@@ -169,4 +174,89 @@ async fn a_move_has_one_runner() {
     bed.ask(job.id, Wish::Abort).await;
     assert_eq!(first.await.unwrap().unwrap(), End::Over);
     bed.check_clean().await;
+}
+
+/// A runner that died between the preflight and the announcement is resumed when the rows have gone elsewhere.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rows_that_another_move_took_meanwhile_are_not_moved() {
+    let bed = Bed::start(3).await;
+    let scope = Scope::of_range(0, 15);
+    let mut late = bed.plan(&scope, 1, 2).await;
+    late.go(&bed.control, Phase::Announcing, "a test").await.unwrap();
+    let other = bed.plan(&scope, 1, 3).await;
+    assert_eq!(bed.run(other.id, ALL).await, End::Over);
+    let before = bed.rows(3, &scope).await;
+    assert_eq!(bed.run(late.id, ALL).await, End::Over);
+    assert_eq!(bed.load(late.id).await.phase, Phase::Aborted, "{}", bed.story(late.id).await);
+    assert!(bed.story(late.id).await.contains("plan again"), "{}", bed.story(late.id).await);
+    assert_eq!(bed.rows(3, &scope).await, before);
+    bed.check_rows(0).await;
+    bed.check_clean().await;
+}
+
+/// One plan is applied twice: both have passed the preflight when the first announces.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_moves_of_one_plan_the_second_leaves_the_copies_of_the_first_alone() {
+    let bed = Bed::start(2).await;
+    let scope = Scope::of_range(0, 15);
+    let mut both = [bed.plan(&scope, 1, 2).await, bed.plan(&scope, 1, 2).await];
+    for job in &mut both {
+        job.go(&bed.control, Phase::Announcing, "a test").await.unwrap();
+    }
+    let [first, second] = both.map(|job| job.id);
+    assert_eq!(bed.run(first, Options::default()).await, End::Waiting);
+    let copies = bed.rows(2, &scope).await;
+    assert!(copies["accounts"].0 > 0);
+    assert_eq!(bed.run(second, ALL).await, End::Over);
+    assert_eq!(bed.load(second).await.phase, Phase::Aborted, "{}", bed.story(second).await);
+    assert_eq!(bed.rows(2, &scope).await, copies);
+    assert_eq!(bed.run(first, ALL).await, End::Over);
+    assert_eq!(bed.load(first).await.phase, Phase::Done, "{}", bed.story(first).await);
+    bed.check_rows(0).await;
+    bed.check_clean().await;
+}
+
+/// The target does not answer any more: the source is freed of all that the move keeps there, and what the target has is
+/// deleted when it is back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_target_that_is_lost_does_not_take_the_source_along() {
+    let bed = Bed::start(2).await;
+    let scope = Scope::of_range(0, 15);
+    let job = bed.plan(&scope, 1, 2).await;
+    assert_eq!(bed.run(job.id, Options::default()).await, End::Waiting);
+    let answers = lost::free(&bed.servers, job.id, Wish::Abort).await.unwrap_err();
+    assert!(format!("{answers:#}").contains("answers: shardctl abort"), "{answers:#}");
+    let wrong = lost::free(&bed.servers, job.id, Wish::Finish).await.unwrap_err();
+    assert!(format!("{wrong:#}").contains("--target-lost"), "{wrong:#}");
+    bed.pg[1].crash();
+    lost::free(&bed.servers, job.id, Wish::Abort).await.unwrap();
+    let left = "SELECT (SELECT count(*) FROM pg_replication_slots) + (SELECT count(*) FROM pg_publication) \
+                + (SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'zzz%') + (SELECT count(*) FROM shard_catalog.guarded) \
+                + (SELECT count(*) FROM pg_prepared_xacts) + (SELECT count(*) FROM shard_catalog.fence)";
+    assert_eq!(bed.shard(1).await.value::<i64>(left, &[]).await.unwrap(), 0);
+    // Copies on the target stay hidden until they are gone.
+    assert_eq!(bed.control.value::<i64>("SELECT count(*) FROM shard_catalog.motion", &[]).await.unwrap(), 1);
+    bed.pg[1].resume();
+    assert_eq!(bed.run(job.id, Options::default()).await, End::Over);
+    assert_eq!(bed.load(job.id).await.phase, Phase::Aborted, "{}", bed.story(job.id).await);
+    bed.check_rows(0).await;
+    bed.check_clean().await;
+}
+
+/// A catalog that has lost its end decides nothing: the shards know a newer epoch.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn h6_a_catalog_that_has_lost_its_end_is_not_believed() {
+    let bed = Bed::start(2).await;
+    let job = bed.plan(&Scope::of_range(0, 15), 1, 2).await;
+    assert_eq!(bed.run(job.id, Options { auto: true, ..Options::default() }).await, End::Waiting);
+    assert_eq!(bed.load(job.id).await.phase, Phase::Window);
+    bed.control
+        .run("DELETE FROM shard_catalog.map WHERE epoch = 2; UPDATE shard_catalog.move SET phase = 'fencing'; \
+              UPDATE shard_catalog.motion SET stage = 'holding'")
+        .await
+        .unwrap();
+    let error = shardctl::mover::run::run(&bed.servers, job.id, Options::default()).await.unwrap_err();
+    assert!(format!("{error:#}").contains("the catalog has lost its end"), "{error:#}");
+    let open: i64 = bed.shard(2).await.value("SELECT count(*) FROM shard_catalog.fence", &[]).await.unwrap();
+    assert_eq!(open, 0, "the target goes on taking writes");
 }

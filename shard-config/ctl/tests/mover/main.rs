@@ -8,3 +8,4 @@ mod fence;
 mod moves;
 mod proxy;
 mod refusals;
+mod serve;

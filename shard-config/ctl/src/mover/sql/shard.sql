@@ -1,25 +1,4 @@
--- What the mover keeps on the two shards of a move. Run by a superuser; safe to repeat. Clients get no right on any table.
-CREATE SCHEMA IF NOT EXISTS shard_catalog;
-GRANT USAGE ON SCHEMA shard_catalog TO PUBLIC;
-
--- Who owns a scope since which epoch, on every shard concerned: a catalog that lost its tail is told from these (H6).
-CREATE TABLE IF NOT EXISTS shard_catalog.ownership (
-    move_id bigint NOT NULL,
-    epoch bigint NOT NULL,
-    epoch_id uuid NOT NULL,
-    scope jsonb NOT NULL,
-    owner int NOT NULL,
-    noted_at timestamptz NOT NULL DEFAULT clock_timestamp(),
-    PRIMARY KEY (move_id, epoch)
-);
--- Scopes that this shard must not write: it has copies of them, or had them.
-CREATE TABLE IF NOT EXISTS shard_catalog.fence (
-    move_id bigint PRIMARY KEY,
-    scope jsonb NOT NULL,
-    since timestamptz NOT NULL DEFAULT clock_timestamp()
-);
--- Number of buckets - 1, so that a shard can say a scope's hashes without asking anybody.
-ALTER TABLE shard_catalog.fence ADD COLUMN IF NOT EXISTS mask bigint;
+-- What the mover keeps on the two shards of a move, beside shard-config/sql/catalog.sql. Run by a superuser; safe to repeat. Clients get no right on any table.
 -- Replicated with a move's rows: what the target shows of it, it has applied, and all that was committed before.
 CREATE TABLE IF NOT EXISTS shard_catalog.mark (
     id bigint PRIMARY KEY,
@@ -75,6 +54,9 @@ BEGIN
 END
 $$;
 
+-- Whoever may have it fired by a table of theirs holds the lock of a move (H10).
+REVOKE ALL ON FUNCTION shard_catalog.guard() FROM PUBLIC;
+
 -- A TRUNCATE would be replicated without the row filter, or not at all (H3).
 CREATE OR REPLACE FUNCTION shard_catalog.refuse_truncate() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -127,15 +109,4 @@ BEGIN
         CREATE EVENT TRIGGER shard_move_drop ON sql_drop EXECUTE FUNCTION shard_catalog.refuse_ddl();
     END IF;
 END
-$$;
-
--- The hashes h of keys that are not this shard's although rows of them may be here: (h & mask) BETWEEN low AND high.
--- For the relays of an outbox: a row whose key is among them is published by the shard that owns it (H12).
-CREATE OR REPLACE FUNCTION shard_catalog.not_owned() RETURNS TABLE (mask bigint, low bigint, high bigint)
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-    SELECT f.mask, (r ->> 0)::bigint, (r ->> 1)::bigint
-      FROM shard_catalog.fence f, jsonb_array_elements(coalesce(f.scope -> 'ranges', '[]')) r
-    UNION ALL
-    SELECT -1, h::bigint, h::bigint
-      FROM shard_catalog.fence f, jsonb_array_elements_text(coalesce(f.scope -> 'hashes', '[]')) h
 $$;

@@ -1,0 +1,173 @@
+//! The steps around the cut-over: the attempt, what undoes it, and what has to be true before anything else after it.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use serde_json::json;
+use shard_config::ShardId;
+
+use super::catalog;
+use super::fence::{self, Outcome, Plan, Seats};
+use super::job::Way;
+use super::machine::{Event, Phase};
+use super::run::{Different, Identities, Runner, Step};
+
+/// How long proxies may take to acknowledge a flip before their sessions on the old owner are ended.
+const ACKNOWLEDGE: Duration = Duration::from_secs(2);
+/// How long the target may take to commit, before anybody is held.
+const COMMITS: Duration = Duration::from_secs(1);
+
+/// Of the source and of the target.
+fn identities(seats: &Seats, way: Way) -> Identities {
+    match way {
+        Way::Out => (seats.giver.identity, seats.taker.identity),
+        Way::Back => (seats.taker.identity, seats.giver.identity),
+    }
+}
+
+impl Runner<'_> {
+    pub(super) async fn fence(&mut self) -> Step {
+        let way = self.way();
+        let attempt = self.job.number("attempts").unwrap_or(0) + 1;
+        // Never the number of an earlier one: that prepared transaction may still be there.
+        let serial = self.job.number("fences").unwrap_or(0) + 1;
+        self.job.set(&self.control, json!({ "attempts": attempt, "fences": serial })).await?;
+        if way == Way::Back
+            && let Err(who) =
+                fence::unlock_when_safe(&self.source, self.job.source, &self.control, &self.job).await?
+        {
+            anyhow::bail!("the source still has snapshots from before the cut-over: {who}");
+        }
+        let name = self.job.session_name();
+        let (giver, taker) = (self.job.giver(way), self.job.taker(way));
+        let seats = Seats {
+            catalog: self.servers.control(&name).await?,
+            giver: self.servers.primary(giver, &name).await?,
+            locker: self.servers.primary(giver, &name).await?,
+            taker: self.servers.primary(taker, &name).await?,
+        };
+        if self.compared_on != identities(&seats, way) {
+            self.compared = false;
+            return Err(Different("a server has failed over since both sides were compared".into()).into());
+        }
+        // Its standby, too: what is opened is not to wait for one that is away.
+        let beat = "UPDATE shard_catalog.fence SET since = since WHERE move_id = $1";
+        let answered = tokio::time::timeout(COMMITS, seats.taker.execute(beat, &[&self.job.id])).await;
+        answered.ok().with_context(|| format!("shard {taker} did not commit within {COMMITS:?}"))??;
+        let map = catalog::map(&self.control).await?;
+        anyhow::ensure!(
+            map.owner_of(&self.job.scope) == Some(giver),
+            "shard {giver} does not own all of {}",
+            self.job.scope
+        );
+        let epoch_id: String = self.control.value("SELECT gen_random_uuid()::text", &[]).await?;
+        let tables = self.tables().await?;
+        let job = self.job.clone();
+        self.compare_again(way).await?;
+        let back = self.job.publication(Way::Back);
+        if way == Way::Out {
+            fence::advance(&self.target, &back).await?;
+        }
+        let begun = std::time::Instant::now();
+        let limit =
+            job.number("fence_limit_ms").map_or(fence::LIMIT, |ms| Duration::from_millis(ms.unsigned_abs()));
+        let plan = Plan {
+            job: &job,
+            way,
+            tables: &tables,
+            map: &map,
+            suspects: self.suspects.clone(),
+            back_slot: (way == Way::Out).then_some(back),
+            epoch_id: &epoch_id,
+            attempt: serial,
+            next: if way == Way::Out { (Phase::Reversing, "flipped") } else { (Phase::Returning, "copying") },
+            limit,
+        };
+        let outcome = fence::attempt(&seats, plan).await;
+        drop(seats);
+        let ms = begun.elapsed().as_millis();
+        let (ended, times, mut event) = match outcome {
+            Outcome::Flipped(times) => (format!("cut over: {times}"), times, Ok(Some(Event::Flipped))),
+            Outcome::Missed(why, times) => {
+                let text = format!("not cut over after {ms} ms: {why} [{times}]");
+                (text.clone(), times, Err(anyhow::anyhow!(text)))
+            }
+            Outcome::Different(what) => {
+                self.compared = false;
+                let text = format!("not cut over: rows differ: {what}");
+                (text.clone(), fence::Times::default(), Err(Different(text).into()))
+            }
+        };
+        if event.is_err() {
+            // First everybody goes on, then it is written down.
+            if !self.undo(way).await? {
+                event = Ok(Some(Event::Flipped));
+            }
+        }
+        let pause_ms = begun.elapsed().as_millis();
+        self.job.note(&self.control, &format!("{ended}; {pause_ms} ms in all")).await?;
+        let entry = json!({ "ms": pause_ms, "flipped": event.is_ok(), "parts": times.json(), "why": ended });
+        let mut log = self.job.detail.get("pauses").and_then(|p| p.as_array()).cloned().unwrap_or_default();
+        if log.len() >= 50 {
+            log.remove(0);
+        }
+        log.push(entry);
+        self.job
+            .set(&self.control, json!({ "pauses": log, "missed": event.is_err().then_some(&ended) }))
+            .await?;
+        event
+    }
+
+    /// False: it has flipped after all.
+    async fn undo(&mut self, way: Way) -> anyhow::Result<bool> {
+        // Behind the flip's row lock: a COMMIT of which nothing is known is over then, one way or the other.
+        let next = if way == Way::Out { Phase::Releasing } else { Phase::BackReleasing };
+        if !self.job.go(&self.control, next, "it is undone").await? {
+            return Ok(false);
+        }
+        self.job.refresh(&self.control).await?;
+        self.end_strays(way).await?;
+        let (giver, taker) = (self.side(self.job.giver(way)), self.side(self.job.taker(way)));
+        fence::release(&self.control, giver, Some(taker), &self.job, way, self.buckets()).await?;
+        Ok(true)
+    }
+
+    pub(super) async fn release(&mut self) -> Step {
+        let way = self.way();
+        self.end_strays(way).await?;
+        let (giver, taker) = (self.side(self.job.giver(way)), self.side(self.job.taker(way)));
+        fence::release(&self.control, giver, Some(taker), &self.job, way, self.buckets()).await?;
+        Ok(Some(Event::Finished))
+    }
+
+    /// Both shards write down that the flip was one, before anything else: a catalog that loses it is told from them (H6).
+    pub(super) async fn note_flipped(&self) -> anyhow::Result<()> {
+        tokio::try_join!(
+            fence::note_flipped(&self.source, &self.job),
+            fence::note_flipped(&self.target, &self.job)
+        )?;
+        Ok(())
+    }
+
+    /// Ends what proxies that have not heard of the flip have open on the old owner and its replicas (H8).
+    pub(super) async fn settle(&mut self, old_owner: ShardId) -> anyhow::Result<()> {
+        let version: i64 = self.control.value("SELECT version FROM shard_catalog.control", &[]).await?;
+        let begun = std::time::Instant::now();
+        while begun.elapsed() < ACKNOWLEDGE {
+            let late = catalog::proxies(&self.control).await?;
+            if late.iter().all(|proxy| !proxy.leased || proxy.version >= version) {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let mut ended = catalog::end_sessions(&self.control, self.side(old_owner), version).await?;
+        for replica in self.servers.replicas(old_owner, &self.job.session_name()).await {
+            ended += catalog::end_sessions(&self.control, &replica, version).await?;
+        }
+        if ended > 0 {
+            let text = format!("ended {ended} sessions of proxies that do not know the new map");
+            self.job.note(&self.control, &text).await?;
+        }
+        Ok(())
+    }
+}

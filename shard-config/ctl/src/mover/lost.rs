@@ -1,0 +1,77 @@
+//! One of a move's two shards is gone, and nobody knows for how long. The other one is freed of everything that the move
+//! keeps on it: the fence, the guards, slots that keep WAL. The motion stays, because copies on the lost shard must not be seen
+//! should it come back; whoever resumes the move then deletes them.
+
+use anyhow::Context;
+use serde_json::json;
+use shard_config::ShardId;
+
+use super::copy::{self, drop_slot};
+use super::job::{Job, Way};
+use super::machine::{Phase, Wish};
+use super::attach::{end_others, lock_runner};
+use super::scope::ident;
+use super::{arm, catalog, fence};
+use crate::direct::{Db, Servers};
+
+/// Frees the shard that owns the scope, after the other one was lost. `wish`: abort, or finish when the target owns.
+pub async fn free(servers: &Servers, id: i64, wish: Wish) -> anyhow::Result<(Job, ShardId)> {
+    let control = servers.control("shardctl").await?;
+    let mut job = Job::load(&control, id).await?;
+    lock_runner(&control, id).await?;
+    let name = job.session_name();
+    control.execute("SELECT set_config('application_name', $1, false)", &[&name]).await?;
+    let phase = job.phase.resumed();
+    let (kept, lost, next) = match (phase.target_owns(), wish) {
+        (false, Wish::Abort) => (job.source, job.target, Phase::Aborting),
+        (true, Wish::Finish) => (job.target, job.source, Phase::Closing),
+        (true, _) => anyhow::bail!("shard {} owns the rows by now: finish --source-lost if the source is lost", job.target),
+        (false, _) => anyhow::bail!("shard {} owns the rows: abort --target-lost if the target is lost", job.source),
+    };
+    anyhow::ensure!(
+        !phase.is_over() && !matches!(phase, Phase::Returning | Phase::Emptying | Phase::Cleaning | Phase::Clearing),
+        "move {id} is in phase {}: it only waits to delete rows on shard {lost}, and keeps nothing on shard {kept}",
+        phase.name()
+    );
+    if let Ok(db) = servers.primary(lost, "shardctl").await {
+        anyhow::bail!("{} answers: shardctl {} {id} is enough", db.place(), wish.name());
+    }
+    let db = servers.primary(kept, &name).await?;
+    end_others(&[&control, &db], &name).await?;
+    let why = format!("shard {lost} is lost; {} was asked for", wish.name());
+    anyhow::ensure!(job.go(&control, next, &why).await?, "the move went on meanwhile: look at shardctl history {id}");
+    job.refresh(&control).await?;
+
+    db.execute("DELETE FROM shard_catalog.ownership WHERE move_id = $1 AND NOT flipped", &[&job.id]).await?;
+    db.execute("DELETE FROM shard_catalog.fence WHERE move_id = $1", &[&job.id]).await?;
+    fence::unlock(&db, &job).await?;
+    let stage = if next == Phase::Closing { "flipped" } else { "copying" };
+    catalog::set_stage(&control, &job, Way::Out, stage).await?;
+    for way in [Way::Out, Way::Back] {
+        copy::forget(&db, &job, way).await?;
+        for slot in [job.publication(way), job.verify_slot(way)] {
+            drop_slot(&db, &slot).await?;
+        }
+        db.run(&format!("DROP PUBLICATION IF EXISTS {}", ident(&job.publication(way)))).await?;
+    }
+    sync_slots(&db, &job, lost).await?;
+    arm::disarm(&db, &job).await?;
+    job.set(&control, json!({ "wish": null })).await?;
+    Ok((job, lost))
+}
+
+/// Slots of the lost shard's copies have its system identifier in their names, which the runner has noted.
+async fn sync_slots(db: &Db, job: &Job, lost: ShardId) -> anyhow::Result<()> {
+    let Some(system) = job.text(&system_key(lost)) else { return Ok(()) };
+    let sql = "SELECT slot_name::text FROM pg_replication_slots WHERE slot_name ~ ('^pg_[0-9]+_sync_[0-9]+_' || $1::text || '$')";
+    for row in db.rows(sql, &[&system]).await? {
+        let slot: String = row.try_get(0).context("a slot's name")?;
+        drop_slot(db, &slot).await?;
+    }
+    Ok(())
+}
+
+/// Of the entry that has a shard's system identifier.
+pub fn system_key(shard: ShardId) -> String {
+    format!("system_{shard}")
+}

@@ -1,0 +1,279 @@
+//! `shardctl serve`: does what is asked for by SQL (`shard-config/sql/verbs.sql`), and goes on with every move whose
+//! runner is gone. Nothing is known here that the catalog does not say, so it may be ended and started at any time, and
+//! several may run: a move has one runner, and a request is taken once.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::Context;
+use serde_json::{Value, json};
+use shard_config::ShardId;
+use tokio::sync::mpsc::Sender;
+use tokio::task::JoinHandle;
+
+use crate::direct::{Db, Servers};
+use crate::mover::catalog;
+use crate::mover::job::Job;
+use crate::mover::attach::{Attached, RUN_CLASS};
+use crate::mover::run::{End, Options, run};
+use crate::mover::scope::Scope;
+use crate::plans::{self, Goal, Measure, scope_of};
+
+/// Between two looks at the catalog.
+const LOOK: Duration = Duration::from_millis(500);
+/// A move whose runner failed is not taken up again before.
+const REST: Duration = Duration::from_secs(5);
+/// Lines that wait to be said.
+const LINES: usize = 16;
+/// The session lock of who serves a request, beside the moves' own.
+const REQUEST_CLASS: i32 = crate::mover::job::LOCK_CLASS + 2;
+
+/// A request as it is stored.
+#[derive(Debug, Clone)]
+pub struct Request {
+    pub id: i64,
+    goal: Value,
+}
+
+/// What is wanted, and how.
+#[derive(Debug)]
+struct Wanted {
+    goal: Goal,
+    weights: Vec<(ShardId, u32)>,
+    options: Options,
+    dry_run: bool,
+}
+
+impl Request {
+    fn wanted(&self, servers: &Servers) -> anyhow::Result<Wanted> {
+        let goal = &self.goal;
+        let number = |name: &str| goal[name].as_u64().with_context(|| format!("{name} is to be a number"));
+        let small = |name: &str| -> anyhow::Result<u16> {
+            number(name)?.try_into().with_context(|| format!("{name} is too large"))
+        };
+        let flag = |name: &str| goal[name].as_bool().unwrap_or(false);
+        let mut weights = plans::weights(servers, &[])?;
+        let what = match goal["verb"].as_str() {
+            Some("move") => {
+                Goal::Buckets { from: small("first")?, to: small("last")?, target: ShardId(small("target")?) }
+            }
+            Some("drain") => Goal::Drain(ShardId(small("shard")?)),
+            Some("rebalance") => {
+                let given: BTreeMap<String, u32> =
+                    serde_json::from_value(goal["weights"].clone()).context("weights are {\"SHARD\": WEIGHT}")?;
+                let given: Vec<String> = given.iter().map(|(id, weight)| format!("{id}={weight}")).collect();
+                weights = plans::weights(servers, &given)?;
+                let by = match goal["measure"].as_str() {
+                    Some("buckets") => Measure::Buckets,
+                    Some("rows") => Measure::Rows,
+                    Some("bytes") => Measure::Bytes,
+                    other => anyhow::bail!("measure is {other:?}: buckets, rows or bytes"),
+                };
+                Goal::Rebalance { by, tolerance: number("tolerance")?.try_into().context("tolerance")? }
+            }
+            Some("isolate") => {
+                let tenant = goal["tenant"].as_str().context("tenant is to be a text")?.to_owned();
+                Goal::Isolate { tenant, target: ShardId(small("target")?) }
+            }
+            other => anyhow::bail!("{other:?} is no verb of this version of shardctl"),
+        };
+        let options = Options { auto: flag("auto"), finish: flag("finish"), stay: false };
+        Ok(Wanted { goal: what, weights, options, dry_run: flag("dry_run") })
+    }
+}
+
+/// Serves until it is ended. `say` gets a line for a person.
+pub async fn serve(servers: &Servers, say: impl Fn(String)) -> anyhow::Result<()> {
+    let mut moves: BTreeMap<i64, JoinHandle<()>> = BTreeMap::new();
+    let mut requests: BTreeMap<i64, JoinHandle<()>> = BTreeMap::new();
+    let (tell, mut told) = tokio::sync::mpsc::channel::<String>(LINES);
+    let mut control: Option<Db> = None;
+    let mut failing = false;
+    loop {
+        let looked = async {
+            if control.as_ref().is_none_or(|db| db.client.is_closed()) {
+                let db = servers.control("shardctl serve").await?;
+                catalog::install(&db).await?;
+                control = Some(db);
+            }
+            let db = control.as_ref().context("no session")?;
+            moves.retain(|_, task| !task.is_finished());
+            requests.retain(|_, task| !task.is_finished());
+            for (id, options) in orphans(db).await? {
+                moves.entry(id).or_insert_with(|| {
+                    let (servers, tell) = (servers.clone(), tell.clone());
+                    tokio::spawn(async move { go_on(&servers, id, options, &tell).await })
+                });
+            }
+            for request in open_requests(db).await? {
+                requests.entry(request.id).or_insert_with(|| {
+                    let (servers, tell) = (servers.clone(), tell.clone());
+                    tokio::spawn(async move { answer(&servers, request, &tell).await })
+                });
+            }
+            anyhow::Ok(())
+        };
+        match looked.await {
+            Ok(()) => failing = false,
+            Err(error) => {
+                control = None;
+                if !failing {
+                    say(format!("the catalog cannot be read, it is tried again: {error:#}"));
+                }
+                failing = true;
+            }
+        }
+        tokio::select! {
+            line = told.recv() => if let Some(line) = line { say(line) },
+            () = tokio::time::sleep(LOOK) => {}
+        }
+    }
+}
+
+/// Moves that nobody runs, and how they are to be run. One that waits for an operator has a runner, too: slots are read,
+/// and what changes is compared.
+async fn orphans(db: &Db) -> anyhow::Result<Vec<(i64, Options)>> {
+    let sql = "SELECT id, coalesce((detail ->> 'auto')::boolean, false), coalesce((detail ->> 'finish')::boolean, false) \
+               FROM shard_catalog.move m WHERE phase NOT IN ('done', 'rolled_back', 'aborted', 'refused') \
+               AND NOT coalesce((detail ->> 'paused')::boolean, false) \
+               AND NOT EXISTS (SELECT FROM pg_locks l WHERE l.locktype = 'advisory' AND l.classid::int8 = $1 \
+                    AND l.objid::int8 = m.id AND l.granted) ORDER BY id";
+    let rows = db.rows(sql, &[&i64::from(RUN_CLASS)]).await?;
+    rows.iter()
+        .map(|row| {
+            let options = Options { auto: row.try_get(1)?, finish: row.try_get(2)?, stay: true };
+            Ok((row.try_get(0)?, options))
+        })
+        .collect()
+}
+
+/// Requests that nobody has taken, or whose server has died over them.
+async fn open_requests(db: &Db) -> anyhow::Result<Vec<Request>> {
+    let sql = "SELECT id, goal FROM shard_catalog.request r WHERE state IN ('asked', 'running') \
+               AND NOT EXISTS (SELECT FROM pg_locks l WHERE l.locktype = 'advisory' AND l.classid::int8 = $1 \
+                    AND l.objid::int8 = r.id AND l.granted) ORDER BY id";
+    let rows = db.rows(sql, &[&i64::from(REQUEST_CLASS)]).await?;
+    rows.iter().map(|row| Ok(Request { id: row.try_get(0)?, goal: row.try_get(1)? })).collect()
+}
+
+async fn go_on(servers: &Servers, id: i64, options: Options, tell: &Sender<String>) {
+    let line = match run(servers, id, options).await {
+        // Somebody was faster.
+        Err(error) if error.is::<Attached>() => return,
+        Err(error) => format!("move {id}: {error:#}"),
+        Ok(end) => {
+            let text = format!("move {id}: {end:?}");
+            // Nobody would look at it before it is begun again, and each time clients notice.
+            match end {
+                End::Different(_) | End::GivenUp(_) => match pause(servers, id).await {
+                    Ok(()) => text + "; paused until an operator resumes it, or asks for something else",
+                    Err(error) => format!("{text}; it cannot be paused: {error:#}"),
+                },
+                End::Over | End::Waiting | End::Refused(_) => text,
+            }
+        }
+    };
+    // Nobody listens any more when the process ends.
+    _ = tell.send(line).await;
+    tokio::time::sleep(REST).await;
+}
+
+async fn pause(servers: &Servers, id: i64) -> anyhow::Result<()> {
+    let control = servers.control("shardctl serve").await?;
+    let mut job = Job::load(&control, id).await?;
+    job.set(&control, json!({ "paused": true })).await?;
+    job.note(&control, "paused: an operator has to look").await
+}
+
+async fn answer(servers: &Servers, request: Request, tell: &Sender<String>) {
+    let id = request.id;
+    let line = match fulfil(servers, &request).await {
+        Ok(None) => return,
+        Ok(Some(answer)) => format!("request {id}: {answer}"),
+        Err(error) => format!("request {id} cannot go on, it is tried again: {error:#}"),
+    };
+    _ = tell.send(line).await;
+    tokio::time::sleep(REST).await;
+}
+
+/// `None`: another process has the request.
+async fn fulfil(servers: &Servers, request: &Request) -> anyhow::Result<Option<Value>> {
+    let control = servers.control("shardctl serve").await?;
+    let key = i32::try_from(request.id)?;
+    if !control.holds("SELECT pg_try_advisory_lock($1, $2)", &[&REQUEST_CLASS, &key]).await? {
+        return Ok(None);
+    }
+    let taken = "UPDATE shard_catalog.request SET state = 'running' WHERE id = $1 AND state IN ('asked', 'running')";
+    if control.execute(taken, &[&request.id]).await? == 0 {
+        return Ok(None);
+    }
+    let wanted = match request.wanted(servers) {
+        Ok(wanted) => wanted,
+        Err(error) => return end(&control, request, "failed", json!({ "error": format!("{error:#}") })).await,
+    };
+    if wanted.dry_run {
+        let plan = plans::make(servers, &control, &wanted.goal, &wanted.weights, None).await;
+        return match plan {
+            Ok(plan) => end(&control, request, "done", plan.json()?).await,
+            Err(error) => end(&control, request, "failed", json!({ "error": format!("{error:#}") })).await,
+        };
+    }
+    // One step after the other, each planned from the map as it is then: what a process that died has left over is what
+    // a new plan says. Without `auto` there is one step, as an operator decides in between.
+    loop {
+        if !made_for(&control, request, true).await?.is_empty() {
+            tokio::time::sleep(LOOK).await;
+            continue;
+        }
+        let made = made_for(&control, request, false).await?;
+        if let Some(bad) = ended_badly(&control, &made).await? {
+            return end(&control, request, "failed", json!({ "moves": made, "error": bad })).await;
+        }
+        let plan = match plans::make(servers, &control, &wanted.goal, &wanted.weights, None).await {
+            Ok(plan) => plan,
+            Err(error) => {
+                let answer = json!({ "moves": made, "error": format!("{error:#}") });
+                return end(&control, request, "failed", answer).await;
+            }
+        };
+        let several = plan.steps.len() > 1 && !wanted.options.auto;
+        if several {
+            let text = format!("the plan has {} steps: ask with auto => true, or for one step", plan.steps.len());
+            return end(&control, request, "failed", json!({ "error": text })).await;
+        }
+        let Some(step) = plan.steps.first() else {
+            return end(&control, request, "done", json!({ "moves": made })).await;
+        };
+        let detail = json!({ "request": request.id, "auto": wanted.options.auto, "finish": wanted.options.finish });
+        let scope: Scope = scope_of(step)?;
+        let job =
+            Job::create(&control, &scope, step.source, step.target, i64::try_from(plan.epoch)?, &detail).await?;
+        if !wanted.options.auto {
+            return end(&control, request, "done", json!({ "moves": [job.id] })).await;
+        }
+    }
+}
+
+/// Moves of this request; `open`: those that are still on their way to where it wants them.
+async fn made_for(control: &Db, request: &Request, open: bool) -> anyhow::Result<Vec<i64>> {
+    let sql = "SELECT id FROM shard_catalog.move WHERE (detail ->> 'request')::int8 = $1 AND (NOT $2 OR NOT ( \
+               phase IN ('done', 'rolled_back', 'aborted', 'refused') \
+               OR phase = 'window' AND NOT (detail ->> 'finish')::boolean AND detail ->> 'wish' IS NULL)) ORDER BY id";
+    let rows = control.rows(sql, &[&request.id, &open]).await?;
+    rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
+}
+
+/// Why the request cannot be fulfilled: a move of it was refused, aborted or taken back.
+async fn ended_badly(control: &Db, made: &[i64]) -> anyhow::Result<Option<String>> {
+    let sql = "SELECT format('move %s is %s: %s', id, phase, coalesce(detail ->> 'error', (SELECT text FROM shard_catalog.move_event e \
+               WHERE e.move_id = m.id ORDER BY e.id DESC LIMIT 1))) FROM shard_catalog.move m \
+               WHERE id = ANY ($1) AND phase IN ('rolled_back', 'aborted', 'refused') ORDER BY id LIMIT 1";
+    let row = control.first(sql, &[&made]).await?;
+    row.map(|row| Ok(row.try_get(0)?)).transpose()
+}
+
+async fn end(control: &Db, request: &Request, state: &str, answer: Value) -> anyhow::Result<Option<Value>> {
+    let sql = "UPDATE shard_catalog.request SET state = $2, answer = $3, ended_at = clock_timestamp() WHERE id = $1";
+    control.execute(sql, &[&request.id, &state, &answer]).await?;
+    Ok(Some(answer))
+}

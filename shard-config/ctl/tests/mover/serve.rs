@@ -1,0 +1,98 @@
+//! The verbs as SQL functions, and who does what they ask for.
+
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use shardctl::mover::catalog;
+use shardctl::mover::machine::Phase;
+use shardctl::serve::serve;
+use tokio::task::JoinHandle;
+
+use crate::bed::Bed;
+use crate::proxy::Proxy;
+
+fn server(bed: &Bed) -> JoinHandle<()> {
+    let servers = bed.servers.clone();
+    tokio::spawn(async move {
+        serve(&servers, |line| println!("serve: {line}")).await.unwrap();
+    })
+}
+
+async fn until(bed: &Bed, sql: &str, wanted: &str) {
+    let begun = Instant::now();
+    loop {
+        let is: Option<String> = bed.control.value(sql, &[]).await.unwrap();
+        if is.as_deref() == Some(wanted) {
+            return;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(60), "{sql}: {is:?}, not {wanted:?}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_sql_asks_for_is_done_by_whoever_serves() {
+    let bed = Bed::start(3).await;
+    catalog::install(&bed.control).await.unwrap();
+    let _proxy = Proxy::start(&bed.servers).await;
+    let ask = async |sql: &str| bed.control.value::<i64>(sql, &[]).await.unwrap();
+
+    // Nobody serves yet: it waits.
+    let request = ask("SELECT shard_catalog.move_buckets(0, 7, 3)").await;
+    let first = server(&bed);
+    until(&bed, "SELECT max(state) FROM shard_catalog.requests", "done").await;
+    until(&bed, "SELECT max(phase) FROM shard_catalog.moves", "ready").await;
+    let answer: Value = bed
+        .control
+        .value("SELECT answer FROM shard_catalog.requests WHERE id = $1", &[&request])
+        .await
+        .unwrap();
+    let id = answer["moves"][0].as_i64().unwrap();
+    let said: String = bed.control.value("SELECT shard_catalog.pause($1)", &[&id]).await.unwrap();
+    assert_eq!(said, format!("move {id} in phase ready: paused"));
+
+    // Who serves dies, another goes on.
+    first.abort();
+    _ = first.await;
+    bed.control.value::<String>("SELECT shard_catalog.cutover($1)", &[&id]).await.unwrap();
+    let second = server(&bed);
+    until(&bed, "SELECT max(phase) FROM shard_catalog.moves", "window").await;
+    bed.control.value::<String>("SELECT shard_catalog.finish($1)", &[&id]).await.unwrap();
+    until(&bed, "SELECT max(phase) FROM shard_catalog.moves", "done").await;
+
+    ask("SELECT shard_catalog.drain(1, finish => true)").await;
+    until(&bed, "SELECT state FROM shard_catalog.requests ORDER BY id DESC LIMIT 1", "done").await;
+    assert!(catalog::map(&bed.control).await.unwrap().map.owners().iter().all(|owner| owner.0 != 1));
+    // Several steps, one after the other, by themselves.
+    let request = ask("SELECT shard_catalog.rebalance(finish => true)").await;
+    until(&bed, "SELECT state FROM shard_catalog.requests ORDER BY id DESC LIMIT 1", "done").await;
+    let sql = "SELECT count(*) FROM shard_catalog.move WHERE detail ->> 'request' = $1 AND phase = 'done'";
+    let made: i64 = bed.control.value(sql, &[&request.to_string()]).await.unwrap();
+    assert!(made >= 2, "{made} moves");
+    assert!(catalog::map(&bed.control).await.unwrap().map.owners().iter().any(|owner| owner.0 == 1));
+    bed.check_rows(0).await;
+    bed.check_clean().await;
+
+    // What cannot be is said, and changes nothing.
+    ask("SELECT shard_catalog.move_buckets(0, 7, 9)").await;
+    until(&bed, "SELECT state FROM shard_catalog.requests ORDER BY id DESC LIMIT 1", "failed").await;
+    let error: String = bed
+        .control
+        .value("SELECT answer ->> 'error' FROM shard_catalog.requests ORDER BY id DESC LIMIT 1", &[])
+        .await
+        .unwrap();
+    assert!(error.contains("no shard 9"), "{error}");
+    ask("SELECT shard_catalog.rebalance(dry_run => true)").await;
+    until(&bed, "SELECT state FROM shard_catalog.requests ORDER BY id DESC LIMIT 1", "done").await;
+    assert_eq!(bed.load(id).await.phase, Phase::Done);
+    for (sql, text) in [
+        ("SELECT shard_catalog.finish(1)", "is over"),
+        ("SELECT shard_catalog.finish(99)", "no move 99"),
+        ("SELECT shard_catalog.move_buckets(0, 7, 3, finish => true)", "finish needs auto"),
+        ("SET ROLE app; SELECT shard_catalog.drain(2)", "permission denied"),
+    ] {
+        let error = bed.control.run(sql).await.unwrap_err();
+        assert!(format!("{error:#}").contains(text), "{sql}: {error:#}");
+    }
+    second.abort();
+}
