@@ -65,7 +65,10 @@ impl From<ProxyError> for Failure {
 /// Does what was asked and says its replies, all but the error. After an error the transaction is over on all
 /// servers (implicit), or failed on all of them (explicit block).
 pub async fn run(p: &mut Participants<'_>, work: &MultiWork) -> Result<(), Failure> {
-    if !matches!(work, MultiWork::FailOthers | MultiWork::Prepared { .. }) {
+    if !matches!(
+        work,
+        MultiWork::FailOthers | MultiWork::Prepared { .. } | MultiWork::DescribeExecute { .. }
+    ) {
         p.count_multi_shard();
     }
     let result = match work {
@@ -89,7 +92,8 @@ pub async fn run(p: &mut Participants<'_>, work: &MultiWork) -> Result<(), Failu
         }
         MultiWork::Everywhere { sql, answer, .. } => statement::everywhere(p, sql, answer).await,
         MultiWork::Statement(statement) => statement::run(p, statement).await,
-        MultiWork::Prepared { plan, text } => prepared::run(p, &plan.effect, text).await,
+        MultiWork::Prepared { plan, text, portal } => prepared::run(p, &plan.effect, text, portal.as_ref()).await,
+        MultiWork::DescribeExecute { plan, text, of } => prepared::tell(p, &plan.effect, text, of).await,
         MultiWork::Resume { portal, max_rows } => portals::resume(p, portal, *max_rows).await,
         MultiWork::Several { sql, routed } => several::run(p, sql, routed).await,
     };

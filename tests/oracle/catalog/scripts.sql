@@ -181,6 +181,65 @@ DISCARD ALL;
 EXECUTE q;
 --! end
 --! script
+PREPARE p (uuid, int) AS SELECT name, $2 + 1 AS next FROM customers WHERE tenant_id = $1 AND id = $2;
+EXECUTE p ({k1}, 1 + 1);
+EXECUTE p ({k1});
+EXECUTE p ({k1}, 'x');
+EXECUTE p ({k1}, nosuch);
+EXECUTE p (NULL, NULL);
+EXPLAIN (COSTS off) EXECUTE p (NULL, 1);
+EXPLAIN EXECUTE nosuch;
+CREATE TEMP TABLE copied AS EXECUTE p ({k1}, 2);
+SELECT * FROM copied;
+EXECUTE p ({k1}, 2);
+--! deviates the tag is that of the query by itself, CREATE TABLE AS
+CREATE TEMP TABLE empty AS EXECUTE p ({k1}, 2) WITH NO DATA;
+--! end
+--! script
+PREPARE q (int) AS SELECT count(*), sum(id) FROM customers WHERE id > $1;
+EXECUTE q (3);
+EXECUTE q (length('abc'));
+PREPARE r AS SELECT tenant_id, id FROM customers ORDER BY tenant_id, id LIMIT 5;
+EXECUTE r;
+PREPARE v AS VALUES (1, 'one'), (2, NULL);
+EXECUTE v;
+PREPARE s (text, date, numeric, int[], jsonb) AS SELECT $1, $2, $3, $4, $5;
+EXECUTE s ('text', '2020-02-29', 1.50, '{1,2,NULL}', '{"a": 1}');
+EXECUTE s (NULL, 'tomorrow'::date - 'tomorrow'::date + date '2020-01-01', 2, ARRAY[3], 'null');
+DEALLOCATE q;
+EXECUTE q (3);
+--! end
+--! script
+BEGIN;
+PREPARE w (int) AS UPDATE filled SET b = 'prepared' WHERE id = $1 RETURNING tenant_id, b;
+EXECUTE w (1);
+PREPARE x (uuid) AS DELETE FROM filled WHERE tenant_id = $1;
+EXECUTE x ({k2});
+SELECT count(*) FROM filled;
+EXECUTE w ('no');
+EXECUTE w (1);
+ROLLBACK;
+EXECUTE w (2);
+SELECT count(*) FROM filled WHERE b = 'prepared';
+--! end filled
+--! script simple
+PREPARE p (uuid) AS SELECT count(*) FROM customers WHERE tenant_id = $1\; EXECUTE p ({k1})\; EXECUTE p ({k2})\; DEALLOCATE p;
+EXECUTE p ({k1});
+PREPARE p AS SELECT count(*) FROM customers\; EXECUTE p\; SELECT 1;
+EXECUTE p\; EXECUTE p;
+SELECT 1\; EXECUTE nosuch\; SELECT 2;
+PREPARE i (uuid, int) AS INSERT INTO filled (tenant_id, id, a) VALUES ($1, $2, $2)\; EXECUTE i ({k1}, 70)\; EXECUTE i ({k2}, 70)\; EXECUTE i ({k3}, 70);
+EXECUTE i ({k4}, 71)\; EXECUTE i ({k1}, 71)\; EXECUTE i ({k1}, 71);
+SELECT tenant_id, id, a FROM filled WHERE id >= 70 ORDER BY tenant_id, id;
+BEGIN\; EXECUTE i ({k1}, 72)\; EXECUTE i ({k2}, 72)\; ROLLBACK\; EXECUTE i ({k3}, 73);
+BEGIN\; EXECUTE i ({k1}, 74)\; SELECT count(*) FROM filled WHERE id = 74;
+COMMIT;
+PREPARE p AS SELECT 1\; SELECT 2;
+PREPARE u (int) AS UPDATE filled SET b = 'u' WHERE id = $1 RETURNING id\; EXECUTE u (70)\; SELECT count(*) FROM filled WHERE b = 'u'\; DEALLOCATE ALL;
+EXECUTE u (70);
+SELECT tenant_id, id, b FROM filled WHERE id >= 70 ORDER BY tenant_id, id;
+--! end filled
+--! script
 COPY filled (tenant_id, id, a, b) FROM STDIN;
 {u1}	60	600	one
 {u2}	60	600	two

@@ -165,6 +165,8 @@ impl Builder<'_> {
                 }
         });
         let mut plan = match explain.query() {
+            // What is explained is known when it runs.
+            Node::ExecuteStmt(execute) => return self.execute(execute),
             Node::DeclareCursorStmt(cursor) => self.cursor(cursor)?,
             query => self.inner(Node::ExplainStmt(explain), query)?,
         };
@@ -204,7 +206,7 @@ impl Builder<'_> {
     }
 
     /// Its arguments are computed by a server, once; what the statement itself needs is found when they are known.
-    fn execute(&mut self, execute: &nodes::ExecuteStmt) -> Result<Plan> {
+    pub(super) fn execute(&mut self, execute: &nodes::ExecuteStmt) -> Result<Plan> {
         let block = self.new_block();
         self.levels.push(Vec::new());
         self.expressions(execute.params(), super::expr::Place { block, scope: Some(0) })?;
