@@ -239,6 +239,21 @@ PREPARE u (int) AS UPDATE filled SET b = 'u' WHERE id = $1 RETURNING id\; EXECUT
 EXECUTE u (70);
 SELECT tenant_id, id, b FROM filled WHERE id >= 70 ORDER BY tenant_id, id;
 --! end filled
+--! script simple
+DECLARE c CURSOR FOR SELECT tenant_id, id FROM customers ORDER BY tenant_id, id\; FETCH 2 FROM c\; FETCH 2 FROM c\; CLOSE c\; SELECT 1;
+DECLARE c CURSOR FOR SELECT tenant_id, id FROM customers ORDER BY tenant_id, id\; FETCH 2 FROM c;
+FETCH 2 FROM c;
+DECLARE c CURSOR FOR SELECT count(*) FROM customers;
+DECLARE c SCROLL CURSOR FOR SELECT tenant_id, id FROM customers ORDER BY tenant_id, id\; FETCH LAST FROM c\; FETCH FIRST FROM c\; MOVE 3 IN c\; FETCH PRIOR FROM c;
+SELECT count(*) FROM filled\; DECLARE c CURSOR FOR SELECT count(*) FROM filled\; UPDATE filled SET a = a WHERE tenant_id = {k1} AND id = 1\; FETCH c;
+SELECT id FROM customers WHERE tenant_id = {k1} AND id = 1\; DECLARE c CURSOR FOR SELECT id FROM customers WHERE tenant_id = {k2} ORDER BY id\; FETCH 2 FROM c\; FETCH 1 FROM c;
+DECLARE c CURSOR FOR SELECT id FROM customers WHERE tenant_id = {k1} ORDER BY id\; DECLARE c CURSOR FOR SELECT id FROM customers WHERE tenant_id = {k2} ORDER BY id\; SELECT 1;
+DECLARE c CURSOR FOR SELECT count(*) FROM customers\; DECLARE c CURSOR FOR SELECT count(*) FROM orders;
+DECLARE c CURSOR FOR SELECT count(*) FROM customers\; COMMIT\; FETCH 1 FROM c;
+BEGIN\; DECLARE c CURSOR FOR SELECT count(*) FROM customers\; FETCH 1 FROM c;
+FETCH 1 FROM c;
+ROLLBACK;
+--! end filled
 --! script
 COPY filled (tenant_id, id, a, b) FROM STDIN;
 {u1}	60	600	one
