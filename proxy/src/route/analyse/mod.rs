@@ -175,6 +175,7 @@ pub fn apply_plan(
             Node::UpdateStmt(update) => drop(builder.update(update)?),
             Node::DeleteStmt(delete) => drop(builder.delete(delete)?),
             Node::MergeStmt(merge) => drop(builder.merge_statement(merge)?),
+            Node::SelectStmt(select) => drop(builder.select(select)?),
             _ => return Err(dml::odd_statement()),
         }
         if !builder.applies(&builder.keys) {
