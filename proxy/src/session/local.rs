@@ -362,7 +362,9 @@ impl Session {
                 crate::route::NoParams { client_encoding_is_utf8: self.routing().client_encoding_is_utf8 };
             let state = self.worker.state();
             let id = |at: usize| state.shards.get(at).map_or(0, |s| s.id.0);
-            lines.push(match self.destination(statement, sql.as_bytes(), &params) {
+            let destination = self.destination(statement, sql.as_bytes(), &params);
+            let moves = self.explain_moves(statement, sql.as_bytes(), &params, &destination);
+            lines.push(match destination {
                 Destination::Shard(place) => match (place.keyed, place.bucket(&state)) {
                     (true, Some(bucket)) => format!("shard {} (bucket {})", id(place.shard), bucket.get()),
                     (true, None) => format!("shard {}", id(place.shard)),
@@ -382,6 +384,7 @@ impl Session {
                 Destination::Multi(_) => "several shards".to_owned(),
                 Destination::Refused(error) => format!("refused: {error}"),
             });
+            lines.extend(moves);
         }
         lines.into_iter().map(|line| vec![Cell::Text(line)]).collect()
     }

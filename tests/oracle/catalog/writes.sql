@@ -103,9 +103,10 @@ MERGE INTO filled f {merge} {then};
 --! + INSERT INTO products (id, name) SELECT DISTINCT ON (category) id + 900, name FROM products ORDER BY category, id | INSERT INTO products (id, name) SELECT id, 'again' FROM products WHERE id < 3 ON CONFLICT (id) DO UPDATE SET name = excluded.name | INSERT INTO products (id, name) SELECT id, 'again' FROM products ON CONFLICT DO NOTHING
 --! writes products
 {first};
---! list locked: FOR UPDATE OF o | FOR SHARE OF o | FOR NO KEY UPDATE OF o NOWAIT
+-- Not of one tenant: they run at the same time, and one would find the others' locks.
+--! list locked: {k1} FOR UPDATE OF o | {k2} FOR SHARE OF o | {k3} FOR NO KEY UPDATE OF o NOWAIT
 --! rows any
-SELECT o.id, c.name FROM orders o JOIN countries c ON c.code = o.country WHERE o.tenant_id = {k1} {locked};
+SELECT o.id, c.name FROM orders o JOIN countries c ON c.code = o.country WHERE o.tenant_id = {locked};
 --! writes filled
 DELETE FROM filled a USING filled b WHERE a.tenant_id = b.tenant_id AND a.id = b.id AND a.ctid < b.ctid;
 --! writes filled
@@ -118,3 +119,8 @@ UPDATE filled SET b = 'here' WHERE tenant_id = {k1} AND ctid = (SELECT min(ctid)
 --! + WITH d AS (DELETE FROM filled RETURNING *) INSERT INTO filled SELECT tenant_id, id + 300, a FROM d ON CONFLICT DO NOTHING RETURNING id | WITH u AS (UPDATE filled SET b = 'one' WHERE id = 1), w AS (UPDATE filled SET b = 'two' WHERE id = 2) SELECT count(*) FROM filled WHERE b IN ('one', 'two')
 --! writes filled, nothing, settings, countries
 {parts};
+-- INSERTs that read when they return, or when they conflict: reference tables are on every shard, all else is read where it is brought together.
+--! list told: INSERT INTO filled (tenant_id, id, a) VALUES ({k1}, 90, 900), ({k2}, 90, 900) RETURNING tenant_id, (SELECT count(*) FROM orders) AS orders | INSERT INTO filled (tenant_id, id, a) VALUES ({k1}, 90, 900), ({k2}, 90, 900) RETURNING id, c, (SELECT name FROM countries WHERE code = 'DE') | INSERT INTO filled (tenant_id, id, a) VALUES ({k1}, 90, 900) RETURNING (SELECT count(*) FROM filled), b | INSERT INTO filled (tenant_id, id, a) SELECT tenant_id, id + 500, id + 5000 FROM customers WHERE id < 3 RETURNING tenant_id, id, (SELECT max(o.id) FROM orders o WHERE o.tenant_id = filled.tenant_id), EXISTS (SELECT FROM settings WHERE n = filled.id - 500) | INSERT INTO filled AS f (tenant_id, id, a) VALUES ({k1}, 90, NULL), ({k3}, 90, NULL) RETURNING f.id, (SELECT sum(x.id) FROM filled x WHERE x.tenant_id = f.tenant_id)
+--! + INSERT INTO filled (tenant_id, id, a) VALUES ({k1}, 1, 900), ({k2}, 1, 900) ON CONFLICT (tenant_id, id) DO UPDATE SET b = (SELECT name FROM countries WHERE code = 'DE') RETURNING id, b | INSERT INTO filled (tenant_id, id, a) SELECT tenant_id, id, id + 7000 FROM customers WHERE id < 3 ON CONFLICT (tenant_id, id) DO UPDATE SET b = (SELECT max(name) FROM products WHERE id = filled.id) WHERE EXISTS (SELECT FROM countries WHERE code = 'FR') RETURNING id, b | INSERT INTO filled (tenant_id, id, a) VALUES ({k1}, 1, 900), ({k2}, 1, 900) ON CONFLICT (tenant_id, id) DO UPDATE SET b = (SELECT count(*)::text FROM orders) | INSERT INTO filled (tenant_id, id, a) VALUES ({k1}, 1, 900), ({k2}, 91, 900) RETURNING (SELECT count(*) FROM orders) | INSERT INTO countries (code, name) VALUES ('QQ', 'Q') RETURNING code, (SELECT count(*) FROM customers) | INSERT INTO settings (key, n) SELECT 'k' || id, 1 FROM customers WHERE tenant_id = {k1} AND id < 3 RETURNING key, (SELECT count(*) FROM orders)
+--! writes filled, countries, settings
+{told};

@@ -30,7 +30,7 @@ pub(super) struct Computed {
     pub(super) changes: Vec<Change>,
     /// Types of the client's parameters.
     pub(super) oids: Vec<u8>,
-    /// The client's rows and tag; not of an INSERT, whose shards say them.
+    /// The client's rows and tag; not of an INSERT whose shards say them.
     pub(super) reply: Reply,
 }
 
@@ -54,10 +54,10 @@ impl Computed {
         let client = Tail::of(client_tail(statement)).ok_or_else(broken)?;
         let rest =
             Rest { text: &plan.tail, oids: &self.oids, client: &client, parameters: plan.tail_parameters };
-        let own_insert = plan.own_insert();
+        let with_tail = plan.with_tail;
         let mut parts = Vec::new();
         for (n, (change, written)) in self.changes.iter().zip(&plan.writes).enumerate() {
-            parts.push(change.parts(p, written, own_insert == Some(n))?);
+            parts.push(change.parts(p, written, with_tail == Some(n))?);
         }
         // PostgreSQL looks at foreign keys when all parts have ended; a shard looks at them after each: what is referred
         // to comes first, and goes last.
@@ -84,7 +84,7 @@ impl Computed {
             }
             for n in &inserting {
                 let Some(part) = &parts[*n][shard] else { continue };
-                let rest = (own_insert == Some(*n)).then_some(&rest);
+                let rest = (with_tail == Some(*n)).then_some(&rest);
                 if part.inserted.is_empty() && rest.is_none() {
                     continue;
                 }
@@ -97,7 +97,7 @@ impl Computed {
             }
         }
         let mut complete = Vec::new();
-        let Some(own) = own_insert else {
+        let Some(own) = with_tail else {
             say_rows(p, statement, self.reply.description.as_ref(), &self.reply.rows).await;
             build::command_complete(&mut complete, self.reply.tag.as_deref().unwrap_or_default());
             return Ok(complete);
@@ -158,7 +158,7 @@ impl Change {
         place::update(p, at, written, &find, &columns, &rows).await
     }
 
-    /// What each shard has to do; `None`: nothing. `own`: it is the statement's own INSERT.
+    /// What each shard has to do; `None`: nothing. `own`: an INSERT whose shards say its rows.
     fn parts<'s>(&'s self, p: &Participants<'_>, plan: &Written, own: bool) -> Result<Vec<Option<Part<'s>>>, Failure> {
         let mut parts: Vec<Option<Part<'s>>> = (0..p.shard_count()).map(|_| None).collect();
         let all: Vec<usize> = (0..p.shard_count()).collect();

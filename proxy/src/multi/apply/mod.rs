@@ -131,7 +131,7 @@ impl Applying<'_> {
         let mut shapes = Vec::new();
         for (n, written) in self.plan.writes.iter().enumerate() {
             let shape = Shape::read(p, self.scratch, written).await?;
-            check(written, &shape, self.plan.own_insert() == Some(n))?;
+            check(written, &shape, self.plan.with_tail == Some(n))?;
             shapes.push(shape);
         }
         let keys = if self.plan.grouped { " INCLUDING INDEXES" } else { "" };
@@ -307,7 +307,7 @@ impl Applying<'_> {
         let tail = client_tail(self.statement);
         // An INSERT returns nothing here.
         let mut ours = Vec::new();
-        if self.plan.own_insert().is_some() {
+        if self.plan.with_tail.is_some() {
             let client = Tail::of(tail).ok_or_else(broken)?;
             ours.extend_from_slice(&tail[..tail.len() - client.results.len()]);
             ours.extend_from_slice(&[0, 0]);
@@ -345,12 +345,12 @@ impl Applying<'_> {
     }
 }
 
-/// `own`: it is the statement's own INSERT, which the shards run.
+/// `own`: it is an INSERT that the shards run to its end.
 fn check(written: &Written, shape: &Shape, own: bool) -> Result<(), Failure> {
     let changes = written.command != Command::Insert;
     let name = full_name(written);
     if !own && shape.triggers {
-        let what = if changes { "changes rows" } else { "inserts, in a part of WITH, rows" };
+        let what = if changes { "changes rows" } else { "inserts, and reads what it returns, rows" };
         return Err(unsupported(
             &format!("{what} of {name}, which has triggers"),
             "Bind the sharding key, or do it in the application.",

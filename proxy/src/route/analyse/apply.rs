@@ -44,25 +44,38 @@ pub(super) struct Write<'a> {
     conflict: bool,
     /// Of UPDATE and DELETE: they have a condition, and no other tables.
     plain: bool,
-    /// Of INSERT: its ON CONFLICT and RETURNING hold a query, call a function of the default shard, or something that
-    /// is not the same on every shard.
-    tail_queries: bool,
+    /// Of INSERT, what a shard could not do of its ON CONFLICT and RETURNING: they read more than reference tables, call a
+    /// function of the default shard, or something that is not the same on every shard.
+    tail_reads: bool,
     tail_function: bool,
     tail_unstable: bool,
+}
+
+/// See `Builder::before_tail`.
+pub(super) struct BeforeTail {
+    relations: usize,
+    reference: usize,
+    function: bool,
+    unstable: Option<String>,
 }
 
 impl<'a> Write<'a> {
     /// Can what it does be found out on a copy of its table?
     fn can_be_copied(&self) -> bool {
-        let own = self.block == 0;
-        let kind = match (&self.table.kind, self.command) {
-            (TableKind::Reference, Command::Merge) | (TableKind::View | TableKind::System, _) => false,
-            (TableKind::Reference, _) => !(own && self.tail_unstable),
-            _ => true,
-        };
-        // What a part returns is for the other parts, so it is asked of its copy, which has no conflicts.
-        let tail = if own { !self.tail_queries && !self.tail_function } else { !self.conflict };
-        kind && tail && !self.only
+        let kind = !matches!(
+            (&self.table.kind, self.command),
+            (TableKind::Reference, Command::Merge) | (TableKind::View | TableKind::System, _)
+        );
+        // A copy does not know what there is to conflict with.
+        let conflicts = !self.conflict || self.block == 0 && !self.tail_is_copied();
+        kind && conflicts && !self.only
+    }
+
+    /// Is its RETURNING, or what it does with conflicts, more than a shard can do? What a part returns is for the other
+    /// parts, so it is always asked of its copy.
+    fn tail_is_copied(&self) -> bool {
+        let reference = self.table.kind == TableKind::Reference;
+        self.block != 0 || self.tail_reads || self.tail_function || reference && self.tail_unstable
     }
 
     /// Of two parts that change the same row PostgreSQL does one; which, it does not say.
@@ -105,14 +118,14 @@ pub struct Written {
 pub struct ApplyPlan {
     /// The n-th has its copy in `target_copy(n)`; parts of WITH in their order, then what the statement itself writes.
     pub writes: Vec<Written>,
-    /// The statement itself writes: the last one.
-    pub own: bool,
+    /// Which of them is an INSERT whose shards run its ON CONFLICT and RETURNING: `tail`.
+    pub with_tail: Option<usize>,
     /// Temporary table n is `pg_temp.shard_gather_n`.
     pub tables: Vec<GatherTable>,
     /// For a server that has copies of the sharded tables only, and for one that has copies of all.
     pub text: String,
     pub text_of_all: String,
-    /// ON CONFLICT and RETURNING of an INSERT.
+    /// ON CONFLICT and RETURNING of that INSERT.
     pub tail: String,
     pub tail_parameters: bool,
     pub system: bool,
@@ -120,14 +133,6 @@ pub struct ApplyPlan {
     pub grouped: bool,
     /// It may draw from a sequence.
     pub draws: bool,
-}
-
-impl ApplyPlan {
-    /// The INSERT that the statement itself is, whose ON CONFLICT and RETURNING are for the shards.
-    pub fn own_insert(&self) -> Option<usize> {
-        let last = self.writes.len().checked_sub(1)?;
-        (self.own && self.writes[last].command == Command::Insert).then_some(last)
-    }
 }
 
 impl<'a> Builder<'a> {
@@ -165,7 +170,7 @@ impl<'a> Builder<'a> {
             assigned: Vec::new(),
             conflict: false,
             plain: false,
-            tail_queries: false,
+            tail_reads: false,
             tail_function: false,
             tail_unstable: false,
         };
@@ -220,23 +225,26 @@ impl<'a> Builder<'a> {
     }
 
     /// What was seen before an INSERT's ON CONFLICT and RETURNING.
-    pub(super) fn before_tail(&mut self) -> (usize, bool, Option<String>) {
-        let functions = std::mem::take(&mut self.seen.default_function);
-        (self.blocks.len(), functions, self.seen.unstable.take())
+    pub(super) fn before_tail(&mut self) -> BeforeTail {
+        BeforeTail {
+            relations: self.rels.len(),
+            reference: self.reference_items.len(),
+            function: std::mem::take(&mut self.seen.default_function),
+            unstable: self.seen.unstable.take(),
+        }
     }
 
-    pub(super) fn note_tail(&mut self, before: (usize, bool, Option<String>), conflict: bool, block: BlockId) {
-        let (blocks, functions, unstable) = before;
-        let queries = self.blocks.len() > blocks;
+    pub(super) fn note_tail(&mut self, before: BeforeTail, conflict: bool, block: BlockId) {
+        let reads = self.rels.len() - before.relations > self.reference_items.len() - before.reference;
         let (function, moving) = (self.seen.default_function, self.seen.unstable.is_some());
         if let Some(write) = self.write_of(block) {
             write.conflict = conflict;
-            write.tail_queries = queries;
+            write.tail_reads = reads;
             write.tail_function = function;
             write.tail_unstable = moving;
         }
-        self.seen.default_function |= functions;
-        self.seen.unstable = self.seen.unstable.take().or(unstable);
+        self.seen.default_function |= before.function;
+        self.seen.unstable = self.seen.unstable.take().or(before.unstable);
     }
 
     /// Can it be done to copies first? `early`: keys that do not come from tables.
@@ -258,14 +266,16 @@ impl<'a> Builder<'a> {
 
     /// `node`: the whole statement.
     pub(super) fn apply_plan(&mut self, node: Node<'_>) -> Result<ApplyPlan> {
-        let own = self.write.is_some();
+        let tailed = |write: &Write<'a>| write.command == Command::Insert && !write.tail_is_copied();
+        let for_shards = self.write.as_ref().is_some_and(tailed);
         let writes: Vec<Write<'a>> = std::mem::take(&mut self.parts).into_iter().chain(self.write.take()).collect();
         let standard = self.context.standard_conforming_strings;
         let cut = match node {
-            Node::InsertStmt(insert) => tail_start(self.text, standard, insert)?,
+            Node::InsertStmt(insert) if for_shards => tail_start(self.text, standard, insert)?,
             _ => self.text.len(),
         };
         let (body, tail) = self.text.split_at_checked(cut).ok_or_else(super::dml::odd_statement)?;
+        self.sources.retain(|source| source.location < cut);
         for (n, write) in writes.iter().enumerate() {
             self.sources.push(write.source.clone().numbered(n));
         }
@@ -277,8 +287,8 @@ impl<'a> Builder<'a> {
         let drawn = |write: &Write<'_>| write.table.columns.iter().any(|column| column.draws);
         let draws = self.seen.draws || writes.iter().any(drawn);
         Ok(ApplyPlan {
+            with_tail: writes.len().checked_sub(1).filter(|_| for_shards),
             writes: writes.into_iter().map(|write| self.written_by(write)).collect(),
-            own,
             tables,
             text,
             text_of_all,

@@ -87,7 +87,7 @@ fn parts_of_with_are_written_to_copies() {
         assert_eq!((writes[0].0, writes[0].1, filter), (Command::Delete, "t", Some(("o", "o.x > $1"))));
         assert_eq!(writes[1], (Command::Update, "t2", None));
         assert_eq!(writes[2], (Command::Insert, "t", None));
-        assert_eq!((plan.own_insert(), plan.tail.as_str()), (Some(2), "RETURNING x"));
+        assert_eq!((plan.with_tail, plan.tail.as_str()), (Some(2), "RETURNING x"));
         assert_eq!(
             plan.text,
             "WITH d AS (DELETE FROM pg_temp.shard_target_0 AS o WHERE o.x > $1 RETURNING k, x), \
