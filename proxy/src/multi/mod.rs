@@ -9,7 +9,7 @@
 //! `pour`, `carry` and `last` (rows, or the shards' parts of the answer, are brought to one server, which answers), `portals` and
 //! `cursors` (rows are taken a few at a time), `explain`,
 //! `apply` (a write is done to copies first), `split_insert` with `draws`, `copy` with `copy_split` (PURE) and `copy_lines` (PURE), `copy_everywhere`;
-//! `prepared` (SQL PREPARE and EXECUTE).
+//! `prepared` (SQL PREPARE and EXECUTE), `current` (currval() of what was drawn here).
 //!
 //! Invariants:
 //!
@@ -29,6 +29,7 @@ mod copy_everywhere;
 mod copy_lines;
 mod copy_split;
 mod copy_out;
+mod current;
 mod cursors;
 mod draws;
 mod exchange;

@@ -76,6 +76,9 @@ pub(super) async fn bind(
     let Effect::SqlExecute { name, default_shard } = effect else { return Err(unsure()) };
     let parts = execute_parts(text, p.standard_strings()).ok_or_else(unsure)?;
     let shard = if *default_shard { p.default_shard() } else { p.preferred_shard() };
+    if *default_shard {
+        p.may_have_drawn();
+    }
     let prepared = p.prepared(name)?;
     let before = text.get(..parts.arguments.start).unwrap_or_default().chars().count();
     let arguments = text.get(parts.arguments.clone()).unwrap_or_default();

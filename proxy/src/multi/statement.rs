@@ -1,7 +1,7 @@
 //! One statement on all shards.
 
 use super::exchange::{self, Reply, ask};
-use super::{Failure, apply, commit, copy, copy_out, cursors, explain, gather, last, portals, scatter, split_insert};
+use super::{Failure, apply, commit, copy, copy_out, current, cursors, explain, gather, last, portals, scatter, split_insert};
 use shard_config::ShardId;
 
 use crate::error::ProxyError;
@@ -56,6 +56,7 @@ pub(super) async fn execute(
         Resolved::CopyIn(copy) => copy::run(p, statement, copy).await,
         Resolved::Scatter { how, shards } => scattered(p, statement, *how, shards.as_deref()).await,
         Resolved::Cursor => cursors::run(p, statement).await,
+        Resolved::Drawn => current::run(p, statement).await,
         _ => Err(ProxyError::internal("a statement for one shard was sent to several").into()),
     }
 }

@@ -233,6 +233,9 @@ impl Session {
 
     fn discard(&mut self, what: &str) -> Result<bool, ProxyError> {
         if !what.eq_ignore_ascii_case("all") {
+            if what.eq_ignore_ascii_case("sequences") {
+                self.current = super::current::Current::default();
+            }
             // Sequences, temporary objects and plans live in a server only for a pinned session.
             return Ok(self.pinned.is_none());
         }
@@ -240,6 +243,7 @@ impl Session {
             return Err(ProxyError::new("25001", "DISCARD ALL cannot run inside a transaction block"));
         }
         self.extended = None;
+        self.current = super::current::Current::default();
         self.settings = self.startup_settings.clone();
         self.local_settings = None;
         self.target = None;
@@ -381,6 +385,7 @@ impl Session {
                         How::Apply => format!("{which}, done to copies first"),
                     }
                 }
+                Destination::Multi(Resolved::Drawn) => "the default shard, with the numbers drawn for this session".to_owned(),
                 Destination::Multi(_) => "several shards".to_owned(),
                 Destination::Refused(error) => format!("refused: {error}"),
             });

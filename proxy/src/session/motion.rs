@@ -59,6 +59,10 @@ impl Session {
             return Err(self.deny(Denied::Never(moved())));
         }
         self.held_since = None;
+        let told = matches!(destination, Destination::Multi(Resolved::Drawn));
+        if !told && self.may_draw(&statement.plan) {
+            self.current.forget();
+        }
         if matches!(destination, Destination::Multi(_)) {
             // One epoch for all shards (H30).
             self.statement_state = Some(self.worker.current().clone());

@@ -454,6 +454,38 @@ DROP TABLE plain_made;
 SELECT currval('nosuch_seq');
 --! end
 --! script
+CREATE TABLE made_drawn (tenant_id uuid NOT NULL, id serial, n bigint GENERATED ALWAYS AS IDENTITY, v text, PRIMARY KEY (tenant_id, id));
+INSERT INTO made_drawn (tenant_id, v) VALUES ({k1}, 'a');
+SELECT currval('made_drawn_id_seq');
+SELECT lastval();
+SELECT currval('made_drawn_n_seq') AS n, currval(pg_get_serial_sequence('made_drawn', 'id')), lastval() + 1;
+INSERT INTO made_drawn (tenant_id, v) VALUES ({k1}, 'b'), ({k2}, 'c'), ({k3}, 'd');
+SELECT currval('oracle.made_drawn_id_seq'::regclass), pg_catalog.lastval(), currval('made_drawn_n_seq');
+UPDATE made_drawn SET v = 'u' WHERE tenant_id = {k1};
+INSERT INTO filled (tenant_id, id, a) VALUES ({k2}, 77, 77);
+SELECT currval('made_drawn_id_seq') AS mine FROM numbers WHERE n < 3;
+SELECT currval('nosuch_seq');
+BEGIN;
+INSERT INTO made_drawn (tenant_id, v) VALUES ({k4}, 'e'), ({k5}, 'f');
+SELECT currval('made_drawn_id_seq'), lastval();
+SAVEPOINT s;
+SELECT currval('made_drawn_id_seq') / 0;
+ROLLBACK TO s;
+SELECT lastval();
+ROLLBACK;
+SELECT currval('made_drawn_id_seq'), lastval();
+INSERT INTO settings (key, n) VALUES ('drawn', currval('made_drawn_id_seq')) RETURNING n;
+DISCARD SEQUENCES;
+SELECT currval('made_drawn_id_seq');
+SELECT lastval();
+BEGIN;
+SELECT lastval();
+ROLLBACK;
+INSERT INTO made_drawn (tenant_id, v) VALUES ({k1}, 'g');
+SELECT currval('made_drawn_id_seq'), currval('made_drawn_n_seq'), lastval();
+--! cleanup DROP TABLE IF EXISTS made_drawn
+--! end filled, settings
+--! script
 CREATE SEQUENCE made_seq;
 SELECT nextval('made_seq') > 0;
 SELECT setval('made_seq', 100);

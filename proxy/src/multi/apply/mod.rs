@@ -89,6 +89,7 @@ pub(super) async fn run(
     }
     p.give_back(scratch);
     if plan.draws {
+        p.may_have_drawn();
         p.drew_elsewhere();
     }
     let computed = result?;
