@@ -57,6 +57,7 @@ pub(super) async fn run(p: &mut Participants<'_>, sql: &Rc<[u8]>, routed: &Route
             | Effect::CreatesObject
             | Effect::Declare(_)
             | Effect::Cursor(Some(_))
+            | Effect::ReadsSequence
             | Effect::SetsSequence
             | Effect::NeedsBlock(_) => {
                 one_statement(p, sql, one, &mut cursors).await?;

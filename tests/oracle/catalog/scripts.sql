@@ -223,6 +223,13 @@ EXECUTE w (2);
 SELECT count(*) FROM filled WHERE b = 'prepared';
 --! end filled
 --! script simple
+CREATE TABLE made_several (tenant_id uuid NOT NULL, id serial, v text, PRIMARY KEY (tenant_id, id));
+INSERT INTO made_several (tenant_id, v) VALUES ({k1}, 'a');
+INSERT INTO made_several (tenant_id, v) VALUES ({k2}, 'b')\; SELECT lastval()\; INSERT INTO made_several (tenant_id, v) VALUES ({k3}, 'c'), ({k4}, 'd')\; SELECT currval('made_several_id_seq');
+SELECT lastval();
+--! cleanup DROP TABLE IF EXISTS made_several
+--! end
+--! script simple
 PREPARE p (uuid) AS SELECT count(*) FROM customers WHERE tenant_id = $1\; EXECUTE p ({k1})\; EXECUTE p ({k2})\; DEALLOCATE p;
 EXECUTE p ({k1});
 PREPARE p AS SELECT count(*) FROM customers\; EXECUTE p\; SELECT 1;
