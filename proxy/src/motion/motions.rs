@@ -60,6 +60,23 @@ impl Motion {
         if self.by_target { self.source } else { self.target }
     }
 
+    /// As EXPLAIN ROUTE tells of it.
+    pub fn line(&self) -> String {
+        let ranges = self.scope.ranges().iter().map(|(from, to)| format!("buckets {from}-{to}"));
+        let tenants = self.scope.hashes().len();
+        let tenants = (tenants > 0).then(|| format!("{tenants} tenants"));
+        let what: Vec<String> = ranges.chain(tenants).collect();
+        format!(
+            "move {} ({}) of {} from shard {} to shard {} may concern it; shard {} owns them",
+            self.move_id,
+            self.stage.name(),
+            what.join(", "),
+            self.source.0,
+            self.target.0,
+            self.owner().0
+        )
+    }
+
     fn is_by_target(&self, map: &ShardMap) -> bool {
         let of_range = self.scope.ranges().first().and_then(|(from, _)| Bucket::new(*from, map.buckets()));
         let of_hash = self.scope.hashes().first().map(|hash| map.shard_of_hash(*hash));
@@ -326,6 +343,13 @@ mod tests {
         assert_eq!(moves(all.of(KeyHash::new(5))), [9]);
         assert!(all.of(KeyHash::new(21)).is_empty());
         assert_eq!(moves(all.all()), [7, 9]);
+        assert_eq!(
+            all.list().iter().map(Motion::line).collect::<Vec<_>>(),
+            [
+                "move 7 (copying) of buckets 0-1 from shard 1 to shard 3 may concern it; shard 1 owns them",
+                "move 9 (holding) of 2 tenants from shard 1 to shard 4 may concern it; shard 1 owns them"
+            ]
+        );
         assert_eq!(Motions::new(3, &map(), Vec::new(), Some(&all)), Ok(None));
         let many: Vec<Motion> = (0..65).map(|n| row(n, scope(&[(0, 1)], &[]), 1, 3, Stage::Copying)).collect();
         assert!(Motions::new(3, &map(), many.clone(), None).is_err());

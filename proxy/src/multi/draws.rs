@@ -17,16 +17,19 @@ pub(super) async fn draw(p: &mut Participants<'_>, draws: &Draws, count: usize) 
     let mut drawn = p.take_drawn(&list, count);
     let missing = count - drawn.len();
     if missing == 0 {
+        p.drew(draws, &drawn);
         return Ok(drawn);
     }
     let ahead = if block > 1 { missing.max(block) } else { missing };
     let before = p.before_drawing();
     let (mut more, error) = ask(p, &list, ahead).await?;
     if let Some(error) = error.filter(|_| more.len() < missing) {
+        p.may_have_drawn();
         return Err(error);
     }
     drawn.extend(more.drain(..missing));
     p.put_drawn(&list, more, before);
+    p.drew(draws, &drawn);
     Ok(drawn)
 }
 

@@ -44,10 +44,6 @@ pub(super) async fn run(
         )
         .into());
     }
-    if statement.routed.plan.around == Around::Cursor && !p.in_block() {
-        let message = "DECLARE CURSOR can only be used in transaction blocks";
-        return Err(ProxyError::new("25P01", message).into());
-    }
     if last::goes_on(statement) {
         p.may_keep()?;
     }

@@ -9,7 +9,7 @@
 //! `pour`, `carry` and `last` (rows, or the shards' parts of the answer, are brought to one server, which answers), `portals` and
 //! `cursors` (rows are taken a few at a time), `explain`,
 //! `apply` (a write is done to copies first), `split_insert` with `draws`, `copy` with `copy_split` (PURE) and `copy_lines` (PURE), `copy_everywhere`;
-//! `prepared` (SQL PREPARE and EXECUTE).
+//! `prepared` (SQL PREPARE and EXECUTE), `current` (currval() of what was drawn here).
 //!
 //! Invariants:
 //!
@@ -29,6 +29,7 @@ mod copy_everywhere;
 mod copy_lines;
 mod copy_split;
 mod copy_out;
+mod current;
 mod cursors;
 mod draws;
 mod exchange;
@@ -65,7 +66,10 @@ impl From<ProxyError> for Failure {
 /// Does what was asked and says its replies, all but the error. After an error the transaction is over on all
 /// servers (implicit), or failed on all of them (explicit block).
 pub async fn run(p: &mut Participants<'_>, work: &MultiWork) -> Result<(), Failure> {
-    if !matches!(work, MultiWork::FailOthers | MultiWork::Prepared { .. }) {
+    if !matches!(
+        work,
+        MultiWork::FailOthers | MultiWork::Prepared { .. } | MultiWork::DescribeExecute { .. }
+    ) {
         p.count_multi_shard();
     }
     let result = match work {
@@ -89,7 +93,8 @@ pub async fn run(p: &mut Participants<'_>, work: &MultiWork) -> Result<(), Failu
         }
         MultiWork::Everywhere { sql, answer, .. } => statement::everywhere(p, sql, answer).await,
         MultiWork::Statement(statement) => statement::run(p, statement).await,
-        MultiWork::Prepared { plan, text } => prepared::run(p, &plan.effect, text).await,
+        MultiWork::Prepared { plan, text, portal } => prepared::run(p, &plan.effect, text, portal.as_ref()).await,
+        MultiWork::DescribeExecute { plan, text, of } => prepared::tell(p, &plan.effect, text, of).await,
         MultiWork::Resume { portal, max_rows } => portals::resume(p, portal, *max_rows).await,
         MultiWork::Several { sql, routed } => several::run(p, sql, routed).await,
     };

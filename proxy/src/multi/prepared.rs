@@ -7,35 +7,194 @@
 use std::ops::Range;
 use std::rc::Rc;
 
-use super::Failure;
 use super::exchange::{self, Reply, ask, change_fields, gather};
+use super::{Failure, commit};
 use crate::error::ProxyError;
-use crate::route::analyse::{execute_arguments, prepare_parts};
+use crate::route::analyse::{ExecuteParts, execute_parts, prepare_parts};
 use crate::route::plan::Effect;
-use crate::session::multi_hook::Participants;
+use crate::session::multi_hook::{Described, Message, OfPortal, Participants};
 use crate::session::prepared::{Entry, shape};
 use crate::wire::{build, read};
+
+/// Asks a server of this shard, which takes part in the transaction if there is one. Not a function: what is asked borrows
+/// the participants, too.
+macro_rules! asked {
+    ($p:ident, $shard:expr, |$at:ident| $ask:expr) => {{
+        let alone = !$p.in_block() && $p.indices().is_empty();
+        let $at = $p.enlist($shard, !alone).await?;
+        let result = $ask.await;
+        if alone {
+            $p.release_readers();
+        }
+        result
+    }};
+}
 
 /// What the arguments are called on a server, for the time of one message.
 const ARGUMENTS: &str = "shard_proxy_arguments";
 
-pub(super) async fn run(p: &mut Participants<'_>, effect: &Effect, text: &str) -> Result<(), Failure> {
-    let standard_strings = p.standard_strings();
-    let unsure = || ProxyError::internal("the parts of this statement were not found");
+pub(super) async fn run(
+    p: &mut Participants<'_>,
+    effect: &Effect,
+    text: &str,
+    portal: Option<&OfPortal>,
+) -> Result<(), Failure> {
+    // Servers that are in an implicit transaction are spoken to by simple queries now.
+    commit::settle(p).await?;
     match effect {
         Effect::SqlPrepare(name) => {
-            let (types, at) = prepare_parts(text, standard_strings).ok_or_else(unsure)?;
+            let (types, at) = prepare_parts(text, p.standard_strings()).ok_or_else(unsure)?;
             prepare(p, name, text, types, at).await
         }
-        Effect::SqlExecute { name, default_shard } => {
-            let arguments = execute_arguments(text, standard_strings).ok_or_else(unsure)?;
-            let shard = if *default_shard { p.default_shard() } else { p.preferred_shard() };
-            let before = text.get(..arguments.start).unwrap_or_default().chars().count();
-            let arguments = text.get(arguments).unwrap_or_default();
-            execute(p, name, arguments, shard).await.map_err(|failure| shifted(failure, before))
+        _ => {
+            let bound = bind(p, effect, text, portal).await?;
+            p.bind_in_place(bound.message, bound.rows, portal);
+            Ok(())
         }
-        _ => Err(unsure().into()),
     }
+}
+
+fn unsure() -> Failure {
+    ProxyError::internal("the parts of this statement were not found").into()
+}
+
+/// What an EXECUTE has become.
+pub(super) struct Bound {
+    pub(super) entry: Rc<Entry>,
+    /// The Bind.
+    pub(super) message: Vec<u8>,
+    /// It has a result.
+    pub(super) rows: bool,
+}
+
+pub(super) async fn bind(
+    p: &mut Participants<'_>,
+    effect: &Effect,
+    text: &str,
+    portal: Option<&OfPortal>,
+) -> Result<Bound, Failure> {
+    let Effect::SqlExecute { name, default_shard } = effect else { return Err(unsure()) };
+    let parts = execute_parts(text, p.standard_strings()).ok_or_else(unsure)?;
+    let shard = if *default_shard { p.default_shard() } else { p.preferred_shard() };
+    if *default_shard {
+        p.may_have_drawn();
+    }
+    let prepared = p.prepared(name)?;
+    let before = text.get(..parts.arguments.start).unwrap_or_default().chars().count();
+    let arguments = text.get(parts.arguments.clone()).unwrap_or_default();
+    let known = prepared.shape.borrow().is_some();
+    let mut values = Vec::new();
+    if !arguments.trim().is_empty() || prepared.routed.plan.parameters > 0 || !known {
+        let evaluated = asked!(p, shard, |at| evaluate(p, at, name, &prepared, arguments));
+        values = evaluated.map_err(|failure| shifted(failure, before))?;
+    }
+    let (entry, name) = match within(p, text, &parts, &prepared)? {
+        None => (prepared, name.as_bytes()),
+        Some(entry) => {
+            if entry.shape.borrow().is_none() {
+                let reply = asked!(p, shard, |at| describe(p, at, &entry.sql, &entry.oids));
+                note_shape(&entry, &reply.map_err(|failure| moved(failure, |_| None))?);
+            }
+            let name = p.add_within(&entry);
+            (entry, name)
+        }
+    };
+    let mut message = Vec::new();
+    let start = build::begin(&mut message, b'B');
+    build::cstr(&mut message, portal.map_or(b"", |portal| &portal.name));
+    build::cstr(&mut message, name);
+    message.extend_from_slice(&[0, 0]);
+    message.extend_from_slice(&(values.len() as u16).to_be_bytes());
+    for value in values {
+        match value {
+            Some(bytes) => {
+                message.extend_from_slice(&(bytes.len() as u32).to_be_bytes());
+                message.extend_from_slice(&bytes);
+            }
+            None => message.extend_from_slice(&(-1_i32).to_be_bytes()),
+        }
+    }
+    message.extend_from_slice(portal.map_or(&[0, 0], |portal| &portal.results));
+    build::end(&mut message, start);
+    let rows = entry.shape.borrow().as_ref().is_some_and(|shape| !shape.is_empty());
+    Ok(Bound { entry, message, rows })
+}
+
+/// EXPLAIN and CREATE TABLE AS around an EXECUTE: the same around what it runs, whose parameters stay parameters.
+fn within(
+    p: &mut Participants<'_>,
+    text: &str,
+    parts: &ExecuteParts,
+    prepared: &Entry,
+) -> Result<Option<Rc<Entry>>, Failure> {
+    let around = (text.get(..parts.whole.start), text.get(parts.whole.end..));
+    let (Some(before), Some(behind)) = around else { return Err(unsure()) };
+    if before.is_empty() {
+        return Ok(None);
+    }
+    let query = String::from_utf8_lossy(prepared.source());
+    // The query may end in a comment.
+    let whole = format!("{before}{query}\n{behind}");
+    let entry = p.prepared_entry(whole.as_bytes(), &prepared.oids);
+    entry.map(Some).map_err(|error| moved(error.into(), |_| None))
+}
+
+/// Describe of an EXECUTE. One that nothing was prepared for has no result until it fails, as in PostgreSQL.
+pub(super) async fn tell(
+    p: &mut Participants<'_>,
+    effect: &Effect,
+    text: &str,
+    of: &Described,
+) -> Result<(), Failure> {
+    commit::settle(p).await?;
+    let Effect::SqlExecute { name, .. } = effect else { return Err(unsure()) };
+    let parts = execute_parts(text, p.standard_strings()).ok_or_else(unsure)?;
+    let mut description = None;
+    if let Ok(prepared) = p.prepared(name) {
+        let entry = within(p, text, &parts, &prepared)?.unwrap_or(prepared);
+        let shard = p.preferred_shard();
+        let reply = asked!(p, shard, |at| describe(p, at, &entry.sql, &entry.oids))?;
+        note_shape(&entry, &reply);
+        description = reply.description;
+    }
+    let mut out = Vec::new();
+    if let Described::Statement = of {
+        // No parameters: those of what it runs are its own.
+        out.extend_from_slice(b"t\0\0\0\x06\0\0");
+    }
+    match (description, of) {
+        (None, _) => out.extend_from_slice(build::NO_DATA),
+        (Some(description), Described::Statement) => out.extend_from_slice(&description),
+        (Some(description), Described::Portal(results)) => {
+            out.extend_from_slice(&in_formats(description, results));
+        }
+    }
+    p.reply(&out).await;
+    Ok(())
+}
+
+/// A RowDescription with the format codes of a Bind (PortalSetResultFormat in src/backend/tcop/pquery.c).
+fn in_formats(mut description: Message, results: &[u8]) -> Message {
+    let codes: Vec<&[u8]> = results.get(2..).unwrap_or_default().chunks_exact(2).collect();
+    if description[0] != b'T' || codes.is_empty() {
+        return description;
+    }
+    let mut reader = read::body(&description);
+    let mut places = Vec::new();
+    // Type byte, length and number of columns stand before the first; the format is the last of a column's 18 bytes.
+    let mut at = 7;
+    for _ in 0..reader.u16().unwrap_or(0) {
+        let (Some(name), Some(_)) = (reader.cstr(), reader.bytes(18)) else { break };
+        at += name.len() + 1 + 18;
+        places.push(at - 2..at);
+    }
+    for (n, place) in places.into_iter().enumerate() {
+        let code = if codes.len() == 1 { codes.first() } else { codes.get(n) };
+        if let Some(code) = code {
+            description[place].copy_from_slice(code);
+        }
+    }
+    description
 }
 
 async fn prepare(
@@ -46,13 +205,7 @@ async fn prepare(
     query: usize,
 ) -> Result<(), Failure> {
     let shard = p.preferred_shard();
-    let alone = !p.in_block();
-    let at = p.enlist(shard, false).await?;
-    let result = check(p, at, text, types, query).await;
-    if alone {
-        p.release_readers();
-    }
-    let entry = result?;
+    let entry = asked!(p, shard, |at| check(p, at, text, types, query))?;
     p.add_prepared(name, &entry)?;
     exchange::say_tag(p, "PREPARE").await;
     Ok(())
@@ -135,41 +288,6 @@ pub(super) fn split_list(text: &str, standard_strings: bool) -> Vec<&str> {
     }
     parts.push(text.get(start..).unwrap_or_default());
     parts
-}
-
-async fn execute(p: &mut Participants<'_>, name: &str, arguments: &str, shard: usize) -> Result<(), Failure> {
-    let entry = p.prepared(name)?;
-    let mut values = Vec::new();
-    let known = entry.shape.borrow().is_some();
-    if !arguments.trim().is_empty() || entry.routed.plan.parameters > 0 || !known {
-        let alone = !p.in_block();
-        let at = p.enlist(shard, false).await?;
-        let result = evaluate(p, at, name, &entry, arguments).await;
-        if alone {
-            p.release_readers();
-        }
-        values = result?;
-    }
-    let mut bind = Vec::new();
-    let start = build::begin(&mut bind, b'B');
-    build::cstr(&mut bind, b"");
-    build::cstr(&mut bind, name.as_bytes());
-    bind.extend_from_slice(&[0, 0]);
-    bind.extend_from_slice(&(values.len() as u16).to_be_bytes());
-    for value in values {
-        match value {
-            Some(bytes) => {
-                bind.extend_from_slice(&(bytes.len() as u32).to_be_bytes());
-                bind.extend_from_slice(&bytes);
-            }
-            None => bind.extend_from_slice(&(-1_i32).to_be_bytes()),
-        }
-    }
-    bind.extend_from_slice(&[0, 0]);
-    build::end(&mut bind, start);
-    let rows = entry.shape.borrow().as_ref().is_some_and(|shape| !shape.is_empty());
-    p.bind_in_place(bind, rows);
-    Ok(())
 }
 
 type Values = Vec<Option<Vec<u8>>>;
@@ -311,11 +429,26 @@ fn moved(failure: Failure, place: impl Fn(usize) -> Option<usize>) -> Failure {
 
 #[cfg(test)]
 mod tests {
-    use super::split_list;
+    use super::{in_formats, split_list};
 
     #[test]
     fn lists_are_split_at_their_own_commas() {
         assert_eq!(split_list("int, numeric(10, 2),\"a,b\"", true), ["int", " numeric(10, 2)", "\"a,b\""]);
         assert_eq!(split_list("f(1, 2), ',', $$,$$", true).len(), 3);
+    }
+
+    #[test]
+    fn columns_are_described_in_the_formats_of_their_portal() {
+        let columns = [("a", crate::wire::build::TEXT), ("bc", crate::wire::build::INT4)];
+        let mut description = Vec::new();
+        crate::wire::build::row_description(&mut description, &columns);
+        let codes = |results: &[u8]| {
+            let described = in_formats(description.clone(), results);
+            assert_eq!(described.len(), description.len());
+            (described[7 + 20 - 2..7 + 20].to_vec(), described[described.len() - 2..].to_vec())
+        };
+        assert_eq!(codes(&[0, 0]), (vec![0, 0], vec![0, 0]));
+        assert_eq!(codes(&[0, 1, 0, 1]), (vec![0, 1], vec![0, 1]));
+        assert_eq!(codes(&[0, 2, 0, 0, 0, 1]), (vec![0, 0], vec![0, 1]));
     }
 }

@@ -27,6 +27,23 @@ pub(super) async fn alone(
     statement: &MultiStatement,
     rows: &SplitRows,
 ) -> Result<(), Failure> {
+    let result = alone_on(p, statement, rows).await;
+    known_if(p, rows, result)
+}
+
+/// Of rows behind one that failed PostgreSQL had not drawn.
+fn known_if<T>(p: &mut Participants<'_>, rows: &SplitRows, result: Result<T, Failure>) -> Result<T, Failure> {
+    if result.is_err() && rows.insert.draws.is_some() {
+        p.may_have_drawn();
+    }
+    result
+}
+
+async fn alone_on(
+    p: &mut Participants<'_>,
+    statement: &MultiStatement,
+    rows: &SplitRows,
+) -> Result<(), Failure> {
     let drawn = match &rows.insert.draws {
         Some(draws) => Some((draws, draw(p, draws, rows.shards.len()).await?)),
         None => None,
@@ -84,6 +101,15 @@ pub(super) async fn alone(
 }
 
 pub(super) async fn run(
+    p: &mut Participants<'_>,
+    statement: &MultiStatement,
+    rows: &SplitRows,
+) -> Result<Vec<u8>, Failure> {
+    let result = run_on_each(p, statement, rows).await;
+    known_if(p, rows, result)
+}
+
+async fn run_on_each(
     p: &mut Participants<'_>,
     statement: &MultiStatement,
     rows: &SplitRows,

@@ -1,7 +1,7 @@
 //! One statement on all shards.
 
 use super::exchange::{self, Reply, ask};
-use super::{Failure, apply, commit, copy, copy_out, cursors, explain, gather, last, portals, scatter, split_insert};
+use super::{Failure, apply, commit, copy, copy_out, current, cursors, explain, gather, last, portals, scatter, split_insert};
 use shard_config::ShardId;
 
 use crate::error::ProxyError;
@@ -13,9 +13,13 @@ use crate::wire::{build, read};
 /// Runs it, and outside of any transaction commits it before its last reply.
 pub(super) async fn run(p: &mut Participants<'_>, statement: &MultiStatement) -> Result<(), Failure> {
     let alone = !p.in_block() && matches!(statement.protocol, Protocol::Simple);
-    if let Effect::NeedsBlock(verb) = statement.routed.plan.effect
-        && !p.in_block()
-    {
+    // Several statements in one message are a block, too (BeginImplicitTransactionBlock in
+    // src/backend/access/transam/xact.c): they do not come here.
+    let verb = match statement.routed.plan.effect {
+        Effect::NeedsBlock(verb) => Some(verb),
+        _ => (statement.routed.plan.around == Around::Cursor).then_some("DECLARE CURSOR"),
+    };
+    if let Some(verb) = verb.filter(|_| !p.in_block()) {
         let message = format!("{verb} can only be used in transaction blocks");
         return Err(ProxyError::new("25P01", message).into());
     }
@@ -52,6 +56,7 @@ pub(super) async fn execute(
         Resolved::CopyIn(copy) => copy::run(p, statement, copy).await,
         Resolved::Scatter { how, shards } => scattered(p, statement, *how, shards.as_deref()).await,
         Resolved::Cursor => cursors::run(p, statement).await,
+        Resolved::Drawn => current::run(p, statement).await,
         _ => Err(ProxyError::internal("a statement for one shard was sent to several").into()),
     }
 }

@@ -81,7 +81,7 @@ async fn open(
     let parameters = [
         ("user", user),
         ("database", database),
-        ("application_name", "shard_proxy"),
+        // No application_name: a client that gave none must find none, and pg_stat_activity shows what SHOW does.
         // DDL in this session may be prepared, so it must not notify: see control/bootstrap.sql.
         ("shard_proxy.session", "on"),
     ];

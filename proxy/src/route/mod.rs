@@ -43,7 +43,7 @@ use smallvec::SmallVec;
 use crate::catalog::Catalog;
 use crate::motion::Hidden;
 
-pub use analyse::apply::{ApplyPlan, Command, TARGET};
+pub use analyse::apply::{ApplyPlan, Command, Written, target_copy};
 pub use analyse::hide::shown;
 pub use analyse::gather::{Filter, GatherPlan, GatherTable, Spread, temporary_name};
 pub use analyse::split::{Groups, Last, Rows, SplitPlan, is_exact_key};

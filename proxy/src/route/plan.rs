@@ -258,7 +258,8 @@ pub enum Effect {
     Deallocate(Option<String>),
     /// `PREPARE name [(types)] AS query`: becomes one of the session's prepared statements.
     SqlPrepare(String),
-    /// `EXECUTE name [(arguments)]`; `default_shard`: its arguments must be computed there.
+    /// `EXECUTE name [(arguments)]`, also within EXPLAIN and CREATE TABLE AS; `default_shard`: its arguments must be
+    /// computed there.
     SqlExecute {
         name: String,
         default_shard: bool,

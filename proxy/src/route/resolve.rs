@@ -31,6 +31,8 @@ pub enum Resolved {
     },
     /// FETCH, MOVE or CLOSE of a cursor over several shards. The session knows of it; a text alone never says so.
     Cursor,
+    /// currval() and lastval() of what the proxy drew: as above.
+    Drawn,
     Session,
     Refuse(Refusal),
 }

@@ -10,7 +10,7 @@ use super::simple::is_control;
 use super::{Expect, Flow, Next, Pending, ReadSetting, Session, Want};
 use crate::error::ProxyError;
 use crate::pool::{Role, Server};
-use crate::route::plan::{Access, Effect, Plan};
+use crate::route::plan::{Access, Effect, How, Plan, Route};
 use crate::route::{Params, Resolved, RoutedStatement, resolve};
 use crate::shared::State;
 use crate::wire::build;
@@ -62,6 +62,13 @@ impl Session {
         if let Some(shard) = self.cursor_shard(&statement.plan.effect) {
             return Destination::Shard(Place { shard, key: None, keyed: false });
         }
+        if statement.plan.effect == Effect::ReadsSequence
+            && self.target.is_none()
+            && self.current.answers()
+            && matches!(statement.plan.route, Route::Default)
+        {
+            return Destination::Multi(Resolved::Drawn);
+        }
         if let Some(error) = self.value_of_another(&statement.plan.effect, &state) {
             return Destination::Refused(error);
         }
@@ -112,6 +119,16 @@ impl Session {
             Effect::Cursor(Some(name)) => self.transaction.as_ref()?.cursor(name),
             _ => None,
         }
+    }
+
+    /// May a server draw from a sequence for this statement? Those that run on shards by their key never call
+    /// nextval(): numbers for their rows are drawn here (and what a declared function does is its owner's word).
+    pub(super) fn may_draw(&self, plan: &Plan) -> bool {
+        let elsewhere = matches!(
+            plan.route,
+            Route::Key(_) | Route::SplitInsert(_) | Route::Scatter(How::Each | How::Gather | How::Apply) | Route::Session
+        );
+        plan.access == Access::Write && !is_control(&plan.effect) && (!elsewhere || self.target.is_some())
     }
 
     /// currval() outside of a block would be what another client has drawn from the server that happens to be free.

@@ -2,7 +2,9 @@
 
 use std::time::Instant;
 
+use super::current::Current;
 use super::multi_hook::Participants;
+use crate::route::plan::Draws;
 use crate::sequences::Key;
 
 /// When drawing began, and how often sequences had been set by then.
@@ -20,6 +22,20 @@ impl Participants<'_> {
         let worker = &self.session.worker;
         let key = self.key(draws);
         worker.sequences.borrow_mut().take(&key, count, Instant::now(), worker.sequence_resets())
+    }
+
+    /// These are the session's, for currval() and lastval().
+    pub fn drew(&mut self, draws: &Draws, rows: &[String]) {
+        self.session.current.drew(&draws.values, rows);
+    }
+
+    /// A server may have drawn for the session.
+    pub fn may_have_drawn(&mut self) {
+        self.session.current.forget();
+    }
+
+    pub fn current(&self) -> &Current {
+        &self.session.current
     }
 
     pub fn before_drawing(&self) -> Before {

@@ -10,10 +10,11 @@ use super::config::is_custom;
 use super::dispatch::Destination;
 use super::local::By;
 use super::motion::Denied;
-use super::multi_hook::{MultiStatement, MultiWork, Protocol};
+use super::multi_hook::{Described, MultiStatement, MultiWork, Protocol};
 use super::portals::{BindParams, Portal};
 use super::prepared::Entry;
 use super::running::Name;
+use super::sql_prepared::is_sql_prepared;
 use super::statements::{alone_length, is_alone, needs_no_server};
 use super::{Expect, Extended, Flow, Held, Next, Session};
 use crate::error::ProxyError;
@@ -57,7 +58,7 @@ impl Session {
     }
 
     /// A reply of ours, in its turn also behind what is held.
-    fn answer(&mut self, bytes: &'static [u8]) {
+    pub(super) fn answer(&mut self, bytes: &'static [u8]) {
         if self.extended().held.is_empty() {
             self.say_static(bytes);
         } else {
@@ -65,7 +66,7 @@ impl Session {
         }
     }
 
-    fn bound(&mut self) {
+    pub(super) fn bound(&mut self) {
         if !std::mem::take(&mut self.hidden_bind) {
             self.answer(build::BIND_COMPLETE);
         }
@@ -82,12 +83,6 @@ impl Session {
         };
         if self.is_refused_in_failed(&entry.routed.plan.effect) {
             return self.refused(ProxyError::failed_transaction());
-        }
-        if matches!(entry.routed.plan.effect, Effect::SqlPrepare(_) | Effect::SqlExecute { .. }) {
-            return self.refused(ProxyError::not_supported(
-                "SQL PREPARE and EXECUTE within the extended protocol",
-                "Use the protocol's own prepared statements, as drivers do, or send them by the simple protocol.",
-            ));
         }
         let extended = self.extended.get_or_insert_default();
         let mut name = None;
@@ -141,6 +136,9 @@ impl Session {
         }
         if let Some(error) = self.extended().portals.too_many(bind.portal, 0) {
             return self.refused(error);
+        }
+        if is_sql_prepared(&plan.effect) {
+            return self.bind_sql_prepared(&bind, entry);
         }
         let utf8 = self.routing().client_encoding_is_utf8;
         let params = BindParams { bind, oids: &entry.oids, utf8 };
@@ -260,7 +258,7 @@ impl Session {
         self.servers.iter().position(|server| server.enlisted && Rc::ptr_eq(&server.key, key))
     }
 
-    fn set_portal(&mut self, name: &[u8], portal: Portal) {
+    pub(super) fn set_portal(&mut self, name: &[u8], portal: Portal) {
         self.extended().portals.set(name, portal);
     }
 
@@ -296,6 +294,9 @@ impl Session {
                     None => self.answer(build::NO_DATA),
                 }
             }
+            Some(Portal::Sql { entry, results }) => {
+                return self.describe_sql_prepared(&entry, Described::Portal(results));
+            }
             Some(Portal::Multi { entry, bind, .. }) => {
                 self.set_portal(name, Portal::Multi { entry, bind, describe: true });
             }
@@ -318,6 +319,9 @@ impl Session {
             Ok(entry) => entry,
             Err(error) => return self.refused(error),
         };
+        if let Effect::SqlExecute { .. } = entry.routed.plan.effect {
+            return self.describe_sql_prepared(&entry, Described::Statement);
+        }
         if let Effect::Cursor(Some(cursor)) = &entry.routed.plan.effect
             && self.running.has(&Name::Cursor(cursor.clone()))
         {
@@ -369,6 +373,7 @@ impl Session {
                 Flow::Done
             }
             Some(Portal::Local { entry, binary }) => self.execute_local(&entry, binary),
+            Some(Portal::Sql { entry, results }) => self.execute_sql_prepared(name, &entry, results, max_rows),
             Some(Portal::Multi { entry, bind, describe }) => {
                 self.execute_multi(name, entry, bind, describe, max_rows)
             }
@@ -520,7 +525,7 @@ pub(super) fn is_ours(entry: &Entry) -> bool {
         Effect::ShowProxy(_) | Effect::ExplainRoute(_) | Effect::Deallocate(_) => true,
         Effect::Set { name, .. } | Effect::SetConfig { name, .. } => crate::route::is_own_setting(name),
         Effect::Discard(what) => what.eq_ignore_ascii_case("all"),
-        _ => false,
+        effect => is_sql_prepared(effect),
     }
 }
 

@@ -233,6 +233,9 @@ impl Session {
 
     fn discard(&mut self, what: &str) -> Result<bool, ProxyError> {
         if !what.eq_ignore_ascii_case("all") {
+            if what.eq_ignore_ascii_case("sequences") {
+                self.current = super::current::Current::default();
+            }
             // Sequences, temporary objects and plans live in a server only for a pinned session.
             return Ok(self.pinned.is_none());
         }
@@ -240,6 +243,7 @@ impl Session {
             return Err(ProxyError::new("25001", "DISCARD ALL cannot run inside a transaction block"));
         }
         self.extended = None;
+        self.current = super::current::Current::default();
         self.settings = self.startup_settings.clone();
         self.local_settings = None;
         self.target = None;
@@ -362,7 +366,9 @@ impl Session {
                 crate::route::NoParams { client_encoding_is_utf8: self.routing().client_encoding_is_utf8 };
             let state = self.worker.state();
             let id = |at: usize| state.shards.get(at).map_or(0, |s| s.id.0);
-            lines.push(match self.destination(statement, sql.as_bytes(), &params) {
+            let destination = self.destination(statement, sql.as_bytes(), &params);
+            let moves = self.explain_moves(statement, sql.as_bytes(), &params, &destination);
+            lines.push(match destination {
                 Destination::Shard(place) => match (place.keyed, place.bucket(&state)) {
                     (true, Some(bucket)) => format!("shard {} (bucket {})", id(place.shard), bucket.get()),
                     (true, None) => format!("shard {}", id(place.shard)),
@@ -379,9 +385,11 @@ impl Session {
                         How::Apply => format!("{which}, done to copies first"),
                     }
                 }
+                Destination::Multi(Resolved::Drawn) => "the default shard, with the numbers drawn for this session".to_owned(),
                 Destination::Multi(_) => "several shards".to_owned(),
                 Destination::Refused(error) => format!("refused: {error}"),
             });
+            lines.extend(moves);
         }
         lines.into_iter().map(|line| vec![Cell::Text(line)]).collect()
     }

@@ -17,7 +17,7 @@
 //! - `transaction`, `settings`, `prepared`: PURE state.
 //! - `admin`: sessions of the console.
 //! - `sql_prepared`: what SQL PREPARE and EXECUTE make of the protocol's prepared statements.
-//! - `drawn`: numbers of sequences, drawn ahead.
+//! - `drawn`: numbers of sequences, drawn ahead; `current` (PURE): those that currval() tells.
 //! - `multi_hook`, `participants`: the door to `crate::multi`, for what spans several shards.
 //!
 //! Invariants:
@@ -34,6 +34,7 @@ mod changed;
 mod checkout;
 pub mod client;
 mod config;
+pub mod current;
 mod dispatch;
 mod drawn;
 mod effects;
@@ -139,6 +140,8 @@ pub struct Session {
     sync_owed: bool,
     has_temp: bool,
     closing: bool,
+    /// What currval() and lastval() tell of the numbers drawn for it.
+    current: current::Current,
     /// The next Bind is ours, made of an EXECUTE: the client hears nothing of it.
     hidden_bind: bool,
     /// DDL ran in the open transaction on all shards: its COMMIT is followed by a look at the catalog (H39).

@@ -59,6 +59,10 @@ impl Session {
             return Err(self.deny(Denied::Never(moved())));
         }
         self.held_since = None;
+        let told = matches!(destination, Destination::Multi(Resolved::Drawn));
+        if !told && self.may_draw(&statement.plan) {
+            self.current.forget();
+        }
         if matches!(destination, Destination::Multi(_)) {
             // One epoch for all shards (H30).
             self.statement_state = Some(self.worker.current().clone());
@@ -115,17 +119,7 @@ impl Session {
             {
                 return Err(Denied::Never(under_way(motions)));
             }
-            let mask = match keys {
-                Keys::None => Mask::NONE,
-                Keys::One(hash) => motions.of(hash),
-                Keys::Many => {
-                    let mut mask = Mask::NONE;
-                    let mut found = |hash| mask.add(motions.of(hash));
-                    let few = !matches!(destination, Destination::Multi(Resolved::Scatter { shards: None, .. }))
-                        && visit_keys(&statement.plan, &statement.literals, text, params, &state.map, &mut found);
-                    if few && self.target.is_none() { mask } else { motions.all() }
-                }
-            };
+            let mask = self.concerned(state, motions, (statement, text), params, destination, keys);
             if !mask.is_empty() {
                 if pass != Pass::All {
                     return Err(Denied::Hold);
@@ -145,6 +139,45 @@ impl Session {
             Keys::Many => touch.many(version, epoch),
         }
         Ok(())
+    }
+
+    /// Which of the moves the statement is about.
+    fn concerned<P: Params>(
+        &self,
+        state: &State,
+        motions: &Motions,
+        (statement, text): (&RoutedStatement, &[u8]),
+        params: &P,
+        destination: &Destination,
+        keys: Keys,
+    ) -> Mask {
+        match keys {
+            Keys::None => Mask::NONE,
+            Keys::One(hash) => motions.of(hash),
+            Keys::Many => {
+                let mut mask = Mask::NONE;
+                let mut found = |hash| mask.add(motions.of(hash));
+                let few = !matches!(destination, Destination::Multi(Resolved::Scatter { shards: None, .. }))
+                    && visit_keys(&statement.plan, &statement.literals, text, params, &state.map, &mut found);
+                if few && self.target.is_none() { mask } else { motions.all() }
+            }
+        }
+    }
+
+    /// The same, for EXPLAIN ROUTE.
+    pub(super) fn explain_moves<P: Params>(
+        &self,
+        statement: &RoutedStatement,
+        sql: &[u8],
+        params: &P,
+        destination: &Destination,
+    ) -> Vec<String> {
+        let state = self.worker.current();
+        let Some(motions) = state.following.motions.as_deref() else { return Vec::new() };
+        let text = sql.get(statement.text.clone()).unwrap_or_default();
+        let keys = self.keys(statement, destination);
+        let mask = self.concerned(&state, motions, (statement, text), params, destination, keys);
+        motions.in_mask(mask).map(Motion::line).collect()
     }
 
     /// Has anything that the transaction has touched another owner now? Then it was read, locked or written where it is no

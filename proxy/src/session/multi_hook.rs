@@ -22,7 +22,7 @@ use crate::route::plan::{ConfigValue, Effect, Plan, SavepointVerb};
 use crate::route::{Resolved, Routed, RoutedStatement};
 use crate::wire::build;
 
-pub use super::dispatch::Destination;
+pub use super::dispatch::{Destination, Place};
 pub use super::participants::{Message, Participants};
 pub use super::running::{Name, Running};
 
@@ -40,10 +40,28 @@ pub enum MultiWork {
     Resume { portal: Box<[u8]>, max_rows: i32 },
     /// Several statements of one simple query, for different shards.
     Several { sql: Rc<[u8]>, routed: Routed },
-    /// SQL PREPARE or EXECUTE.
-    Prepared { plan: Arc<Plan>, text: String },
+    /// SQL PREPARE or EXECUTE; `portal`: by the extended protocol.
+    Prepared { plan: Arc<Plan>, text: String, portal: Option<OfPortal> },
+    /// Describe of an SQL EXECUTE that was prepared, or bound, by the protocol.
+    DescribeExecute { plan: Arc<Plan>, text: String, of: Described },
     /// One participant of a block has failed, and the client knows: the others give up what they hold. Says nothing.
     FailOthers,
+}
+
+/// How the client wants the rows of an EXECUTE: the statement that it runs takes the portal's place.
+#[derive(Debug, Clone)]
+pub struct OfPortal {
+    pub name: Box<[u8]>,
+    /// Number and format codes of its columns, as in Bind.
+    pub results: Box<[u8]>,
+    pub max_rows: i32,
+}
+
+#[derive(Debug, Clone)]
+pub enum Described {
+    Statement,
+    /// With these formats.
+    Portal(Box<[u8]>),
 }
 
 /// One statement for several shards, by either protocol.
@@ -74,8 +92,9 @@ impl MultiWork {
     pub fn is_extended(&self) -> bool {
         match self {
             Self::Statement(statement) => matches!(statement.protocol, Protocol::Extended { .. }),
-            Self::Resume { .. } => true,
-            Self::Several { .. } | Self::Prepared { .. } | Self::FailOthers => false,
+            Self::Resume { .. } | Self::DescribeExecute { .. } => true,
+            Self::Prepared { portal, .. } => portal.is_some(),
+            Self::Several { .. } | Self::FailOthers => false,
             Self::Commit { ready, .. } | Self::Rollback { ready, .. } | Self::Everywhere { ready, .. } => !ready,
         }
     }

@@ -10,6 +10,8 @@ use shard_config::{Bucket, KeyHash, ShardId};
 use super::dispatch::{Destination, position};
 use super::local::By;
 use super::motion::Denied;
+use super::portals::BindParams;
+use super::prepared::Entry;
 use super::running::{Name, Running};
 use super::transaction::Transaction;
 use super::{Expect, Pending, Session, Want};
@@ -20,7 +22,7 @@ use crate::pool::server::ServerKey;
 use crate::pool::{Pool, Role, Server};
 use crate::replica::{Freshness, WriteMark};
 use crate::route::plan::{Plan, Refusal};
-use crate::route::{ApplyPlan, GatherPlan, NoParams, RoutedStatement};
+use crate::route::{ApplyPlan, GatherPlan, NoParams, Params, RoutedStatement};
 use crate::session::client::{Activity, ClientInfo};
 use crate::shared::State;
 use crate::twophase::Gid;
@@ -100,9 +102,25 @@ impl<'a> Participants<'a> {
     /// Where one of several statements goes, when it may go.
     pub async fn destination(&mut self, statement: &RoutedStatement, sql: &[u8]) -> Result<Destination, ProxyError> {
         let params = NoParams { client_encoding_is_utf8: self.client_encoding_is_utf8() };
+        self.destination_with(statement, sql, &params).await
+    }
+
+    /// The same, of what an EXECUTE among them runs.
+    pub async fn destination_of(&mut self, entry: &Entry, bind: &[u8]) -> Result<Destination, ProxyError> {
+        let bind = read::bind(bind).ok_or_else(|| ProxyError::internal("a Bind that cannot be read"))?;
+        let params = BindParams { bind, oids: &entry.oids, utf8: self.client_encoding_is_utf8() };
+        self.destination_with(&entry.routed, &entry.sql, &params).await
+    }
+
+    async fn destination_with<P: Params>(
+        &mut self,
+        statement: &RoutedStatement,
+        sql: &[u8],
+        params: &P,
+    ) -> Result<Destination, ProxyError> {
         loop {
-            let destination = self.session.destination(statement, sql, &params);
-            match self.session.admit(statement, sql, &params, &destination) {
+            let destination = self.session.destination(statement, sql, params);
+            match self.session.admit(statement, sql, params, &destination) {
                 Ok(()) => return Ok(destination),
                 Err(Denied::Hold) => self.session.wait_for_move().await,
                 Err(Denied::Never(error)) => return Err(error),

@@ -45,6 +45,8 @@ pub(super) enum Portal {
     Server { key: Rc<ServerKey>, entry: Rc<Entry> },
     /// Answered by the session.
     Local { entry: Rc<Entry>, binary: bool },
+    /// PREPARE or EXECUTE in SQL; number and format codes of its columns, as in Bind.
+    Sql { entry: Rc<Entry>, results: Box<[u8]> },
     /// Runs on several shards when executed; the Bind message is kept.
     Multi { entry: Rc<Entry>, bind: Rc<[u8]>, describe: bool },
     /// Has given some of its rows (see `running`).

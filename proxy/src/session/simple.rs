@@ -4,6 +4,7 @@ use super::dispatch::Destination;
 use super::local::By;
 use super::motion::Denied;
 use super::multi_hook::{MultiStatement, MultiWork, Protocol};
+use super::sql_prepared::is_sql_prepared;
 use super::{Expect, Flow, Next, Pending, Session};
 use crate::error::ProxyError;
 use crate::route::plan::{Access, Effect, SavepointVerb};
@@ -83,9 +84,13 @@ impl Session {
             return Flow::Done;
         }
         let text = &sql[statement.text.clone()];
-        if matches!(plan.effect, Effect::SqlPrepare(_) | Effect::SqlExecute { .. }) {
+        if is_sql_prepared(&plan.effect) {
             let text = String::from_utf8_lossy(text).into_owned();
-            return Flow::DoneThen(Next::Multi(Box::new(MultiWork::Prepared { plan: plan.clone(), text })));
+            return Flow::DoneThen(Next::Multi(Box::new(MultiWork::Prepared {
+                plan: plan.clone(),
+                text,
+                portal: None,
+            })));
         }
         if plan.effect != Effect::None {
             match self.local(statement, text, By::Simple) {
@@ -193,15 +198,17 @@ impl Session {
                 Effect::ShowProxy(_)
                     | Effect::ExplainRoute(_)
                     | Effect::Discard(_)
-                    | Effect::Deallocate(_)
-                    | Effect::SqlPrepare(_)
-                    | Effect::SqlExecute { .. }
             ) || statement.plan.effect.setting().is_some_and(crate::route::is_own_setting);
             if only_proxy && number + 1 == statements.len() && place.is_none() && number == 0 {
                 return self.one(message, sql, statement);
             }
             if only_proxy {
                 return self.refuse_several("a statement that the proxy answers itself");
+            }
+            if is_prepared(&statement.plan.effect) {
+                // What EXECUTE runs is known when its turn comes.
+                spread = true;
+                continue;
             }
             let destination = self.destination(statement, sql, &params);
             if is_control(&statement.plan.effect) {
@@ -371,6 +378,11 @@ pub(super) fn is_control(effect: &Effect) -> bool {
             | Effect::ResetAll
             | Effect::SetTransaction { .. }
     )
+}
+
+/// Statements about what the session, and no server, has prepared.
+fn is_prepared(effect: &Effect) -> bool {
+    matches!(effect, Effect::Deallocate(_)) || is_sql_prepared(effect)
 }
 
 fn several_pending(routed: &Routed, sql: &[u8]) -> Option<Box<Pending>> {

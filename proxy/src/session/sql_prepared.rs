@@ -2,11 +2,80 @@
 
 use std::rc::Rc;
 
-use super::multi_hook::Participants;
+use super::multi_hook::{Described, MultiWork, OfPortal, Participants};
+use super::portals::Portal;
 use super::prepared::Entry;
+use super::{Flow, Next, Session};
 use crate::error::ProxyError;
 use crate::limits;
-use crate::wire::build;
+use crate::route::plan::Effect;
+use crate::wire::{build, read};
+
+/// The statement that an EXECUTE within EXPLAIN or CREATE TABLE AS becomes, until the next one.
+const WITHIN: &[u8] = b"shard_proxy_execute";
+
+/// Nothing is known of what EXECUTE runs, and PREPARE is not looked at, before its turn comes: as in PostgreSQL, where
+/// Parse and Bind accept any.
+pub(super) fn is_sql_prepared(effect: &Effect) -> bool {
+    matches!(effect, Effect::SqlPrepare(_) | Effect::SqlExecute { .. })
+}
+
+impl Session {
+    pub(super) fn bind_sql_prepared(&mut self, bind: &read::Bind<'_>, entry: Rc<Entry>) -> Flow {
+        if bind.count > 0 {
+            // As PostgreSQL says it (exec_bind_message in src/backend/tcop/postgres.c).
+            let (name, count) = (String::from_utf8_lossy(bind.statement), bind.count);
+            let text = format!(
+                "bind message supplies {count} parameters, but prepared statement \"{name}\" requires 0"
+            );
+            return self.refused(ProxyError::new("08P01", text));
+        }
+        self.set_portal(bind.portal, Portal::Sql { entry, results: bind.results.into() });
+        self.bound();
+        Flow::Done
+    }
+
+    pub(super) fn describe_sql_prepared(&mut self, entry: &Rc<Entry>, of: Described) -> Flow {
+        if matches!(entry.routed.plan.effect, Effect::SqlPrepare(_)) {
+            self.answer(build::NO_DATA);
+            return Flow::Done;
+        }
+        let (plan, text) = (entry.routed.plan.clone(), text_of(entry));
+        self.in_turn(MultiWork::DescribeExecute { plan, text, of })
+    }
+
+    pub(super) fn execute_sql_prepared(
+        &mut self,
+        name: &[u8],
+        entry: &Rc<Entry>,
+        results: Box<[u8]>,
+        max_rows: i32,
+    ) -> Flow {
+        let portal = Some(OfPortal { name: name.into(), results, max_rows });
+        let (plan, text) = (entry.routed.plan.clone(), text_of(entry));
+        self.in_turn(MultiWork::Prepared { plan, text, portal })
+    }
+
+    /// When everything before it in the batch was answered.
+    fn in_turn(&mut self, work: MultiWork) -> Flow {
+        if !self.extended().held.is_empty()
+            && let Err(flow) = self.place_held()
+        {
+            return flow;
+        }
+        if !self.queue.is_empty() {
+            return self.wait_for_replies();
+        }
+        match self.failure.take() {
+            Some(error) => self.refused(*error),
+            None => Flow::DoneThen(Next::Multi(Box::new(work))),
+        }
+    }
+}
+
+fn text_of(entry: &Entry) -> String {
+    String::from_utf8_lossy(entry.sql.get(entry.routed.text.clone()).unwrap_or_default()).into_owned()
+}
 
 impl Participants<'_> {
     pub fn standard_strings(&self) -> bool {
@@ -40,18 +109,27 @@ impl Participants<'_> {
         known.insert(name.as_bytes().into(), (entry.id, names.clone()));
     }
 
-    /// The session goes on as if the client had sent this Bind, Execute and Sync (with a Describe between them when
-    /// `rows` are to come), and says no BindComplete.
-    pub fn bind_in_place(&mut self, bind: Vec<u8>, rows: bool) {
+    /// For the time of one EXECUTE; its name.
+    pub fn add_within(&mut self, entry: &Rc<Entry>) -> &'static [u8] {
+        self.session.extended().statements.insert(WITHIN.into(), entry.clone());
+        WITHIN
+    }
+
+    /// The session goes on as if the client had sent this Bind and Execute (and between them a Describe of the unnamed
+    /// portal, when `rows` are to come), and says no BindComplete. Without `portal` a Sync follows.
+    pub fn bind_in_place(&mut self, bind: Vec<u8>, rows: bool, portal: Option<&OfPortal>) {
         let session = &mut *self.session;
         let mut messages = bind;
-        if rows {
+        if rows && portal.is_none() {
             build::named(&mut messages, b'D', b'P', b"");
         }
         let start = build::begin(&mut messages, b'E');
-        messages.extend_from_slice(&[0; 5]);
+        build::cstr(&mut messages, portal.map_or(b"", |portal| &portal.name));
+        messages.extend_from_slice(&portal.map_or(0, |portal| portal.max_rows).to_be_bytes());
         build::end(&mut messages, start);
-        messages.extend_from_slice(build::SYNC);
+        if portal.is_none() {
+            messages.extend_from_slice(build::SYNC);
+        }
         messages.extend_from_slice(&session.input);
         session.input = messages;
         session.hidden_bind = true;

@@ -421,6 +421,7 @@ impl Session {
             sync_owed: false,
             has_temp: false,
             closing: false,
+            current: Default::default(),
             hidden_bind: false,
             schema_changed: false,
             participant_lost: false,

@@ -93,6 +93,8 @@ pub struct Bind<'a> {
     pub count: u16,
     /// Lengths and values of the parameters.
     pub values: &'a [u8],
+    /// Number and format codes of the result's columns.
+    pub results: &'a [u8],
 }
 
 #[inline]
@@ -113,9 +115,10 @@ pub fn bind(frame: &[u8]) -> Option<Bind<'_>> {
             return None;
         }
     }
-    let results = reader.u16()?;
-    reader.bytes(usize::from(results) * 2)?;
-    reader.is_empty().then_some(Bind { portal, statement, tail, formats, count, values })
+    let results = reader.rest();
+    let codes = reader.u16()?;
+    reader.bytes(usize::from(codes) * 2)?;
+    reader.is_empty().then_some(Bind { portal, statement, tail, formats, count, values, results })
 }
 
 impl<'a> Bind<'a> {

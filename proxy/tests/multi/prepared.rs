@@ -96,6 +96,11 @@ async fn prepare_and_execute_as_in_one_database() {
         format!("EXECUTE within ({a})"),
         "PREPARE within (int8) AS DELETE FROM t WHERE k = $1".to_owned(),
         format!("EXECUTE within ({a})"),
+        // Among others in one message.
+        "SELECT 1; EXECUTE everything; SELECT 2".to_owned(),
+        format!("EXECUTE put ({a}, 20, 'x'); EXECUTE put ({b}, 20, 'x'); EXECUTE get ({a}); PREPARE now AS SELECT 1; EXECUTE now"),
+        format!("EXECUTE put ({a}, 21, 'x'); EXECUTE get (1/0); EXECUTE everything"),
+        "EXECUTE everything; DEALLOCATE now; EXECUTE now".to_owned(),
         "DISCARD ALL".to_owned(),
         "EXECUTE get (1)".to_owned(),
         "SELECT * FROM t ORDER BY k, id".to_owned(),
@@ -112,7 +117,6 @@ async fn prepare_and_execute_as_in_one_database() {
         assert_eq!(raw.query(&execute).await, ["CINSERT 0 1", "ZI"]);
         assert_eq!(raw.query(&execute).await, ["E23505", "ZI"]);
     }
-    assert_eq!(raw.query("SELECT 1; EXECUTE p (1)").await, ["E0A000", "ZI"]);
     // Nothing of ours stays behind on servers, not after errors either.
     let left = "SELECT count(*) FROM pg_prepared_statements WHERE name LIKE 'shard_proxy%'";
     for _ in 0..8 {

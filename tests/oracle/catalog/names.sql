@@ -69,8 +69,8 @@ SELECT pg_backend_pid() > 0, pg_is_in_recovery();
 SELECT inet_server_port() > 0;
 --! list show: search_path | timezone | datestyle | client_encoding | server_version | standard_conforming_strings | transaction_isolation | default_transaction_read_only | integer_datetimes | intervalstyle | bytea_output | extra_float_digits | statement_timeout | nosuch | max_identifier_length | server_encoding | lc_collate
 SHOW {show};
---! deviates servers are told the proxy's name when the client gives none
 SHOW application_name;
+SELECT current_setting('application_name');
 --! list cat: SELECT relname, relkind FROM pg_class WHERE relnamespace = 'oracle'::regnamespace ORDER BY relname | SELECT nspname FROM pg_namespace WHERE nspname = 'oracle' | SELECT attname, atttypid::regtype, attnotnull, attnum FROM pg_attribute WHERE attrelid = 'oracle.orders'::regclass AND attnum > 0 ORDER BY attnum
 --! + SELECT conname, contype, pg_get_constraintdef(oid) FROM pg_constraint WHERE connamespace = 'oracle'::regnamespace ORDER BY conname, contype | SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = 'oracle' ORDER BY indexname | SELECT typname, typtype FROM pg_type WHERE typnamespace = 'oracle'::regnamespace AND typtype IN ('e', 'd') ORDER BY 1
 --! + SELECT enumlabel FROM pg_enum WHERE enumtypid = 'oracle.mood'::regtype ORDER BY enumsortorder | SELECT proname, provolatile, pronargs FROM pg_proc WHERE pronamespace = 'oracle'::regnamespace ORDER BY 1 | SELECT viewname, definition FROM pg_views WHERE schemaname = 'oracle' ORDER BY 1

@@ -181,6 +181,87 @@ DISCARD ALL;
 EXECUTE q;
 --! end
 --! script
+PREPARE p (uuid, int) AS SELECT name, $2 + 1 AS next FROM customers WHERE tenant_id = $1 AND id = $2;
+EXECUTE p ({k1}, 1 + 1);
+EXECUTE p ({k1});
+EXECUTE p ({k1}, 'x');
+EXECUTE p ({k1}, nosuch);
+EXECUTE p (NULL, NULL);
+EXPLAIN (COSTS off) EXECUTE p (NULL, 1);
+EXPLAIN EXECUTE nosuch;
+CREATE TEMP TABLE copied AS EXECUTE p ({k1}, 2);
+SELECT * FROM copied;
+EXECUTE p ({k1}, 2);
+--! deviates the tag is that of the query by itself, CREATE TABLE AS
+CREATE TEMP TABLE empty AS EXECUTE p ({k1}, 2) WITH NO DATA;
+--! end
+--! script
+PREPARE q (int) AS SELECT count(*), sum(id) FROM customers WHERE id > $1;
+EXECUTE q (3);
+EXECUTE q (length('abc'));
+PREPARE r AS SELECT tenant_id, id FROM customers ORDER BY tenant_id, id LIMIT 5;
+EXECUTE r;
+PREPARE v AS VALUES (1, 'one'), (2, NULL);
+EXECUTE v;
+PREPARE s (text, date, numeric, int[], jsonb) AS SELECT $1, $2, $3, $4, $5;
+EXECUTE s ('text', '2020-02-29', 1.50, '{1,2,NULL}', '{"a": 1}');
+EXECUTE s (NULL, 'tomorrow'::date - 'tomorrow'::date + date '2020-01-01', 2, ARRAY[3], 'null');
+DEALLOCATE q;
+EXECUTE q (3);
+--! end
+--! script
+BEGIN;
+PREPARE w (int) AS UPDATE filled SET b = 'prepared' WHERE id = $1 RETURNING tenant_id, b;
+EXECUTE w (1);
+PREPARE x (uuid) AS DELETE FROM filled WHERE tenant_id = $1;
+EXECUTE x ({k2});
+SELECT count(*) FROM filled;
+EXECUTE w ('no');
+EXECUTE w (1);
+ROLLBACK;
+EXECUTE w (2);
+SELECT count(*) FROM filled WHERE b = 'prepared';
+--! end filled
+--! script simple
+CREATE TABLE made_several (tenant_id uuid NOT NULL, id serial, v text, PRIMARY KEY (tenant_id, id));
+INSERT INTO made_several (tenant_id, v) VALUES ({k1}, 'a');
+INSERT INTO made_several (tenant_id, v) VALUES ({k2}, 'b')\; SELECT lastval()\; INSERT INTO made_several (tenant_id, v) VALUES ({k3}, 'c'), ({k4}, 'd')\; SELECT currval('made_several_id_seq');
+SELECT lastval();
+--! cleanup DROP TABLE IF EXISTS made_several
+--! end
+--! script simple
+PREPARE p (uuid) AS SELECT count(*) FROM customers WHERE tenant_id = $1\; EXECUTE p ({k1})\; EXECUTE p ({k2})\; DEALLOCATE p;
+EXECUTE p ({k1});
+PREPARE p AS SELECT count(*) FROM customers\; EXECUTE p\; SELECT 1;
+EXECUTE p\; EXECUTE p;
+SELECT 1\; EXECUTE nosuch\; SELECT 2;
+PREPARE i (uuid, int) AS INSERT INTO filled (tenant_id, id, a) VALUES ($1, $2, $2)\; EXECUTE i ({k1}, 70)\; EXECUTE i ({k2}, 70)\; EXECUTE i ({k3}, 70);
+EXECUTE i ({k4}, 71)\; EXECUTE i ({k1}, 71)\; EXECUTE i ({k1}, 71);
+SELECT tenant_id, id, a FROM filled WHERE id >= 70 ORDER BY tenant_id, id;
+BEGIN\; EXECUTE i ({k1}, 72)\; EXECUTE i ({k2}, 72)\; ROLLBACK\; EXECUTE i ({k3}, 73);
+BEGIN\; EXECUTE i ({k1}, 74)\; SELECT count(*) FROM filled WHERE id = 74;
+COMMIT;
+PREPARE p AS SELECT 1\; SELECT 2;
+PREPARE u (int) AS UPDATE filled SET b = 'u' WHERE id = $1 RETURNING id\; EXECUTE u (70)\; SELECT count(*) FROM filled WHERE b = 'u'\; DEALLOCATE ALL;
+EXECUTE u (70);
+SELECT tenant_id, id, b FROM filled WHERE id >= 70 ORDER BY tenant_id, id;
+--! end filled
+--! script simple
+DECLARE c CURSOR FOR SELECT tenant_id, id FROM customers ORDER BY tenant_id, id\; FETCH 2 FROM c\; FETCH 2 FROM c\; CLOSE c\; SELECT 1;
+DECLARE c CURSOR FOR SELECT tenant_id, id FROM customers ORDER BY tenant_id, id\; FETCH 2 FROM c;
+FETCH 2 FROM c;
+DECLARE c CURSOR FOR SELECT count(*) FROM customers;
+DECLARE c SCROLL CURSOR FOR SELECT tenant_id, id FROM customers ORDER BY tenant_id, id\; FETCH LAST FROM c\; FETCH FIRST FROM c\; MOVE 3 IN c\; FETCH PRIOR FROM c;
+SELECT count(*) FROM filled\; DECLARE c CURSOR FOR SELECT count(*) FROM filled\; UPDATE filled SET a = a WHERE tenant_id = {k1} AND id = 1\; FETCH c;
+SELECT id FROM customers WHERE tenant_id = {k1} AND id = 1\; DECLARE c CURSOR FOR SELECT id FROM customers WHERE tenant_id = {k2} ORDER BY id\; FETCH 2 FROM c\; FETCH 1 FROM c;
+DECLARE c CURSOR FOR SELECT id FROM customers WHERE tenant_id = {k1} ORDER BY id\; DECLARE c CURSOR FOR SELECT id FROM customers WHERE tenant_id = {k2} ORDER BY id\; SELECT 1;
+DECLARE c CURSOR FOR SELECT count(*) FROM customers\; DECLARE c CURSOR FOR SELECT count(*) FROM orders;
+DECLARE c CURSOR FOR SELECT count(*) FROM customers\; COMMIT\; FETCH 1 FROM c;
+BEGIN\; DECLARE c CURSOR FOR SELECT count(*) FROM customers\; FETCH 1 FROM c;
+FETCH 1 FROM c;
+ROLLBACK;
+--! end filled
+--! script
 COPY filled (tenant_id, id, a, b) FROM STDIN;
 {u1}	60	600	one
 {u2}	60	600	two
@@ -379,6 +460,38 @@ DROP TABLE plain_made;
 --! script
 SELECT currval('nosuch_seq');
 --! end
+--! script
+CREATE TABLE made_drawn (tenant_id uuid NOT NULL, id serial, n bigint GENERATED ALWAYS AS IDENTITY, v text, PRIMARY KEY (tenant_id, id));
+INSERT INTO made_drawn (tenant_id, v) VALUES ({k1}, 'a');
+SELECT currval('made_drawn_id_seq');
+SELECT lastval();
+SELECT currval('made_drawn_n_seq') AS n, currval(pg_get_serial_sequence('made_drawn', 'id')), lastval() + 1;
+INSERT INTO made_drawn (tenant_id, v) VALUES ({k1}, 'b'), ({k2}, 'c'), ({k3}, 'd');
+SELECT currval('oracle.made_drawn_id_seq'::regclass), pg_catalog.lastval(), currval('made_drawn_n_seq');
+UPDATE made_drawn SET v = 'u' WHERE tenant_id = {k1};
+INSERT INTO filled (tenant_id, id, a) VALUES ({k2}, 77, 77);
+SELECT currval('made_drawn_id_seq') AS mine FROM numbers WHERE n < 3;
+SELECT currval('nosuch_seq');
+BEGIN;
+INSERT INTO made_drawn (tenant_id, v) VALUES ({k4}, 'e'), ({k5}, 'f');
+SELECT currval('made_drawn_id_seq'), lastval();
+SAVEPOINT s;
+SELECT currval('made_drawn_id_seq') / 0;
+ROLLBACK TO s;
+SELECT lastval();
+ROLLBACK;
+SELECT currval('made_drawn_id_seq'), lastval();
+INSERT INTO settings (key, n) VALUES ('drawn', currval('made_drawn_id_seq')) RETURNING n;
+DISCARD SEQUENCES;
+SELECT currval('made_drawn_id_seq');
+SELECT lastval();
+BEGIN;
+SELECT lastval();
+ROLLBACK;
+INSERT INTO made_drawn (tenant_id, v) VALUES ({k1}, 'g');
+SELECT currval('made_drawn_id_seq'), currval('made_drawn_n_seq'), lastval();
+--! cleanup DROP TABLE IF EXISTS made_drawn
+--! end filled, settings
 --! script
 CREATE SEQUENCE made_seq;
 SELECT nextval('made_seq') > 0;

@@ -6,7 +6,7 @@ use super::super::exchange::{self, Reply, gather};
 use super::images::{self, Address, Tail, bind_tail};
 use super::shape::{Column, full_name, names};
 use crate::error::ProxyError;
-use crate::route::ApplyPlan;
+use crate::route::Written;
 use crate::session::multi_hook::Participants;
 use crate::wire::build;
 
@@ -49,7 +49,7 @@ pub(super) struct Rest<'a> {
 pub(super) async fn insert(
     p: &mut Participants<'_>,
     at: usize,
-    plan: &ApplyPlan,
+    plan: &Written,
     columns: &[&Column],
     rows: &[&[Option<&[u8]>]],
     rest: Option<&Rest<'_>>,
@@ -84,7 +84,7 @@ pub(super) async fn insert(
 pub(super) async fn update(
     p: &mut Participants<'_>,
     at: usize,
-    plan: &ApplyPlan,
+    plan: &Written,
     find: &Find<'_>,
     set: &[&Column],
     rows: &[&[Option<&[u8]>]],
@@ -105,7 +105,7 @@ pub(super) async fn update(
 pub(super) async fn delete(
     p: &mut Participants<'_>,
     at: usize,
-    plan: &ApplyPlan,
+    plan: &Written,
     find: &Find<'_>,
     rows: &[&[Option<&[u8]>]],
 ) -> Result<(), Failure> {

@@ -3,14 +3,19 @@
 use super::super::Failure;
 use super::super::exchange::{self, fields};
 use crate::error::ProxyError;
-use crate::route::{ApplyPlan, Command, TARGET};
+use crate::route::{Command, Written, target_copy};
 use crate::session::multi_hook::Participants;
 
 /// The copied rows, with the place that each is from; a child of the target's copy, so that the client's text, which
 /// names the parent, finds them and does not see what they have beside its columns.
-pub(super) const ROWS: &str = "pg_temp.shard_rows";
+pub(super) fn rows(n: usize) -> String {
+    format!("pg_temp.shard_rows_{n}")
+}
+
 /// Which rows there were before the statement ran.
-pub(super) const BEFORE: &str = "pg_temp.shard_before";
+pub(super) fn before(n: usize) -> String {
+    format!("pg_temp.shard_before_{n}")
+}
 
 pub(super) struct Column {
     pub(super) name: String,
@@ -48,7 +53,7 @@ pub(super) fn literal(text: &str) -> String {
     if escaped.contains('\\') { format!("E'{}'", escaped.replace('\\', "\\\\")) } else { format!("'{escaped}'") }
 }
 
-pub(super) fn full_name(plan: &ApplyPlan) -> String {
+pub(super) fn full_name(plan: &Written) -> String {
     format!("{}.{}", quote(&plan.schema), quote(&plan.name))
 }
 
@@ -58,7 +63,7 @@ pub(super) fn names(columns: &[&Column]) -> String {
 }
 
 impl Shape {
-    pub(super) async fn read(p: &mut Participants<'_>, at: usize, plan: &ApplyPlan) -> Result<Self, Failure> {
+    pub(super) async fn read(p: &mut Participants<'_>, at: usize, plan: &Written) -> Result<Self, Failure> {
         let table = literal(&full_name(plan));
         let sql = format!(
             "SELECT a.attname, pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(y.typname), y.oid::pg_catalog.int8,
@@ -110,19 +115,19 @@ impl Shape {
     }
 
     /// The copy has the defaults of the target, and draws from its sequences. Constraints are left to the shards.
-    pub(super) fn create(&self, plan: &ApplyPlan) -> String {
-        let name = full_name(plan);
+    pub(super) fn create(&self, plan: &Written, n: usize) -> String {
+        let (name, target) = (full_name(plan), target_copy(n));
         let mut sql = format!(
-            "CREATE TEMP TABLE shard_target (LIKE {name} INCLUDING DEFAULTS INCLUDING GENERATED) ON COMMIT DROP;"
+            "CREATE TEMP TABLE shard_target_{n} (LIKE {name} INCLUDING DEFAULTS INCLUDING GENERATED) ON COMMIT DROP;"
         );
         for column in &self.columns {
             let quoted = column.quoted();
             if column.not_null {
-                sql.push_str(&format!("ALTER TABLE {TARGET} ALTER COLUMN {quoted} DROP NOT NULL;"));
+                sql.push_str(&format!("ALTER TABLE {target} ALTER COLUMN {quoted} DROP NOT NULL;"));
             }
             if column.identity {
                 sql.push_str(&format!(
-                    "ALTER TABLE {TARGET} ALTER COLUMN {quoted} SET DEFAULT shard_catalog.next_identity({}, {});",
+                    "ALTER TABLE {target} ALTER COLUMN {quoted} SET DEFAULT shard_catalog.next_identity({}, {});",
                     literal(&name),
                     literal(&column.name)
                 ));
@@ -130,21 +135,22 @@ impl Shape {
         }
         if plan.command != Command::Insert {
             sql.push_str(&format!(
-                "CREATE TEMP TABLE shard_rows (shard_at pg_catalog.int4, shard_table pg_catalog.oid, shard_ctid pg_catalog.tid)
-                    INHERITS ({TARGET}) ON COMMIT DROP;"
+                "CREATE TEMP TABLE shard_rows_{n} (shard_at pg_catalog.int4, shard_table pg_catalog.oid, shard_ctid pg_catalog.tid)
+                    INHERITS ({target}) ON COMMIT DROP;"
             ));
         }
         sql
     }
 
     /// Remembers the rows that may be deleted.
-    pub(super) fn remember(&self) -> String {
+    pub(super) fn remember(&self, n: usize) -> String {
         let mut list = String::from("shard_at, shard_table, shard_ctid");
         for column in self.primary() {
             list.push_str(", ");
             list.push_str(&column.quoted());
         }
-        format!("CREATE TEMP TABLE shard_before ON COMMIT DROP AS SELECT {list} FROM {ROWS};ANALYZE {BEFORE};ANALYZE {ROWS}")
+        let (rows, before) = (rows(n), before(n));
+        format!("CREATE TEMP TABLE shard_before_{n} ON COMMIT DROP AS SELECT {list} FROM {rows};ANALYZE {before};ANALYZE {rows}")
     }
 }
 

@@ -205,6 +205,9 @@ impl Builder<'_> {
     }
 
     fn create_table_as(&mut self, create: &nodes::CreateTableAsStmt) -> Result<Plan> {
+        if let Node::ExecuteStmt(execute) = create.query() {
+            return self.execute(execute);
+        }
         let into = create.into();
         let target = into.and_then(nodes::IntoClause::rel);
         if temporary(target) {

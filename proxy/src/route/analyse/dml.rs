@@ -100,10 +100,12 @@ impl<'a> Builder<'a> {
             self.seen.order = Some("FROM, which may find several rows for one".to_owned());
         }
         self.condition(update.where_clause(), place)?;
+        let others = !update.from_clause().is_empty();
         for target in update.target_list().iter() {
             self.assignment(target, rel, block)?;
             self.expression(target.val(), place)?;
         }
+        self.note_condition(update.where_clause(), others, block);
         // RETURNING shows the new row; WHERE spoke of the old one.
         self.returning(update.returning_clause(), Place { block, scope: None })?;
         let assigned: Vec<&str> = update.target_list().iter().filter_map(nodes::ResTarget::name).collect();
@@ -162,6 +164,7 @@ impl<'a> Builder<'a> {
             self.range_item(node, block, 0)?;
         }
         self.condition(delete.where_clause(), Place { block, scope: Some(0) })?;
+        self.note_condition(delete.where_clause(), !delete.using_clause().is_empty(), block);
         self.returning(delete.returning_clause(), Place { block, scope: Some(0) })?;
         self.levels.pop();
         self.visible_ctes.truncate(ctes_before);

@@ -9,6 +9,7 @@ use std::ops::Range;
 use pg_raw_parse::raw::SetOperation;
 use pg_raw_parse::{Node, nodes};
 
+use super::apply::target_copy;
 use super::ir::{BlockId, Builder, Clock, Result};
 use super::split::SplitPlan;
 use crate::catalog::{Table, TableKind};
@@ -30,8 +31,8 @@ pub(super) struct Source {
 #[derive(Debug, Clone)]
 pub(super) enum What {
     Table(GatherTable),
-    /// What is written, and the name of its copy.
-    Target(&'static str),
+    /// What a part of the statement writes, and the number of its copy.
+    Target(usize),
     View { full: (String, String), text: String, sources: Vec<Source> },
 }
 
@@ -131,14 +132,18 @@ impl Source {
         name_span(text, tokens, self)
     }
 
-    pub(super) fn target(var: &nodes::RangeVar, copy: &'static str) -> Option<Self> {
+    pub(super) fn numbered(self, n: usize) -> Self {
+        Self { what: What::Target(n), ..self }
+    }
+
+    pub(super) fn target(var: &nodes::RangeVar, n: usize) -> Option<Self> {
         Some(Self {
             location: usize::try_from(var.location).ok()?,
             name: var.relname()?.to_owned(),
             alias: var.alias().and_then(nodes::Alias::aliasname).or(var.relname())?.to_owned(),
             only: !var.inh,
             has_alias: var.alias().is_some(),
-            what: What::Target(copy),
+            what: What::Target(n),
         })
     }
 }
@@ -241,7 +246,7 @@ impl Builder<'_> {
         if !alone || renamed {
             return;
         }
-        let span = condition_span(self.text, self.context.standard_conforming_strings);
+        let span = condition_span(self.text, self.context.standard_conforming_strings, 0);
         if let Some(condition) = span.and_then(|span| self.text.get(span)) {
             let alias = var.alias().and_then(nodes::Alias::aliasname).or(var.relname()).unwrap_or_default();
             table.filter = Some(Filter { alias: alias.to_owned(), condition: condition.to_owned() });
@@ -272,7 +277,7 @@ pub(super) fn splice(
                 format!("pg_temp.{}", temporary_name(n))
             }
             What::Table(_) => continue,
-            What::Target(copy) => (*copy).to_owned(),
+            What::Target(n) => target_copy(*n),
             What::View { .. } if source.only => return Err(unreadable()),
             What::View { text, sources, .. } => {
                 let inner = splice(text.trim_end().trim_end_matches(';'), sources, true, all, tables)?;
@@ -323,20 +328,25 @@ fn unreadable() -> Refusal {
 }
 
 /// The condition of a query over one table alone, if every shard may apply it to its own rows: the text between WHERE
-/// and what follows it. The analyser has seen that there is no subquery in it.
-pub(super) fn condition_span(text: &str, standard: bool) -> Option<Range<usize>> {
+/// and what follows it. The analyser has seen that there is no subquery in it. `from`: within the query, which may stand in
+/// parentheses.
+pub(super) fn condition_span(text: &str, standard: bool, from: usize) -> Option<Range<usize>> {
     let tokens = tokens(text.as_bytes(), standard)?;
     let mut depth = 0usize;
     let mut start = None;
     let mut end = text.len();
     let mut previous = "";
-    for token in &tokens {
+    for token in tokens.iter().filter(|token| token.range.start >= from) {
         // Behind a dot or AS any word is a name.
         let named = previous == "." || previous.eq_ignore_ascii_case("as");
         previous = text.get(token.range.clone())?;
         match token.kind {
             TokenKind::Open => depth += 1,
-            TokenKind::Close => depth = depth.checked_sub(1)?,
+            TokenKind::Close if depth == 0 => {
+                end = token.range.start;
+                break;
+            }
+            TokenKind::Close => depth -= 1,
             TokenKind::Word if depth == 0 && !named => {
                 let word = text.get(token.range.clone())?.to_ascii_lowercase();
                 if start.is_none() {

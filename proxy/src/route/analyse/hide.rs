@@ -113,7 +113,7 @@ impl Builder<'_> {
             return Ok(Vec::new());
         };
         let standard = self.context.standard_conforming_strings;
-        Ok(match condition_span(self.text, standard) {
+        Ok(match condition_span(self.text, standard, 0) {
             // Either may end in a comment.
             Some(span) => vec![
                 (span.start..span.start, " (".to_owned()),

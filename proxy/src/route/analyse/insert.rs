@@ -136,7 +136,7 @@ impl Builder<'_> {
             self.on_conflict(conflict, &item, table, place)?;
         }
         self.returning(insert.returning_clause(), place)?;
-        self.note_tail(before, block);
+        self.note_tail(before, insert.on_conflict_clause().is_some(), block);
         self.levels.pop();
         self.visible_ctes.truncate(ctes_before);
         Ok((block, split))

@@ -290,6 +290,8 @@ pub(super) struct Builder<'a> {
     pub(super) views: usize,
     /// What the statement itself writes.
     pub(super) write: Option<Write<'a>>,
+    /// What the parts of its WITH write.
+    pub(super) parts: Vec<Write<'a>>,
     /// Why no shard can write its own rows by itself, although the statement may be right.
     pub(super) soft: Option<Refusal>,
     /// How many of `keys` are values that the key is set to.
@@ -325,6 +327,7 @@ impl<'a> Builder<'a> {
             depth: 0,
             views: 0,
             write: None,
+            parts: Vec::new(),
             soft: None,
             assigned_keys: 0,
             sources: Vec::new(),

@@ -58,7 +58,7 @@ use gather::GatherPlan;
 use ir::{BlockId, Builder, Result};
 
 pub use syntax::split;
-pub use tokens::{execute_arguments, prepare_parts};
+pub use tokens::{ExecuteParts, execute_parts, prepare_parts};
 
 /// A plan and how much of the text it depends on.
 #[derive(Debug)]
@@ -175,6 +175,7 @@ pub fn apply_plan(
             Node::UpdateStmt(update) => drop(builder.update(update)?),
             Node::DeleteStmt(delete) => drop(builder.delete(delete)?),
             Node::MergeStmt(merge) => drop(builder.merge_statement(merge)?),
+            Node::SelectStmt(select) => drop(builder.select(select)?),
             _ => return Err(dml::odd_statement()),
         }
         if !builder.applies(&builder.keys) {

@@ -192,7 +192,7 @@ impl Builder<'_> {
         if self.seen.cursor {
             return Err(refusal("WHERE CURRENT OF", "RESET shard.key first."));
         }
-        if let Some(span) = condition_span(self.text, self.context.standard_conforming_strings) {
+        if let Some(span) = condition_span(self.text, self.context.standard_conforming_strings, 0) {
             // Within it FROM items of subqueries may be replaced, too: it stays as it is, between two edits.
             edits.push((span.start..span.start, " (".to_owned()));
             // The condition may end in a comment.

@@ -113,10 +113,27 @@ pub fn prepare_parts(text: &str, standard_strings: bool) -> Option<(Option<Range
     Some((types, all.get(at)?.range.start))
 }
 
-/// Where the arguments of `EXECUTE name [(arguments)]` stand.
-pub fn execute_arguments(text: &str, standard_strings: bool) -> Option<Range<usize>> {
+/// The parts of an EXECUTE, by itself or within EXPLAIN and CREATE TABLE AS.
+#[derive(Debug, PartialEq, Eq)]
+pub struct ExecuteParts {
+    /// From `EXECUTE` up to the end of its arguments.
+    pub whole: Range<usize>,
+    pub arguments: Range<usize>,
+}
+
+/// `... EXECUTE name [(arguments)] ...`, which the grammar has accepted.
+pub fn execute_parts(text: &str, standard_strings: bool) -> Option<ExecuteParts> {
     let all = tokens(text.as_bytes(), standard_strings)?;
-    Some(in_parentheses(&all, 2)?.0.unwrap_or(text.len()..text.len()))
+    let is = |n: usize, words: &[&str]| {
+        let word = all.get(n).and_then(|token| text.get(token.range.clone()));
+        word.is_some_and(|word| words.iter().any(|one| word.eq_ignore_ascii_case(one)))
+    };
+    // A table may be called so, too, but not behind these.
+    let before = ["explain", "analyze", "analyse", "verbose", ")", "as"];
+    let at = (0..all.len()).find(|n| is(*n, &["execute"]) && (*n == 0 || is(*n - 1, &before)))?;
+    let (arguments, next) = in_parentheses(&all, at + 2)?;
+    let end = all.get(next.checked_sub(1)?)?.range.end;
+    Some(ExecuteParts { whole: all[at].range.start..end, arguments: arguments.unwrap_or(end..end) })
 }
 
 /// What stands between the parenthesis at token `from` and its partner, and the token behind it; nothing if there is no
@@ -152,8 +169,15 @@ mod tests {
             Some((Some("int, numeric(10, 2)"), "INSERT INTO t VALUES ($1, 'x) as')"))
         );
         assert_eq!(prepare("PREPARE a (int"), None);
-        let execute = |text: &'static str| execute_arguments(text, true).map(|range| &text[range]);
-        assert_eq!(execute("EXECUTE a"), Some(""));
-        assert_eq!(execute("execute a (f(1, ')'), $$)$$)"), Some("f(1, ')'), $$)$$"));
+        let execute = |text: &'static str| {
+            execute_parts(text, true).map(|parts| (&text[parts.arguments], &text[..parts.whole.start], &text[parts.whole.end..]))
+        };
+        assert_eq!(execute("EXECUTE a"), Some(("", "", "")));
+        assert_eq!(execute("execute a (f(1, ')'), $$)$$) "), Some(("f(1, ')'), $$)$$", "", " ")));
+        assert_eq!(execute("EXPLAIN (COSTS off) EXECUTE a(1)"), Some(("1", "EXPLAIN (COSTS off) ", "")));
+        assert_eq!(
+            execute("CREATE TABLE execute AS EXECUTE \"execute\" WITH NO DATA"),
+            Some(("", "CREATE TABLE execute AS ", " WITH NO DATA"))
+        );
     }
 }

@@ -136,16 +136,17 @@ impl Builder<'_> {
                 return Ok(plan);
             }
             let block = self.select(select)?;
-            let plan = self.finish(block, None)?;
+            let mut plan = self.finish(block, None)?;
+            if matches!(plan.route, Route::Scatter(How::Apply)) {
+                return Err(write_within());
+            }
+            plan.straddle = plan.straddle.filter(|how| *how != How::Apply);
             return self.explained(statement, select, block, plan);
         }
         if prove::is_query(query) {
             let plan = self.plan(query)?;
             if matches!(plan.route, Route::Scatter(_)) {
-                return Err(Refusal::unsupported(
-                    "a write over several shards within another statement (COPY, EXPLAIN)",
-                    "Run it by itself, or SET shard.target.",
-                ));
+                return Err(write_within());
             }
             // What the statement around it makes of several answers is not known.
             return Ok(Plan { straddle: None, ..plan });
@@ -165,6 +166,8 @@ impl Builder<'_> {
                 }
         });
         let mut plan = match explain.query() {
+            // What is explained is known when it runs.
+            Node::ExecuteStmt(execute) => return self.execute(execute),
             Node::DeclareCursorStmt(cursor) => self.cursor(cursor)?,
             query => self.inner(Node::ExplainStmt(explain), query)?,
         };
@@ -204,7 +207,7 @@ impl Builder<'_> {
     }
 
     /// Its arguments are computed by a server, once; what the statement itself needs is found when they are known.
-    fn execute(&mut self, execute: &nodes::ExecuteStmt) -> Result<Plan> {
+    pub(super) fn execute(&mut self, execute: &nodes::ExecuteStmt) -> Result<Plan> {
         let block = self.new_block();
         self.levels.push(Vec::new());
         self.expressions(execute.params(), super::expr::Place { block, scope: Some(0) })?;
@@ -310,6 +313,13 @@ impl Builder<'_> {
         let effect = Effect::SetConfig { name, value: of, local };
         Ok(Some(plain_plan(if ours { Route::Session } else { Route::Any }, Access::Write, effect)))
     }
+}
+
+fn write_within() -> Refusal {
+    Refusal::unsupported(
+        "a write over several shards within another statement (COPY, EXPLAIN)",
+        "Run it by itself, or SET shard.target.",
+    )
 }
 
 fn in_text(explain: &nodes::ExplainStmt) -> bool {

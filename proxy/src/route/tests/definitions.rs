@@ -73,6 +73,8 @@ fn transactions_and_settings() {
         ("PREPARE s AS SELECT 1", "session r SqlPrepare(\"s\")"),
         ("EXECUTE s", "session r SqlExecute { name: \"s\", default_shard: false }"),
         ("EXECUTE s (nextval('q'))", "session r SqlExecute { name: \"s\", default_shard: true }"),
+        ("EXPLAIN (COSTS off) EXECUTE s (1)", "session r SqlExecute { name: \"s\", default_shard: false }"),
+        ("CREATE TEMP TABLE t AS EXECUTE s", "session r SqlExecute { name: \"s\", default_shard: false }"),
         ("EXECUTE s (pg_advisory_lock(1))", "refuse 0A000"),
         ("LISTEN c", "default w Pin(\"LISTEN\")"),
         ("UNLISTEN *", "default w"),

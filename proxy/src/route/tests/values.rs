@@ -3,7 +3,7 @@
 use shard_config::{ShardId, ShardMap};
 
 use super::super::plan::{How, Route};
-use super::super::{NoParams, Resolved, resolve};
+use super::super::{Command, NoParams, Resolved, resolve};
 use super::with_router;
 
 fn rows(sql: &str) -> (String, Vec<String>, String) {
@@ -71,4 +71,28 @@ fn rows_go_to_their_shards() {
         Resolved::Scatter { how: How::Apply, shards: Some(shards) } if shards[..] == [ShardId(1), ShardId(2)]
     ));
     assert!(matches!(route("UPDATE t SET k = 42 WHERE k = 0"), Resolved::One { .. }));
+}
+
+/// Each part of WITH that writes has a copy of its own, of the rows that its own condition finds.
+#[test]
+fn parts_of_with_are_written_to_copies() {
+    with_router(|router, context| {
+        let sql = "WITH d AS (DELETE FROM t AS o WHERE o.x > $1 RETURNING k, x), u AS (UPDATE t2 SET x = 1 WHERE k IN (SELECT k FROM d)) \
+            INSERT INTO t (k, x) SELECT x, k FROM d ON CONFLICT DO NOTHING";
+        assert!(router.apply(context, sql.as_bytes()).is_err(), "what conflicts is known to the shards alone");
+        let sql = sql.replace("ON CONFLICT DO NOTHING", "RETURNING x");
+        let plan = router.apply(context, sql.as_bytes()).unwrap();
+        let writes: Vec<_> = plan.writes.iter().map(|w| (w.command, w.name.as_str(), w.filter.as_ref())).collect();
+        let filter = writes[0].2.map(|filter| (filter.alias.as_str(), filter.condition.trim()));
+        assert_eq!((writes[0].0, writes[0].1, filter), (Command::Delete, "t", Some(("o", "o.x > $1"))));
+        assert_eq!(writes[1], (Command::Update, "t2", None));
+        assert_eq!(writes[2], (Command::Insert, "t", None));
+        assert_eq!((plan.with_tail, plan.tail.as_str()), (Some(2), "RETURNING x"));
+        assert_eq!(
+            plan.text,
+            "WITH d AS (DELETE FROM pg_temp.shard_target_0 AS o WHERE o.x > $1 RETURNING k, x), \
+                u AS (UPDATE pg_temp.shard_target_1 AS \"t2\" SET x = 1 WHERE k IN (SELECT k FROM d)) \
+            INSERT INTO pg_temp.shard_target_2 AS \"t\" (k, x) SELECT x, k FROM d "
+        );
+    });
 }
