@@ -8,6 +8,7 @@ use anyhow::Context;
 use serde_json::json;
 use tokio_postgres::error::SqlState;
 
+use super::fault::reach;
 use super::job::{Job, Way};
 use super::scope::{ident, literal};
 use super::tables::Table;
@@ -15,6 +16,8 @@ use crate::direct::{Db, is_code};
 
 /// A slot cannot begin before every transaction that runs now has ended.
 const SLOT_PATIENCE: Duration = Duration::from_secs(60);
+/// Workers of a subscription end when they look at it next, or are told to.
+const WORKERS_PATIENCE: Duration = Duration::from_secs(20);
 
 /// Publication of the mark, and of `tables` when rows flow back (then nothing is copied, so all may come at once).
 pub async fn publish(giver: &Db, job: &Job, way: Way, tables: &[Table], buckets: u16) -> anyhow::Result<()> {
@@ -205,20 +208,45 @@ pub async fn take_down(giver: &Db, taker: &Db, job: &Job, way: Way) -> anyhow::R
     let quoted = ident(&name);
     let there = "SELECT oid::int8 FROM pg_subscription WHERE subname = $1 \
                  AND subdbid = (SELECT oid FROM pg_database WHERE datname = current_database())";
-    let mut slots = vec![name.clone(), job.verify_slot(way)];
     if let Some(row) = taker.first(there, &[&name]).await? {
         let oid: i64 = row.try_get(0)?;
-        // Without its slot the subscription goes without asking the giver; the slots are dropped below, each by itself,
-        // so that an interruption anywhere leaves names that are found again.
         taker.run(&format!("ALTER SUBSCRIPTION {quoted} DISABLE")).await?;
-        slots.extend(sync_slots(giver, oid).await?);
+        // Slots of copies under way go first: their names have the subscription's number, which nobody knows once it is
+        // gone. A worker that is still there might make another.
+        workers_gone(taker, oid).await?;
+        for slot in sync_slots(giver, oid).await? {
+            drop_slot(giver, &slot).await?;
+        }
+        // Without its slot the subscription goes without asking the giver.
         taker.run(&format!("ALTER SUBSCRIPTION {quoted} SET (slot_name = NONE)")).await?;
         taker.run(&format!("DROP SUBSCRIPTION {quoted}")).await.context("dropping the subscription")?;
     }
-    for slot in slots {
+    reach(job, "unsubscribed").await?;
+    for slot in [name.clone(), job.verify_slot(way)] {
         drop_slot(giver, &slot).await?;
     }
     giver.run(&format!("DROP PUBLICATION IF EXISTS {quoted}")).await
+}
+
+/// Waits until no worker of a disabled subscription is left. One that copies a table looks at nothing else before its end,
+/// so it is ended.
+async fn workers_gone(taker: &Db, subscription: i64) -> anyhow::Result<()> {
+    let begun = Instant::now();
+    let sql = "SELECT EXISTS (SELECT FROM pg_stat_subscription WHERE subid::int8 = $1 AND pid IS NOT NULL)";
+    while taker.holds(sql, &[&subscription]).await? {
+        let took = begun.elapsed();
+        anyhow::ensure!(
+            took < WORKERS_PATIENCE,
+            "workers of the disabled subscription are still there after {took:?}"
+        );
+        if took > WORKERS_PATIENCE / 20 {
+            let sql =
+                "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_subscription WHERE subid::int8 = $1";
+            taker.rows(sql, &[&subscription]).await?;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    Ok(())
 }
 
 /// Slots of copies that were under way: `ReplicationSlotNameForTablesync` of tablesync.c.

@@ -16,6 +16,7 @@ use tokio_postgres::error::SqlState;
 use super::arm;
 use super::catalog::{self, Flip, StoredMap};
 use super::copy;
+use super::fault::reach;
 use super::job::{Job, LOCK_CLASS, Way};
 use super::machine::Phase;
 use super::scope::literal;
@@ -154,11 +155,14 @@ async fn steps(seats: &Seats, plan: Plan<'_>, clock: &mut Clock) -> anyhow::Resu
     let version = catalog::set_stage(catalog, job, way, "holding").await?;
     catalog::drained(catalog, version, clock.left("the proxies have drained")?, POLL).await?;
     clock.lap("hold");
+    reach(job, "held").await?;
 
     lock(locker, job, plan.attempt, clock.left("the lock")?).await?;
     clock.lap("lock");
+    reach(job, "locked").await?;
     let n = shut(giver, job, way, buckets).await?;
     clock.lap("fence");
+    reach(job, "shut").await?;
 
     // What changed is decoded here while the taker applies it.
     let left = clock.left("the target has caught up")?;
@@ -193,11 +197,13 @@ async fn steps(seats: &Seats, plan: Plan<'_>, clock: &mut Clock) -> anyhow::Resu
         advance(taker, slot).await?;
     }
     clock.lap("own");
+    reach(job, "owned").await?;
     clock.left("the flip")?;
     let next = Flip { owner, phase: plan.next.0, stage: plan.next.1, id: plan.epoch_id };
     let flipped = catalog::flip(catalog, job, map, &next).await?;
     anyhow::ensure!(flipped, "the map has another epoch than the one this attempt began with");
     clock.lap("flip");
+    reach(job, "flipped").await?;
     Ok(None)
 }
 

@@ -3,7 +3,7 @@
 //! Rooms, in reading order: `machine` (PURE: phases and what follows what), `job` (the durable record), `run` (does the step
 //! of the phase that is written down), `steps`; each step's work: `preflight`, `catalog` (what proxies obey), `arm` (guards),
 //! `copy` (native logical replication) with `throttle`, `verify` with `changes` (PURE) and `tables`, `fence` (the cut-over),
-//! `clean`. `scope` (PURE) says which rows.
+//! `clean`. `scope` (PURE) says which rows; `fault` stops a runner for tests.
 //!
 //! Invariants:
 //!
@@ -18,6 +18,7 @@ pub mod catalog;
 pub mod changes;
 pub mod clean;
 pub mod copy;
+pub mod fault;
 pub mod fence;
 pub mod job;
 pub mod machine;

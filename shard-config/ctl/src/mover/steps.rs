@@ -7,6 +7,7 @@ use shard_config::ShardId;
 
 use super::catalog;
 use super::copy;
+use super::fault::reach;
 use super::fence::{self, Outcome, Plan, Seats};
 use super::job::Way;
 use super::machine::{Event, Phase, Wish};
@@ -28,6 +29,7 @@ type Step = anyhow::Result<Option<Event>>;
 impl Runner<'_> {
     pub(super) async fn announce(&mut self) -> Step {
         let version = catalog::set_stage(&self.control, &self.job, Way::Out, "copying").await?;
+        reach(&self.job, "").await?;
         catalog::drained(&self.control, version, DRAIN, Duration::from_millis(50)).await?;
         for db in [&self.source, &self.target] {
             catalog::end_sessions(&self.control, db, version).await?;
@@ -42,6 +44,7 @@ impl Runner<'_> {
         arm::fence_row(&self.target, &self.job, self.buckets()).await?;
         arm::register(&self.source, &self.job, &tables).await?;
         arm::register(&self.target, &self.job, &tables).await?;
+        reach(&self.job, "").await?;
         arm::arm(&self.source, &self.job, &tables, self.buckets()).await?;
         Ok(Some(Event::Finished))
     }
@@ -80,6 +83,7 @@ impl Runner<'_> {
             published.push(table.full_name());
             progress.copying.push(table.full_name());
         }
+        reach(&self.job, "").await?;
         let mut shown = progress.json();
         shown["tables"] = json!(tables.len());
         self.job.set(&self.control, json!({ "progress": shown, "throttled": reason })).await?;
@@ -125,6 +129,7 @@ impl Runner<'_> {
         arm::arm(&self.target, &self.job, &tables, self.buckets()).await?;
         // The way back is made here: a slot waits for transactions under way, which must not be in the pause (H29).
         copy::publish(&self.target, &self.job, Way::Back, &tables, self.buckets()).await?;
+        reach(&self.job, "").await?;
         copy::slot(&mut self.target, &self.job.publication(Way::Back)).await?;
         Ok(Some(Event::Finished))
     }
@@ -159,6 +164,7 @@ impl Runner<'_> {
             // the old one collected is only compared once more.
             let giver = if way == Way::Out { &mut self.source } else { &mut self.target };
             copy::slot(giver, &slot).await?;
+            reach(&self.job, "").await?;
             let lsn: String = giver.value("SELECT pg_current_wal_lsn()::text", &[]).await?;
             let (giver, taker) = match way {
                 Way::Out => (&mut self.source, &mut self.target),
@@ -327,6 +333,7 @@ impl Runner<'_> {
 
     pub(super) async fn release(&mut self) -> Step {
         let way = self.way();
+        reach(&self.job, "").await?;
         let (giver, taker) = (self.side(self.job.giver(way)), self.side(self.job.taker(way)));
         fence::release(&self.control, giver, taker, &self.job, way, self.buckets()).await?;
         Ok(Some(Event::Finished))
@@ -358,12 +365,14 @@ impl Runner<'_> {
         self.settle(self.job.source).await?;
         // Forward goes before back begins: with both, every change would go round (H29).
         copy::take_down(&self.source, &self.target, &self.job, Way::Out).await?;
+        reach(&self.job, "").await?;
         let conninfo = self.servers.conninfo(&self.target);
         copy::subscribe(&self.source, &self.job, Way::Back, &conninfo, false).await?;
         Ok(Some(Event::Finished))
     }
 
     pub(super) async fn keep_window(&mut self) -> Step {
+        reach(&self.job, "").await?;
         let held = fence::unlock_when_safe(&self.source, &self.control, &self.job).await?.err();
         self.show_lag(Way::Back).await?;
         let state = copy::slot_state(&self.target, &self.job.publication(Way::Back)).await?;
@@ -420,6 +429,7 @@ impl Runner<'_> {
             let tables = super::tables::sharded(&db, &self.servers.config).await?;
             let buckets = self.map.map.buckets();
             let total = clean::delete(&db, &self.job, &tables, buckets, &self.control).await?;
+            reach(&self.job, "deleted").await?;
             for table in &tables {
                 let left = clean::any_row(&db, &self.job, table, buckets).await?;
                 anyhow::ensure!(!left, "rows of {} came while it was cleaned", table.full_name());
@@ -427,6 +437,7 @@ impl Runner<'_> {
             self.job.note(&self.control, &format!("{total} rows deleted from shard {shard}")).await?;
         }
         arm::disarm(&self.source, &self.job).await?;
+        reach(&self.job, "disarmed").await?;
         arm::disarm(&self.target, &self.job).await?;
         fence::unlock(&self.source, &self.job).await?;
         fence::unlock(&self.target, &self.job).await?;
