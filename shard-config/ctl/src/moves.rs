@@ -154,9 +154,14 @@ fn summary(job: &Job, ended: End) -> Ended {
             said(text, job.json(), DIFFERENT)
         }
         End::GivenUp(why) => {
-            let text = format!(
-                "move {id}: {why}\neverything is as before the cut-over; try again: shardctl cutover {id}"
-            );
+            let left = match job.phase {
+                Phase::Window => format!(
+                    "shard {} owns {} as before; next: shardctl finish {id}, or try again: shardctl rollback {id}",
+                    job.target, job.scope
+                ),
+                _ => format!("everything is as before the cut-over; try again: shardctl cutover {id}"),
+            };
+            let text = format!("move {id}: {why}\n{left}");
             said(text, job.json(), GIVEN_UP)
         }
         End::Over | End::Waiting => {

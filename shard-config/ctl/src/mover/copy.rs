@@ -124,6 +124,11 @@ pub async fn refresh(taker: &Db, job: &Job) -> anyhow::Result<()> {
     taker.run(&format!("ALTER SUBSCRIPTION {name} REFRESH PUBLICATION WITH (copy_data = true)")).await
 }
 
+/// Lets a subscription go on that stopped.
+pub async fn enable(taker: &Db, job: &Job, way: Way) -> anyhow::Result<()> {
+    taker.run(&format!("ALTER SUBSCRIPTION {} ENABLE", ident(&job.publication(way)))).await
+}
+
 /// How far the copy is.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Progress {

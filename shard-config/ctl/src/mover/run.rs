@@ -37,7 +37,7 @@ pub enum End {
     Waiting,
     /// Both sides differ; the text says where.
     Different(String),
-    /// The cut-over failed so often that it is given up for now. Everything is as before it.
+    /// The cut-over, or the roll-back, is given up for now. Everything is as before it.
     GivenUp(String),
     /// The preflight found reasons not to begin; nothing was changed.
     Refused(Vec<super::preflight::Problem>),
@@ -285,6 +285,10 @@ impl Runner<'_> {
             self.job.go(&self.control, next, &text).await?;
         } else if event == Event::Failed {
             self.job.note(&self.control, &format!("will be tried again: {why}")).await?;
+        }
+        if phase.gives_up(event) {
+            self.forget_wish().await?;
+            return Ok(Some(End::GivenUp(why)));
         }
         match event {
             Event::Different if next == phase => return Ok(Some(End::Different(why))),

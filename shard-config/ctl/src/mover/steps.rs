@@ -24,6 +24,10 @@ const CAUGHT_UP: Duration = Duration::from_secs(2);
 /// Rows that are still unequal when the cut-over may begin; they are compared again inside the pause.
 const SUSPECTS_MOST: usize = 2_000;
 
+/// A subscription that stopped more often than this, each time within so long after the time before, cannot go on.
+const STOPS_MOST: i64 = 5;
+const STOPS_WITHIN: Duration = Duration::from_secs(60);
+
 type Step = anyhow::Result<Option<Event>>;
 
 impl Runner<'_> {
@@ -92,7 +96,7 @@ impl Runner<'_> {
     }
 
     /// Replication of one direction still can come about.
-    async fn check_flow(&self, way: Way) -> anyhow::Result<()> {
+    async fn check_flow(&mut self, way: Way) -> anyhow::Result<()> {
         let (giver, taker) = (self.side(self.job.giver(way)), self.side(self.job.taker(way)));
         match copy::slot_state(giver, &self.job.publication(way)).await? {
             None => {
@@ -107,13 +111,27 @@ impl Runner<'_> {
         }
         let progress = copy::progress(taker, &self.job, way).await?;
         if !progress.enabled {
-            let text = format!(
-                "the subscription on shard {} stopped at an error, which that server's log has",
-                self.job.taker(way)
-            );
-            return Err(Hopeless(text).into());
+            anyhow::bail!(self.start_again(way).await?);
         }
         Ok(())
+    }
+
+    /// A subscription stops at every error, and to PostgreSQL a giver that went away in the middle is one, too. So it is
+    /// told to go on, which loses nothing; an error that comes again each time is one of rows.
+    async fn start_again(&mut self, way: Way) -> anyhow::Result<String> {
+        let now = chrono::Utc::now().timestamp();
+        let recent = now - self.job.number("stopped_at").unwrap_or(0) < STOPS_WITHIN.as_secs() as i64;
+        let stops = if recent { self.job.number("stops").unwrap_or(0) } else { 0 } + 1;
+        let text = format!(
+            "the subscription on shard {} stopped at an error, which that server's log has",
+            self.job.taker(way)
+        );
+        if stops > STOPS_MOST {
+            return Err(Hopeless(format!("{text}; it did so {STOPS_MOST} times")).into());
+        }
+        self.job.set(&self.control, json!({ "stops": stops, "stopped_at": now })).await?;
+        copy::enable(self.side(self.job.taker(way)), &self.job, way).await?;
+        Ok(format!("{text}; it goes on again"))
     }
 
     pub(super) async fn catch_up(&mut self) -> Step {
@@ -377,6 +395,14 @@ impl Runner<'_> {
         self.show_lag(Way::Back).await?;
         let state = copy::slot_state(&self.target, &self.job.publication(Way::Back)).await?;
         let progress = copy::progress(&self.source, &self.job, Way::Back).await?;
+        if state.is_some() && !progress.enabled {
+            match self.start_again(Way::Back).await {
+                Ok(text) => self.job.note(&self.control, &text).await?,
+                // Said below; it is for the operator to decide.
+                Err(error) if error.is::<Hopeless>() => {}
+                Err(error) => return Err(error),
+            }
+        }
         let way_back = match state {
             None => "gone: the slot on the target is no more; only finish is left",
             Some((state, _)) if state == "lost" => {
