@@ -117,19 +117,16 @@ fn refusal(problems: &[Problem]) -> Option<Ended> {
 
 /// Runs a move in the foreground and shows it; Ctrl-C detaches.
 pub async fn drive(servers: &Servers, id: i64, options: Options, screen: Screen) -> anyhow::Result<Ended> {
-    let control = servers.control("shardctl watch").await?;
     let ended = tokio::select! {
         ended = run(servers, id, options) => ended,
-        shown = show(&control, id, screen, |_| false) => {
-            shown?;
-            anyhow::bail!("the watch of move {id} ended")
-        }
+        error = look_on(servers, id, screen) => return Err(error),
         _ = tokio::signal::ctrl_c() => {
             let text = format!("detached. Move {id} stays as it is and PostgreSQL goes on copying; \
                                 go on: shardctl resume {id}; undo: shardctl abort {id}");
             return Ok(said(text, json!({ "id": id, "detached": true }), DETACHED));
         }
     };
+    let control = servers.control("shardctl").await?;
     let ended = match ended {
         // Somebody else runs it: look on until it is where this operator wants it.
         Err(error) if error.is::<Attached>() => {
@@ -145,6 +142,19 @@ pub async fn drive(servers: &Servers, id: i64, options: Options, screen: Screen)
     Ok(summary(&job, ended))
 }
 
+/// Shows a move that another part of this program runs, which waits for a catalog that is away; so does this.
+async fn look_on(servers: &Servers, id: i64, screen: Screen) -> anyhow::Error {
+    loop {
+        if let Ok(control) = servers.control("shardctl watch").await
+            && let Err(error) = show(&control, id, screen, |_| false).await
+            && !control.client.is_closed()
+        {
+            return error;
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+}
+
 fn summary(job: &Job, ended: End) -> Ended {
     let id = job.id;
     match ended {
@@ -155,9 +165,14 @@ fn summary(job: &Job, ended: End) -> Ended {
             said(text, job.json(), DIFFERENT)
         }
         End::GivenUp(why) => {
-            let text = format!(
-                "move {id}: {why}\neverything is as before the cut-over; try again: shardctl cutover {id}"
-            );
+            let left = match job.phase {
+                Phase::Window => format!(
+                    "shard {} owns {} as before; next: shardctl finish {id}, or try again: shardctl rollback {id}",
+                    job.target, job.scope
+                ),
+                _ => format!("everything is as before the cut-over; try again: shardctl cutover {id}"),
+            };
+            let text = format!("move {id}: {why}\n{left}");
             said(text, job.json(), GIVEN_UP)
         }
         End::Over | End::Waiting => {

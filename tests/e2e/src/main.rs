@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, bail};
 use e2e_tests::faults::ALL;
 use e2e_tests::load;
+use e2e_tests::rebalance;
 use e2e_tests::run::{Plan, Suite, one};
 use e2e_tests::stack::Stack;
 use e2e_tests::twophase;
@@ -11,11 +12,13 @@ use std::process::ExitCode;
 
 /// Violations spelled out; all are counted.
 const SHOWN: usize = 50;
+/// Payments a second unless a suite has its own.
+const RATE: u32 = 150;
 
 struct Arguments {
     runs: Option<u64>,
     seed: u64,
-    rate: u32,
+    rate: Option<u32>,
     wanted: Wanted,
     json: bool,
 }
@@ -24,6 +27,8 @@ struct Arguments {
 enum Wanted {
     Payments(Suite),
     TwoPhase(Vec<twophase::Cell>),
+    /// Names that leave only some of the cells.
+    Rebalance(Vec<String>),
 }
 
 fn help() -> String {
@@ -48,27 +53,40 @@ then, no money is lost, nothing stays prepared, and the second proxy finishes a 
   --suite two-phase              the whole matrix, --runs times (default 1); the seed orders it
   --suite two-phase-lite         two cells of it
   --suite two-phase:STEP/VICTIM  one: {}
+
+Moves of buckets: between two shards, under payments through two proxies (`cargo stack up --detach --proxies 2 --cores 2`).
+Each run strikes shardctl, a proxy, the source, the target, the source's standby or the server of the catalog in one phase
+of a move: kill -9, SIGSTOP for 8 s, or a cut of the network for 8 s. At most one command of the operator later the move is
+over, every row is on one shard, nothing is left on any server, no payment is lost or doubled, and no count over all shards
+was wrong meanwhile. A run whose phase was not hit says so and does not count.
+
+  --suite rebalance              --runs of them (default {}) at --rate payments a second (default {})
+  --suite rebalance:WORD/...     only those of a component, phase or blow, e.g. rebalance:source/fencing/kill
 ",
         names.join(", "),
-        twophase::cells("two-phase").unwrap_or_default().iter().map(|cell| cell.name()).collect::<Vec<_>>().join(", ")
+        twophase::cells("two-phase").unwrap_or_default().iter().map(|cell| cell.name()).collect::<Vec<_>>().join(", "),
+        rebalance::RUNS,
+        rebalance::RATE
     )
 }
 
 fn parse() -> Result<Option<Arguments>> {
     let clock = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_secs() % 1_000_000;
-    let mut parsed = Arguments { runs: None, seed: clock, rate: 150, wanted: Wanted::Payments(Suite::Full), json: false };
+    let mut parsed =
+        Arguments { runs: None, seed: clock, rate: None, wanted: Wanted::Payments(Suite::Full), json: false };
     let mut rest = std::env::args().skip(1);
     while let Some(flag) = rest.next() {
         let mut value = || rest.next().with_context(|| format!("{flag} needs a value"));
         match flag.as_str() {
             "--runs" => parsed.runs = Some(value()?.parse().context("--runs")?),
             "--seed" => parsed.seed = value()?.parse().context("--seed")?,
-            "--rate" => parsed.rate = value()?.parse().context("--rate")?,
+            "--rate" => parsed.rate = Some(value()?.parse().context("--rate")?),
             "--suite" => {
                 let name = value()?;
-                parsed.wanted = match twophase::cells(&name) {
-                    Some(cells) => Wanted::TwoPhase(cells),
-                    None => Wanted::Payments(
+                parsed.wanted = match (twophase::cells(&name), rebalance::words(&name)) {
+                    (Some(cells), _) => Wanted::TwoPhase(cells),
+                    (_, Some(words)) => Wanted::Rebalance(words),
+                    _ => Wanted::Payments(
                         Suite::named(&name).with_context(|| format!("--suite {name}: see --help"))?,
                     ),
                 };
@@ -90,6 +108,7 @@ async fn chaos(arguments: &Arguments) -> Result<bool> {
     let suite = match &arguments.wanted {
         Wanted::Payments(suite) => *suite,
         Wanted::TwoPhase(cells) => return two_phase(&mut stack, cells, arguments).await,
+        Wanted::Rebalance(words) => return moves(&stack, words, arguments).await,
     };
     let runs = arguments.runs.unwrap_or(3);
     let seed = load::seed(&stack).await?;
@@ -97,7 +116,7 @@ async fn chaos(arguments: &Arguments) -> Result<bool> {
     let (mut violations, mut faults) = (Vec::new(), Vec::new());
     for run in 0..runs {
         let plan =
-            Plan { seed: arguments.seed + run, rate: arguments.rate, suite, tell: true };
+            Plan { seed: arguments.seed + run, rate: arguments.rate.unwrap_or(RATE), suite, tell: true };
         eprintln!("run {} of {}, seed {}", run + 1, runs, plan.seed);
         let verdict = one(&mut stack, &seed, &plan).await?;
         eprintln!(
@@ -160,6 +179,30 @@ async fn two_phase(stack: &mut Stack, cells: &[twophase::Cell], arguments: &Argu
             verdict.clean,
             verdict.violations.len(),
             verdict.transfers
+        );
+    }
+    Ok(ok)
+}
+
+async fn moves(stack: &Stack, words: &[String], arguments: &Arguments) -> Result<bool> {
+    let runs = arguments.runs.unwrap_or(rebalance::RUNS);
+    eprintln!("{runs} runs, seed {}", arguments.seed);
+    let rate = arguments.rate.unwrap_or(rebalance::RATE);
+    let verdict = rebalance::run(stack, words, runs, arguments.seed, rate).await?;
+    let ok = verdict.violations.is_empty() && verdict.clean == runs && runs > 0;
+    if arguments.json {
+        println!("{:#}", verdict.json(runs, arguments.seed));
+    } else {
+        println!(
+            "{}\n{} runs counted, {} clean, {} violations, {} not hit; {} payments acknowledged, {} retries, {} counts over all shards",
+            verdict.matrix(),
+            verdict.counted,
+            verdict.clean,
+            verdict.violations.len(),
+            verdict.missed,
+            verdict.acknowledged,
+            verdict.retries,
+            verdict.counts
         );
     }
     Ok(ok)

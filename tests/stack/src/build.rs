@@ -57,8 +57,12 @@ pub(crate) fn tool(verb: &str, arguments: &[String]) -> Result<bool> {
         other => bail!("unknown tool {other}"),
     };
     if !options.no_build {
-        // The fault runs leave the ledger's arithmetic to `bench check`.
-        build(if package == "e2e-tests" { &["e2e-tests", "bench"] } else { std::slice::from_ref(&package) })?;
+        // The fault runs leave the ledger's arithmetic to `bench check`, and moves to `shardctl`.
+        build(if package == "e2e-tests" {
+            &["e2e-tests", "bench", "shardctl"]
+        } else {
+            std::slice::from_ref(&package)
+        })?;
     }
     let mut command = Command::new(release(program)?);
     command.args(leading).args(&arguments);

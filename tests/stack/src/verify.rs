@@ -157,12 +157,28 @@ fn with_stack(verify: &mut Verify, options: &Options) -> Result<()> {
         let two = Options { proxies: Some(2), ..options.clone() };
         let mut vars = environment(&up::bring_up(&two, true)?.state())?;
         vars.push(("STACK_BIN".into(), std::env::current_exe()?.display().to_string()));
-        let text = captured(
-            Command::new(release("chaos")?)
-                .envs(vars)
-                .args(["--suite", "two-phase-lite", "--runs", "1", "--json"]),
-        )?;
+        let text = captured(Command::new(release("chaos")?).envs(vars).args([
+            "--suite",
+            "two-phase-lite",
+            "--runs",
+            "1",
+            "--json",
+        ]))?;
         judge_chaos(&text.0)
+    });
+    verify.step("moves", || {
+        let two = Options { proxies: Some(2), cores: Some(2), ..options.clone() };
+        let mut vars = environment(&up::bring_up(&two, true)?.state())?;
+        vars.push(("STACK_BIN".into(), std::env::current_exe()?.display().to_string()));
+        let words = "compare rebalance --steps move,rollback --buckets 256 --rate 100 --payments 1000 --baseline 2 --no-copy --no-jdbc --json";
+        let text = captured(Command::new(release("bench")?).envs(vars.clone()).args(words.split(' ')))?;
+        let mut outcome = judge_moves(&text.0)?;
+        // Another three each time would make somebody's unrelated change fail for what `cargo chaos` is there to find.
+        let words = "--suite rebalance --runs 3 --seed 1 --json";
+        let struck = judge_chaos(&captured(Command::new(release("chaos")?).envs(vars).args(words.split(' ')))?.0)?;
+        outcome.passed += struck.passed;
+        outcome.failures.extend(struck.failures);
+        Ok(outcome)
     });
     drop(stack);
     // What failed is left to be looked at.
@@ -283,6 +299,27 @@ fn judge_chaos(text: &str) -> Result<Outcome> {
     Ok(outcome)
 }
 
+/// There and back under payments. How long the pauses are depends on the machine, and is `cargo compare`'s to judge.
+fn judge_moves(text: &str) -> Result<Outcome> {
+    let value = json(text)?;
+    let mut outcome = Outcome::default();
+    let mut expect = |what: &str, holds: bool| match holds {
+        true => outcome.passed += 1,
+        false => outcome.failures.push(format!("{what}\n{value:#}")),
+    };
+    for key in ["errors", "lost", "doubled", "duplicate_rows", "missing_rows"] {
+        expect(&format!("no {key} while buckets moved"), value[key] == 0);
+    }
+    expect("the invariants hold", value["invariants"] == true);
+    let steps = value["steps"].as_array().context("no steps in the answer")?;
+    let counted =
+        |step: &Value| ["payments", "writes", "counts"].iter().all(|key| step[key].as_u64() > Some(0));
+    expect("payments, writes and counts went on", steps.len() == 2 && steps.iter().all(counted));
+    let last = steps.last().and_then(|step| step["moves"].as_array()?.last());
+    expect("the move came back", last.is_some_and(|one| one["phase"] == "rolled_back"));
+    Ok(outcome)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -331,6 +368,28 @@ mod tests {
             judge_chaos(r#"{"runs": 1, "clean": 0, "violations": ["lost"]}"#).unwrap().failures.len(),
             1
         );
+    }
+
+    #[test]
+    fn a_move_that_lost_a_row_is_not_a_pass() {
+        let step = |phase: &str| {
+            format!(r#"{{"payments": 1, "writes": 2, "counts": 3, "moves": [{{"phase": "{phase}"}}]}}"#)
+        };
+        let good = format!(
+            r#"{{"errors": 0, "lost": 0, "doubled": 0, "duplicate_rows": 0, "missing_rows": 0, "invariants": true, "steps": [{}, {}]}}"#,
+            step("window"),
+            step("rolled_back")
+        );
+        assert_eq!(judge_moves(&good).unwrap(), Outcome { passed: 8, failures: vec![] });
+        for (from, to) in [
+            ("\"lost\": 0", "\"lost\": 1"),
+            ("\"missing_rows\": 0", "\"missing_rows\": 2"),
+            ("\"invariants\": true", "\"invariants\": null"),
+            ("\"counts\": 3", "\"counts\": 0"),
+            ("rolled_back", "window"),
+        ] {
+            assert_eq!(judge_moves(&good.replace(from, to)).unwrap().failures.len(), 1, "{to}");
+        }
     }
 
     #[test]

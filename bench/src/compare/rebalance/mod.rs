@@ -2,9 +2,10 @@
 //!
 //! [`plan`] says what is moved; [`shardctl`] moves it, as a DBA would, and reads the moves' own records; meanwhile payments run
 //! at a fixed rate ([`foreground`]) and [`watch`] counts rows over all shards and writes single rows of the moving buckets
-//! without a pause. [`copy`] is the yardstick for the copy's speed. [`report`] judges.
+//! without a pause; a JDBC application is at work all the time ([`application`]). [`copy`] is the yardstick for the copy's speed. [`report`] judges.
 //!
 //! Everything counted here is seen from outside, by SQL and HTTP: no code is shared with what moves the rows.
+pub mod application;
 pub mod copy;
 pub mod foreground;
 pub mod plan;
@@ -40,6 +41,9 @@ pub struct RebalanceArgs {
     /// Leave out the copy that the mover's is compared with.
     #[arg(long)]
     pub no_copy: bool,
+    /// Leave out the JDBC application (it needs Java).
+    #[arg(long)]
+    pub no_jdbc: bool,
     /// One JSON object on standard output instead of tables.
     #[arg(long)]
     pub json: bool,
@@ -60,6 +64,11 @@ pub async fn run(args: RebalanceArgs) -> Result<bool> {
     say("payments to move");
     foreground::prepare(args.payments).await?;
     watch::prepare(&stack).await?;
+    // Before the payments without a move, so that those are beside it, too.
+    let application = match args.no_jdbc {
+        true => None,
+        false => Some(application::Application::start(stack.proxies.last().context("no proxy")?).await?),
+    };
     say("payments without a move");
     let calm = foreground::Foreground::start(args.rate)?;
     tokio::time::sleep(foreground::WARM_UP + Duration::from_secs(args.baseline)).await;
@@ -72,6 +81,9 @@ pub async fn run(args: RebalanceArgs) -> Result<bool> {
         let result = one(&args, &stack, &tool, step).await.with_context(|| kind.name().to_owned())?;
         say(&result.line());
         report.steps.push(result);
+    }
+    if let Some(application) = application {
+        report.application = Some(application.stop().await?);
     }
     // Without the roll-back the target has the rows.
     let may_copy = report.steps.iter().any(|step| step.kind == Kind::Rollback);

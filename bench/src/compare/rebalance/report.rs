@@ -1,5 +1,6 @@
 //! What the comparison found, for people and as JSON.
 use super::RebalanceArgs;
+use super::application;
 use super::copy::Copied;
 use super::foreground::Seen;
 use super::plan::Kind;
@@ -28,6 +29,7 @@ pub struct Report {
     baseline: Seen,
     pub steps: Vec<StepResult>,
     pub copy: Option<Copied>,
+    pub application: Option<application::Seen>,
     pub checked: Option<CheckReport>,
 }
 
@@ -60,7 +62,7 @@ fn p99(mut values: Vec<f64>) -> Option<f64> {
 
 impl Report {
     pub fn new(args: &RebalanceArgs, baseline: Seen) -> Report {
-        Report { rate: args.rate, baseline, steps: Vec::new(), copy: None, checked: None }
+        Report { rate: args.rate, baseline, steps: Vec::new(), copy: None, application: None, checked: None }
     }
 
     /// Of the step that moves whole buckets.
@@ -70,6 +72,11 @@ impl Report {
 
     fn sum(&self, of: impl Fn(&StepResult) -> u64) -> u64 {
         self.steps.iter().map(of).sum()
+    }
+
+    /// Every failed payment, statement and transaction of whatever client.
+    fn errors(&self) -> u64 {
+        self.sum(|s| s.load.errors + s.seen.errors) + self.application.as_ref().map_or(0, |app| app.errors)
     }
 
     fn pauses(&self) -> Vec<f64> {
@@ -84,13 +91,20 @@ impl Report {
     fn bars(&self) -> Vec<(bool, String)> {
         let mut bars = Vec::new();
         for (what, count) in [
-            ("failed payments and statements", self.sum(|s| s.load.errors + s.seen.errors)),
+            ("failed payments and statements", self.errors()),
             ("lost writes", self.sum(|s| s.seen.lost)),
             ("doubled writes", self.sum(|s| s.seen.doubled)),
             ("rows seen twice", self.sum(|s| s.seen.duplicate_rows)),
             ("rows not seen", self.sum(|s| s.seen.missing_rows)),
         ] {
             bars.push((count == 0, format!("{what}: {count}")));
+        }
+        if let Some(app) = &self.application {
+            let text = format!(
+                "JDBC application: {} transactions, {} failed, {} wrong answers",
+                app.ok, app.errors, app.wrong
+            );
+            bars.push((app.ok > 0 && app.errors == 0 && app.wrong == 0, text));
         }
         if let Some(worst) = self.pauses().into_iter().max_by(f64::total_cmp) {
             let text = format!("longest pause of a cut-over attempt: {worst:.0} ms (bar {PAUSE_BAR_MS:.0})");
@@ -143,7 +157,8 @@ impl Report {
             .collect();
         json!({
             "rate_requested": self.rate,
-            "errors": self.sum(|s| s.load.errors + s.seen.errors),
+            "errors": self.errors(),
+            "jdbc": self.application.as_ref().map(|app| &app.report),
             "lost": self.sum(|s| s.seen.lost),
             "doubled": self.sum(|s| s.seen.doubled),
             "duplicate_rows": self.sum(|s| s.seen.duplicate_rows),
@@ -259,10 +274,18 @@ mod tests {
             baseline: Seen { p99_ms: 9.0, ..Seen::default() },
             steps: vec![step],
             copy: None,
+            application: None,
             checked: None,
         };
         assert!(report(step(0, 300.0)).well());
         assert!(!report(step(1, 300.0)).well());
+        let with = |app| Report { application: Some(app), ..report(step(0, 300.0)) };
+        let app = application::Seen { ok: 9, ..application::Seen::default() };
+        assert!(with(app.clone()).well());
+        assert!(!with(application::Seen { wrong: 1, ..app.clone() }).well());
+        let failed = with(application::Seen { errors: 2, ..app });
+        assert!(!failed.well());
+        assert_eq!(failed.json()["errors"], 2);
         assert!(!report(step(0, 501.0)).well());
         assert_eq!(report(step(0, 300.0)).json()["pause_p99_ms"], 300.0);
     }

@@ -8,6 +8,7 @@ use anyhow::Context;
 use serde_json::json;
 use tokio_postgres::error::SqlState;
 
+use super::fault::reach;
 use super::job::{Job, Way};
 use super::scope::{ident, literal};
 use super::tables::Table;
@@ -142,6 +143,11 @@ pub async fn refresh(taker: &Db, job: &Job) -> anyhow::Result<()> {
     taker.run(&format!("ALTER SUBSCRIPTION {name} REFRESH PUBLICATION WITH (copy_data = true)")).await
 }
 
+/// Lets a subscription go on that stopped.
+pub async fn enable(taker: &Db, job: &Job, way: Way) -> anyhow::Result<()> {
+    taker.run(&format!("ALTER SUBSCRIPTION {} ENABLE", ident(&job.publication(way)))).await
+}
+
 /// How far the copy is.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Progress {
@@ -237,7 +243,6 @@ pub async fn take_down(giver: &Db, taker: &Db, job: &Job, way: Way) -> anyhow::R
     let quoted = ident(&name);
     let there = "SELECT oid::int8 FROM pg_subscription WHERE subname = $1 \
                  AND subdbid = (SELECT oid FROM pg_database WHERE datname = current_database())";
-    let slots = [name.clone(), job.verify_slot(way)];
     if let Some(row) = taker.first(there, &[&name]).await? {
         let oid: i64 = row.try_get(0)?;
         // Without its slot the subscription goes without asking the giver; the slots are dropped each by itself, so that an
@@ -251,7 +256,8 @@ pub async fn take_down(giver: &Db, taker: &Db, job: &Job, way: Way) -> anyhow::R
         taker.run(&format!("ALTER SUBSCRIPTION {quoted} SET (slot_name = NONE)")).await?;
         taker.run(&format!("DROP SUBSCRIPTION {quoted}")).await.context("dropping the subscription")?;
     }
-    for slot in slots {
+    reach(job, "unsubscribed");
+    for slot in [name.clone(), job.verify_slot(way)] {
         drop_slot(giver, &slot).await?;
     }
     giver.run(&format!("DROP PUBLICATION IF EXISTS {quoted}")).await

@@ -7,6 +7,7 @@ use serde_json::json;
 use shard_config::ShardId;
 
 use super::catalog;
+use super::fault::reach;
 use super::fence::{self, Outcome, Plan, Seats};
 use super::job::Way;
 use super::machine::{Event, Phase};
@@ -134,6 +135,7 @@ impl Runner<'_> {
 
     pub(super) async fn release(&mut self) -> Step {
         let way = self.way();
+        reach(&self.job, "");
         self.end_strays(way).await?;
         let (giver, taker) = (self.side(self.job.giver(way)), self.side(self.job.taker(way)));
         fence::release(&self.control, giver, Some(taker), &self.job, way, self.buckets()).await?;

@@ -17,6 +17,7 @@ use tokio_postgres::error::SqlState;
 use super::arm;
 use super::catalog::{self, Flip, StoredMap};
 use super::copy;
+use super::fault::reach;
 use super::job::{Job, LOCK_CLASS, Way};
 use super::machine::Phase;
 use super::scope::literal;
@@ -160,6 +161,7 @@ pub async fn attempt(seats: &Seats, plan: Plan<'_>) -> Outcome {
     match catalog::flip(&seats.catalog, job, map, &next).await {
         Ok(true) => {
             clock.lap("flip");
+            reach(job, "flipped");
             Outcome::Flipped(clock.times)
         }
         Ok(false) => Outcome::Missed("the map is not the one that this attempt began with".into(), clock.times),
@@ -176,11 +178,14 @@ async fn steps(seats: &Seats, plan: Plan<'_>, clock: &mut Clock) -> anyhow::Resu
     let version = catalog::set_stage(catalog, job, way, "holding").await?;
     catalog::drained(catalog, version, clock.left("the proxies have drained")?, POLL).await?;
     clock.lap("hold");
+    reach(job, "held");
 
     lock(locker, job, plan.attempt, clock.left("the lock")?).await?;
     clock.lap("lock");
+    reach(job, "locked");
     let n = shut(giver, job, way, buckets).await?;
     clock.lap("fence");
+    reach(job, "shut");
 
     // What changed is decoded here while the taker applies it.
     let left = clock.left("the target has caught up")?;
@@ -221,6 +226,7 @@ async fn steps(seats: &Seats, plan: Plan<'_>, clock: &mut Clock) -> anyhow::Resu
         advance(taker, slot).await?;
     }
     clock.lap("own");
+    reach(job, "owned");
     clock.left("the flip")?;
     Ok(None)
 }

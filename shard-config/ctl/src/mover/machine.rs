@@ -214,6 +214,11 @@ impl Phase {
         }
     }
 
+    /// Whether a wish is forgotten when the step ends so: one that has no hope would be granted again at once, and again.
+    pub const fn gives_up(self, event: Event) -> bool {
+        matches!((self, event), (Self::BackVerifying, Event::Hopeless))
+    }
+
     /// Where a wish leads now: `Some(phase)` to change at once, `None` when it is kept until the phase is over. The
     /// error says what to do instead.
     pub fn granted(self, wish: Wish) -> Result<Option<Self>, &'static str> {
@@ -384,6 +389,20 @@ mod tests {
             }
             assert!(ends, "{phase:?} never ends");
         }
+    }
+
+    /// Whatever an operator asked for: a step that has no hope never leads back to itself by the same wish.
+    #[test]
+    fn a_wish_without_hope_is_not_granted_for_ever() {
+        for phase in Phase::ALL {
+            let next = phase.after(Event::Hopeless);
+            for wish in WISHES.into_iter().filter(|_| next != phase) {
+                let again = next.granted(wish) == Ok(Some(phase));
+                assert!(!again || phase.gives_up(Event::Hopeless), "{phase:?} {wish:?}");
+            }
+        }
+        assert!(Phase::BackVerifying.gives_up(Event::Hopeless));
+        assert!(!Phase::BackVerifying.gives_up(Event::Failed));
     }
 
     #[test]

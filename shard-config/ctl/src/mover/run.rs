@@ -34,7 +34,7 @@ pub enum End {
     Waiting,
     /// Both sides differ; the text says where.
     Different(String),
-    /// The cut-over failed so often that it is given up for now. Everything is as before it.
+    /// The cut-over, or the roll-back, is given up for now. Everything is as before it.
     GivenUp(String),
     /// The preflight found reasons not to begin; nothing was changed.
     Refused(Vec<super::preflight::Problem>),
@@ -269,10 +269,6 @@ impl Runner<'_> {
             self.job.set(&self.control, json!({ "wish": null, "error": null, "attempts": 0 })).await?;
             return Ok(None);
         }
-        if event == Event::Hopeless && phase == Phase::BackVerifying {
-            // What cannot come about is not asked for again.
-            self.forget_wish().await?;
-        }
         let next = phase.after(event);
         if !why.is_empty() {
             self.job.set(&self.control, json!({ "error": why, "error_at": chrono::Utc::now() })).await?;
@@ -284,6 +280,10 @@ impl Runner<'_> {
             self.job.go(&self.control, next, &text).await?;
         } else if event == Event::Failed {
             self.job.note(&self.control, &format!("will be tried again: {why}")).await?;
+        }
+        if phase.gives_up(event) {
+            self.forget_wish().await?;
+            return Ok(Some(End::GivenUp(why)));
         }
         match event {
             Event::Different if next == phase => return Ok(Some(End::Different(why))),

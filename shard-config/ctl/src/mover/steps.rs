@@ -7,6 +7,7 @@ use shard_config::ShardId;
 
 use super::catalog;
 use super::copy;
+use super::fault::reach;
 use super::fence;
 use super::job::Way;
 use super::machine::{Event, Phase, Wish};
@@ -23,10 +24,15 @@ const UNTOLD: Duration = Duration::from_secs(2);
 /// Rows that are still unequal when the cut-over may begin; they are compared again inside the pause.
 const SUSPECTS_MOST: usize = 2_000;
 
+/// A subscription that stopped more often than this, each time within so long after the time before, cannot go on.
+const STOPS_MOST: i64 = 5;
+const STOPS_WITHIN: Duration = Duration::from_secs(60);
+
 impl Runner<'_> {
     pub(super) async fn announce(&mut self) -> Step {
         let announced = catalog::announce(&self.control, &self.job).await?;
         let version = announced.map_err(Hopeless)?;
+        reach(&self.job, "");
         catalog::drained(&self.control, version, DRAIN, Duration::from_millis(50)).await?;
         for db in [&self.source, &self.target] {
             catalog::end_sessions(&self.control, db, version).await?;
@@ -41,6 +47,7 @@ impl Runner<'_> {
         arm::fence_row(&self.target, &self.job, self.buckets()).await?;
         arm::register(&self.source, &self.job, &tables).await?;
         arm::register(&self.target, &self.job, &tables).await?;
+        reach(&self.job, "");
         // A proxy without a lease was not told. It asks the shards themselves, and finds the fence row (H6).
         if catalog::proxies(&self.control).await?.iter().any(|proxy| !proxy.leased) {
             tokio::time::sleep(UNTOLD).await;
@@ -90,6 +97,7 @@ impl Runner<'_> {
             published.push(table.full_name());
             progress.copying.push(table.full_name());
         }
+        reach(&self.job, "");
         let mut shown = progress.json();
         shown["tables"] = json!(tables.len());
         self.job.set(&self.control, json!({ "progress": shown, "throttled": reason })).await?;
@@ -98,7 +106,7 @@ impl Runner<'_> {
     }
 
     /// Replication of one direction still can come about.
-    async fn check_flow(&self, way: Way) -> anyhow::Result<()> {
+    async fn check_flow(&mut self, way: Way) -> anyhow::Result<()> {
         let (giver, taker) = (self.side(self.job.giver(way)), self.side(self.job.taker(way)));
         match copy::slot_state(giver, &self.job.publication(way)).await? {
             None => {
@@ -113,13 +121,27 @@ impl Runner<'_> {
         }
         let progress = copy::progress(taker, &self.job, way).await?;
         if !progress.enabled {
-            let text = format!(
-                "the subscription on shard {} stopped at an error, which that server's log has",
-                self.job.taker(way)
-            );
-            return Err(Hopeless(text).into());
+            anyhow::bail!(self.start_again(way).await?);
         }
         Ok(())
+    }
+
+    /// A subscription stops at every error, and to PostgreSQL a giver that went away in the middle is one, too. So it is
+    /// told to go on, which loses nothing; an error that comes again each time is one of rows.
+    async fn start_again(&mut self, way: Way) -> anyhow::Result<String> {
+        let now = chrono::Utc::now().timestamp();
+        let recent = now - self.job.number("stopped_at").unwrap_or(0) < STOPS_WITHIN.as_secs() as i64;
+        let stops = if recent { self.job.number("stops").unwrap_or(0) } else { 0 } + 1;
+        let text = format!(
+            "the subscription on shard {} stopped at an error, which that server's log has",
+            self.job.taker(way)
+        );
+        if stops > STOPS_MOST {
+            return Err(Hopeless(format!("{text}; it did so {STOPS_MOST} times")).into());
+        }
+        self.job.set(&self.control, json!({ "stops": stops, "stopped_at": now })).await?;
+        copy::enable(self.side(self.job.taker(way)), &self.job, way).await?;
+        Ok(format!("{text}; it goes on again"))
     }
 
     pub(super) async fn catch_up(&mut self) -> Step {
@@ -137,6 +159,7 @@ impl Runner<'_> {
         arm::arm(&self.target, &self.job, &tables, self.buckets()).await?;
         // The way back is made here: a slot waits for transactions under way, which must not be in the pause (H29).
         copy::publish(&self.target, &self.job, Way::Back, &tables, self.buckets()).await?;
+        reach(&self.job, "");
         copy::slot(&mut self.target, &self.job.publication(Way::Back)).await?;
         Ok(Some(Event::Finished))
     }
@@ -184,6 +207,7 @@ impl Runner<'_> {
             // the old one collected is only compared once more.
             let giver = if way == Way::Out { &mut self.source } else { &mut self.target };
             copy::slot(giver, &slot).await?;
+            reach(&self.job, "");
             let lsn: String = giver.value("SELECT pg_current_wal_lsn()::text", &[]).await?;
             let (giver, taker) = match way {
                 Way::Out => (&mut self.source, &mut self.target),
@@ -272,6 +296,7 @@ impl Runner<'_> {
         self.settle(self.job.source).await?;
         // Forward goes before back begins: with both, every change would go round (H29).
         copy::take_down(&self.source, &self.target, &self.job, Way::Out).await?;
+        reach(&self.job, "");
         let conninfo = self.servers.conninfo(&self.target);
         copy::subscribe(&self.source, &self.job, Way::Back, &conninfo, false).await?;
         copy::begin(&self.target, &self.source, &self.job, Way::Back).await?;
@@ -279,11 +304,20 @@ impl Runner<'_> {
     }
 
     pub(super) async fn keep_window(&mut self) -> Step {
+        reach(&self.job, "");
         let held =
             fence::unlock_when_safe(&self.source, self.job.source, &self.control, &self.job).await?.err();
         self.show_lag(Way::Back).await?;
         let state = copy::slot_state(&self.target, &self.job.publication(Way::Back)).await?;
         let progress = copy::progress(&self.source, &self.job, Way::Back).await?;
+        if state.is_some() && !progress.enabled {
+            match self.start_again(Way::Back).await {
+                Ok(text) => self.job.note(&self.control, &text).await?,
+                // Said below; it is for the operator to decide.
+                Err(error) if error.is::<Hopeless>() => {}
+                Err(error) => return Err(error),
+            }
+        }
         let way_back = match state {
             None => "gone: the slot on the target is no more; only finish is left",
             Some((state, _)) if state == "lost" => {
@@ -339,6 +373,7 @@ impl Runner<'_> {
             let tables = super::tables::sharded(&db, &self.servers.config).await?;
             let buckets = self.map.map.buckets();
             let total = clean::delete(&db, &self.job, &tables, buckets, &self.control).await?;
+            reach(&self.job, "deleted");
             for table in &tables {
                 let left = clean::any_row(&db, &self.job, table, buckets).await?;
                 anyhow::ensure!(!left, "rows of {} came while it was cleaned", table.full_name());
@@ -346,6 +381,7 @@ impl Runner<'_> {
             self.job.note(&self.control, &format!("{total} rows deleted from shard {shard}")).await?;
         }
         arm::disarm(&self.source, &self.job).await?;
+        reach(&self.job, "disarmed");
         arm::disarm(&self.target, &self.job).await?;
         fence::unlock(&self.source, &self.job).await?;
         fence::unlock(&self.target, &self.job).await?;

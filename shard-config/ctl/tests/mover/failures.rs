@@ -101,6 +101,63 @@ async fn an_abort_in_every_phase_leaves_nothing() {
     bed.check_rows(posted).await;
 }
 
+/// Ends the connections over which rows flow from a shard, as a server that dies does.
+async fn cut_flow(bed: &Bed, giver: u16, taker: u16) {
+    let (giver, taker) = (bed.shard(giver).await, bed.shard(taker).await);
+    giver.rows("SELECT pg_terminate_backend(pid) FROM pg_stat_replication", &[]).await.unwrap();
+    let stopped = "SELECT NOT EXISTS (SELECT FROM pg_subscription WHERE subenabled)";
+    for _ in 0..200 {
+        if taker.holds(stopped, &[]).await.unwrap() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("the subscription did not stop");
+}
+
+/// To PostgreSQL a giver that goes away is an error, at which a subscription stops; to the mover it is none.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_giver_that_went_away_is_waited_for() {
+    let bed = Bed::start(2).await;
+    let proxy = Proxy::start(&bed.servers).await;
+    let writers = Writers::start(&proxy, 2);
+    let job = bed.plan(&Scope::of_range(0, 15), 1, 2).await;
+    assert_eq!(bed.run(job.id, Options::default()).await, End::Waiting);
+    cut_flow(&bed, 1, 2).await;
+    bed.ask(job.id, Wish::Cutover).await;
+    assert_eq!(bed.run(job.id, Options::default()).await, End::Waiting);
+    assert_eq!(bed.load(job.id).await.phase, Phase::Window, "{}", bed.story(job.id).await);
+    cut_flow(&bed, 2, 1).await;
+    bed.ask(job.id, Wish::Rollback).await;
+    assert_eq!(bed.run(job.id, Options::default()).await, End::Over);
+    assert_eq!(bed.load(job.id).await.phase, Phase::RolledBack, "{}", bed.story(job.id).await);
+    bed.check_clean().await;
+    bed.check_rows(writers.stop().await).await;
+}
+
+/// The way back is gone: the roll-back ends, and the operator may finish.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_roll_back_without_a_way_back_is_given_up() {
+    let bed = Bed::start(2).await;
+    let proxy = Proxy::start(&bed.servers).await;
+    let writers = Writers::start(&proxy, 2);
+    let job = bed.plan(&Scope::of_range(0, 15), 1, 2).await;
+    let auto = Options { auto: true, ..Options::default() };
+    assert_eq!(bed.run(job.id, auto).await, End::Waiting);
+    cut_flow(&bed, 2, 1).await;
+    let sql = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE NOT active";
+    bed.shard(2).await.rows(sql, &[]).await.unwrap();
+    bed.ask(job.id, Wish::Rollback).await;
+    let ended = bed.run(job.id, Options::default()).await;
+    assert!(matches!(ended, End::GivenUp(_)), "{ended:?}\n{}", bed.story(job.id).await);
+    assert_eq!(bed.load(job.id).await.phase, Phase::Window);
+    bed.ask(job.id, Wish::Finish).await;
+    assert_eq!(bed.run(job.id, Options::default()).await, End::Over);
+    assert_eq!(bed.load(job.id).await.phase, Phase::Done);
+    bed.check_clean().await;
+    bed.check_rows(writers.stop().await).await;
+}
+
 /// H6: an attempt that began with another map than the one in use changes nothing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn h6_a_map_that_changed_meanwhile_is_not_overwritten() {

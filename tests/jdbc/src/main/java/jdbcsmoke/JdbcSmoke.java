@@ -11,6 +11,9 @@ public final class JdbcSmoke {
     private JdbcSmoke() {}
 
     public static void main(String[] arguments) throws Exception {
+        if (arguments.length == 2 && arguments[0].equals("--loop")) {
+            System.exit(Looping.run(new Target("proxy", arguments[1])) ? 0 : 1);
+        }
         List<String> urls = new ArrayList<>();
         List<String> only = new ArrayList<>();
         List<String> into = urls;
