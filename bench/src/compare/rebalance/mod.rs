@@ -70,8 +70,11 @@ pub async fn run(args: RebalanceArgs) -> Result<bool> {
         false => Some(application::Application::start(stack.proxies.last().context("no proxy")?).await?),
     };
     say("payments without a move");
+    // The same clients as beside a move: what they cost is not the move's.
     let calm = foreground::Foreground::start(args.rate)?;
+    let watching = watch::Watch::start(&stack, &[]).await?;
     tokio::time::sleep(foreground::WARM_UP + Duration::from_secs(args.baseline)).await;
+    watching.stop().await?;
     let baseline = calm.stop().await?;
 
     let mut report = Report::new(&args, baseline);

@@ -131,10 +131,17 @@ pub async fn subscribe(taker: &Db, job: &Job, way: Way, conninfo: &str, copy: bo
     taker.run(&sql).await.context("the subscription")
 }
 
-/// Hands another table to replication: it is copied as soon as a worker is free.
-pub async fn add(giver: &Db, taker: &Db, job: &Job, table: &Table, buckets: u16) -> anyhow::Result<()> {
+/// Hands more tables to replication: they are copied as soon as workers are free.
+pub async fn add(
+    giver: &Db,
+    taker: &Db,
+    job: &Job,
+    tables: &[&Table],
+    buckets: u16,
+) -> anyhow::Result<()> {
     let name = ident(&job.publication(Way::Out));
-    giver.run(&format!("ALTER PUBLICATION {name} ADD TABLE {}", published(table, job, buckets))).await?;
+    let tables: Vec<_> = tables.iter().map(|table| published(table, job, buckets)).collect();
+    giver.run(&format!("ALTER PUBLICATION {name} ADD TABLE {}", tables.join(", "))).await?;
     refresh(taker, job).await
 }
 

@@ -19,6 +19,7 @@ use crate::direct::{Db, Servers};
 
 /// Between two looks at a phase that waits.
 const LOOK: Duration = Duration::from_millis(500);
+const LOOK_AT_COPY: Duration = Duration::from_millis(150);
 /// Pauses after a step that failed: doubled up to the most.
 const BACKOFF_FIRST: Duration = Duration::from_millis(500);
 const BACKOFF_MOST: Duration = Duration::from_secs(15);
@@ -248,7 +249,7 @@ impl Runner<'_> {
         let (event, why) = match done {
             Ok(None) => {
                 self.backoff = BACKOFF_FIRST;
-                tokio::time::sleep(LOOK).await;
+                tokio::time::sleep(if phase == Phase::Copying { LOOK_AT_COPY } else { LOOK }).await;
                 return Ok(None);
             }
             Ok(Some(event)) => (event, String::new()),

@@ -86,16 +86,23 @@ impl Runner<'_> {
         // The largest first: they are what the copy waits for in the end.
         waiting.sort_by_key(|table| std::cmp::Reverse(table.bytes));
         let mut reason = None;
+        let mut next = Vec::new();
         for table in waiting {
             let copied = tables.iter().filter(|t| published.contains(&t.full_name())).map(|t| t.bytes).sum();
-            reason = throttle.holds(&self.job, &self.source, progress.copying.len(), copied).await?;
-            if reason.is_some() {
-                break;
+            let large = tables.iter().filter(|t| progress.copying.contains(&t.full_name()) && !t.is_small()).count();
+            let held = throttle.holds(&self.job, &self.source, large, table, copied).await?;
+            if held.is_some() {
+                reason = held;
+                continue;
             }
-            copy::add(&self.source, &self.target, &self.job, table, buckets).await?;
-            self.job.note(&self.control, &format!("copying {}", table.full_name())).await?;
             published.push(table.full_name());
             progress.copying.push(table.full_name());
+            next.push(table);
+        }
+        if !next.is_empty() {
+            copy::add(&self.source, &self.target, &self.job, &next, buckets).await?;
+            let names: Vec<_> = next.iter().map(|table| table.full_name()).collect();
+            self.job.note(&self.control, &format!("copying {}", names.join(", "))).await?;
         }
         reach(&self.job, "");
         let mut shown = progress.json();

@@ -9,11 +9,12 @@ use serde_json::{Value, json};
 
 use super::job::Job;
 use super::preflight::human;
+use super::tables::Table;
 use crate::direct::Db;
 
-/// Tables copied at the same time unless the operator says otherwise. PostgreSQL's own limit
-/// (max_sync_workers_per_subscription) holds besides.
-const PARALLEL: usize = 4;
+/// Large tables copied at the same time unless the operator says otherwise: each keeps a processor of either server busy.
+/// PostgreSQL's own limit (max_sync_workers_per_subscription) holds besides.
+const PARALLEL: usize = 2;
 
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Throttle {
@@ -49,12 +50,13 @@ impl Throttle {
         &self,
         job: &Job,
         source: &Db,
-        running: usize,
+        large: usize,
+        table: &Table,
         begun_bytes: i64,
     ) -> anyhow::Result<Option<String>> {
         let parallel = self.parallel.unwrap_or(PARALLEL).max(1);
-        if running >= parallel {
-            return Ok(Some(format!("{running} tables are being copied, {parallel} may be")));
+        if large >= parallel && !table.is_small() {
+            return Ok(Some(format!("{large} large tables are being copied, {parallel} may be")));
         }
         let seconds = (chrono::Utc::now() - job.created_at).num_seconds().max(1);
         if let Some(reason) = self.too_fast(seconds, begun_bytes) {
