@@ -64,7 +64,8 @@ pub async fn apply(
     );
     let mut done = Vec::new();
     for step in &plan.steps {
-        let detail = json!({ "throttle": throttle.json() });
+        // For `serve`, should it take the move up.
+        let detail = json!({ "throttle": throttle.json(), "auto": options.auto, "finish": options.finish });
         let epoch = i64::try_from(catalog::map(&control).await?.map.epoch())?;
         let job = Job::create(&control, &scope_of(step)?, step.source, step.target, epoch, &detail).await?;
         done.push(job.id);
@@ -333,6 +334,9 @@ pub async fn resume(servers: &Servers, id: i64, options: Options, screen: Screen
     let mut job = Job::load(&control, id).await?;
     anyhow::ensure!(!job.phase.is_over(), "move {id} is over: {}", job.phase.name());
     job.set(&control, json!({ "paused": false })).await?;
+    if options.auto {
+        job.set(&control, json!({ "auto": true, "finish": options.finish })).await?;
+    }
     drive(servers, id, options, screen).await
 }
 

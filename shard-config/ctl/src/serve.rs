@@ -99,10 +99,10 @@ pub async fn serve(servers: &Servers, say: impl Fn(String)) -> anyhow::Result<()
             let db = control.as_ref().context("no session")?;
             moves.retain(|_, task| !task.is_finished());
             requests.retain(|_, task| !task.is_finished());
-            for (id, options) in orphans(db).await? {
+            for id in orphans(db).await? {
                 moves.entry(id).or_insert_with(|| {
                     let (servers, tell) = (servers.clone(), tell.clone());
-                    tokio::spawn(async move { go_on(&servers, id, options, &tell).await })
+                    tokio::spawn(async move { go_on(&servers, id, &tell).await })
                 });
             }
             for request in open_requests(db).await? {
@@ -130,21 +130,14 @@ pub async fn serve(servers: &Servers, say: impl Fn(String)) -> anyhow::Result<()
     }
 }
 
-/// Moves that nobody runs, and how they are to be run. One that waits for an operator has a runner, too: slots are read,
-/// and what changes is compared.
-async fn orphans(db: &Db) -> anyhow::Result<Vec<(i64, Options)>> {
-    let sql = "SELECT id, coalesce((detail ->> 'auto')::boolean, false), coalesce((detail ->> 'finish')::boolean, false) \
-               FROM shard_catalog.move m WHERE phase NOT IN ('done', 'rolled_back', 'aborted', 'refused') \
+/// Moves that nobody runs. One that waits for an operator has a runner, too: slots are read, and what changes is compared.
+async fn orphans(db: &Db) -> anyhow::Result<Vec<i64>> {
+    let sql = "SELECT id FROM shard_catalog.move m WHERE phase NOT IN ('done', 'rolled_back', 'aborted', 'refused') \
                AND NOT coalesce((detail ->> 'paused')::boolean, false) \
                AND NOT EXISTS (SELECT FROM pg_locks l WHERE l.locktype = 'advisory' AND l.classid::int8 = $1 \
                     AND l.objid::int8 = m.id AND l.granted) ORDER BY id";
     let rows = db.rows(sql, &[&i64::from(RUN_CLASS)]).await?;
-    rows.iter()
-        .map(|row| {
-            let options = Options { auto: row.try_get(1)?, finish: row.try_get(2)?, stay: true };
-            Ok((row.try_get(0)?, options))
-        })
-        .collect()
+    rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
 }
 
 /// Requests that nobody has taken, or whose server has died over them.
@@ -156,8 +149,8 @@ async fn open_requests(db: &Db) -> anyhow::Result<Vec<Request>> {
     rows.iter().map(|row| Ok(Request { id: row.try_get(0)?, goal: row.try_get(1)? })).collect()
 }
 
-async fn go_on(servers: &Servers, id: i64, options: Options, tell: &Sender<String>) {
-    let line = match run(servers, id, options).await {
+async fn go_on(servers: &Servers, id: i64, tell: &Sender<String>) {
+    let line = match run(servers, id, Options { stay: true, ..Options::default() }).await {
         // Somebody was faster.
         Err(error) if error.is::<Attached>() => return,
         Err(error) => format!("move {id}: {error:#}"),

@@ -190,12 +190,13 @@ fn catalogue(port: u16) -> Result<Option<String>> {
     let (login, rest) = url.rsplit_once(':').context("PROXY_URL")?;
     let database = rest.split_once('/').map_or("payments", |(_, database)| database);
     let log = std::env::temp_dir().join(format!("oracle-mutant-{}", std::process::id()));
+    let file = fs::File::create(&log)?;
     let child = Command::new(std::env::current_exe()?)
         .args(["--catalog", "--stop"])
         .env("PROXY_URL", format!("{login}:{port}/{database}"))
         .stdin(Stdio::null())
-        .stdout(fs::File::create(&log)?)
-        .stderr(Stdio::null())
+        .stdout(file.try_clone()?)
+        .stderr(file)
         .spawn()?;
     let mut running = Running(child);
     let deadline = Instant::now() + RUN_LIMIT;
@@ -205,6 +206,10 @@ fn catalogue(port: u16) -> Result<Option<String>> {
             let _ = fs::remove_file(&log);
             if status.success() {
                 return Ok(None);
+            }
+            // A run that failed otherwise has found nothing.
+            if !text.contains("DIFFERENT") {
+                bail!("the catalogue was not run: {}", text.lines().last().unwrap_or_default());
             }
             let first = text.lines().skip_while(|line| !line.starts_with("DIFFERENT")).take(2).collect::<Vec<_>>();
             return Ok(Some(first.join(" ").chars().take(160).collect()));

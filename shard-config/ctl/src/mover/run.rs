@@ -47,7 +47,7 @@ pub struct Options {
     pub auto: bool,
     /// Close the window as soon as it is open.
     pub finish: bool,
-    /// Stay while the move waits for the operator.
+    /// Stay while the move waits for the operator, and take `auto` and `finish` from its record, too.
     pub stay: bool,
 }
 
@@ -204,13 +204,16 @@ impl Runner<'_> {
 
     /// Follows the operator's wish; true when the phase has changed.
     async fn obey(&mut self, options: Options) -> anyhow::Result<bool> {
+        // Who stays does what was wanted of the move, whoever wrote it down.
+        let wanted = |flag: &str| options.stay && self.job.flag(flag);
+        let (auto, finish) = (options.auto || wanted("auto"), options.finish || wanted("finish"));
         let wish = match (self.job.wish(), self.job.phase) {
             (Some(wish), _) => wish,
-            (None, Phase::Ready) if options.auto => {
+            (None, Phase::Ready) if auto => {
                 self.job.set(&self.control, json!({ "wish": Wish::Cutover.name() })).await?;
                 Wish::Cutover
             }
-            (None, Phase::Window) if options.finish => Wish::Finish,
+            (None, Phase::Window) if finish => Wish::Finish,
             _ => return Ok(false),
         };
         if wish == Wish::Cutover && self.job.phase == Phase::Ready {
