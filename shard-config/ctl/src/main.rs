@@ -222,7 +222,7 @@ struct Limits {
     /// Begin no further table while the source takes so many milliseconds to answer SELECT 1.
     #[arg(long)]
     latency_ms: Option<i64>,
-    /// Large tables copied at the same time (default 2).
+    /// Large tables copied at the same time (default 1).
     #[arg(long)]
     parallel: Option<usize>,
 }

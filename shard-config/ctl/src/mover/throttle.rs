@@ -12,9 +12,10 @@ use super::preflight::human;
 use super::tables::Table;
 use crate::direct::Db;
 
-/// Large tables copied at the same time unless the operator says otherwise: each keeps a processor of either server busy.
+/// Large tables copied at the same time unless the operator says otherwise: each keeps a processor of either server busy, which
+/// the application wants, too.
 /// PostgreSQL's own limit (max_sync_workers_per_subscription) holds besides.
-const PARALLEL: usize = 2;
+const PARALLEL: usize = 1;
 
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Throttle {

@@ -66,8 +66,9 @@ async fn all_digests(
 ) -> anyhow::Result<(Vec<Digest>, Suspects)> {
     let (mut digests, mut suspects) = (Vec::new(), Suspects::new());
     for table in tables {
-        let (ours, theirs) =
-            tokio::try_join!(chunks(giver, table, job, buckets), chunks(taker, table, job, buckets))?;
+        // Not both at once: each keeps a processor busy, and the application wants them, too.
+        let ours = chunks(giver, table, job, buckets).await?;
+        let theirs = chunks(taker, table, job, buckets).await?;
         let numbers: BTreeSet<_> = ours.keys().chain(theirs.keys()).copied().collect();
         let unequal: Vec<i32> =
             numbers.into_iter().filter(|chunk| ours.get(chunk) != theirs.get(chunk)).collect();
