@@ -70,6 +70,9 @@ impl Session {
             return Destination::Multi(Resolved::Drawn);
         }
         if let Some(error) = self.value_of_another(&statement.plan.effect, &state) {
+        if let Some(error) = self.in_use(&statement.plan, sql.get(statement.text.clone()).unwrap_or_default()) {
+            return Destination::Refused(error);
+        }
             return Destination::Refused(error);
         }
         if let Some(shard) = self.target {

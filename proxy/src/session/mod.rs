@@ -10,7 +10,7 @@
 //! - `motion`, with `motion_ddl` (PURE): what must wait, or cannot go on, because its buckets move.
 //! - `naming`: which settings statements are routed by.
 //! - `config`: `SELECT set_config(...)`.
-//! - `changed`: what DDL in the open transaction has changed.
+//! - `changed`: what DDL in the open transaction has changed; `in_use`: what an open cursor keeps from being changed.
 //! - `effects`: what a statement that a server ran means for the session.
 //! - `replies`: what a server's message means; a queue of expected replies says what to pass on, swallow or add.
 //! - `checkout`: waiting for a connection, and what happens when one is lost.
@@ -39,6 +39,7 @@ mod dispatch;
 mod drawn;
 mod effects;
 mod extended;
+mod in_use;
 mod io;
 mod local;
 mod messages;

@@ -706,3 +706,31 @@ nokey	801	b
 \.
 SELECT count(*) FROM filled WHERE id >= 800;
 --! end filled
+-- A cursor over several shards has a connection of its own, for which the session's others would wait.
+--! script simple
+CREATE TABLE made_used (tenant_id uuid NOT NULL, id int, PRIMARY KEY (tenant_id, id));
+INSERT INTO made_used VALUES ({k1}, 1), ({k2}, 1), ({k3}, 2);
+DECLARE c CURSOR FOR SELECT tenant_id, id FROM made_used ORDER BY tenant_id, id\; TRUNCATE made_used\; FETCH c;
+DECLARE c CURSOR FOR SELECT tenant_id, id FROM made_used ORDER BY tenant_id, id\; ALTER TABLE made_used ADD COLUMN z int;
+DECLARE c CURSOR FOR SELECT tenant_id, id FROM made_used ORDER BY tenant_id, id\; DROP TABLE made_used;
+DECLARE c CURSOR FOR SELECT tenant_id, id FROM made_used ORDER BY tenant_id, id\; FETCH c\; CLOSE c\; TRUNCATE made_used;
+BEGIN;
+DECLARE c CURSOR FOR SELECT tenant_id, id FROM made_used ORDER BY tenant_id, id;
+SAVEPOINT s;
+ALTER TABLE made_used ADD COLUMN z int;
+ROLLBACK TO s;
+TRUNCATE made_used;
+ROLLBACK TO s;
+FETCH c;
+CREATE TABLE made_beside (tenant_id uuid NOT NULL, id int, PRIMARY KEY (tenant_id, id));
+CLOSE c;
+ALTER TABLE made_used ADD COLUMN z int;
+ROLLBACK;
+--! cleanup DROP TABLE IF EXISTS made_used
+--! end
+--! script simple
+BEGIN;
+DECLARE c CURSOR FOR SELECT tenant_id, id FROM filled ORDER BY tenant_id, id;
+LOCK TABLE filled;
+ROLLBACK;
+--! end filled
