@@ -246,6 +246,8 @@ impl<'a> Participants<'a> {
 
     /// Not even ROLLBACK TO can help.
     pub fn transaction_is_lost(&mut self) {
+            // Cursors behind the last savepoint are gone, and so are the locks of who keeps their rows.
+            self.session.running.rolled_back_to(transaction.depth());
         if let Some(transaction) = &mut self.session.transaction {
             transaction.failed = true;
             transaction.lost = true;

@@ -384,6 +384,7 @@ impl Session {
         stream: TcpStream,
         settings: Rc<Settings>,
     ) -> Self {
+        let running = super::running::All::told(info.kept.clone());
         Self {
             worker,
             space,
@@ -425,7 +426,7 @@ impl Session {
             hidden_bind: false,
             schema_changed: false,
             participant_lost: false,
-            running: Default::default(),
+            running,
             failure: None,
             held_since: None,
             statement_state: None,
