@@ -147,6 +147,8 @@ pub struct Session {
     hidden_bind: bool,
     /// DDL ran in the open transaction on all shards: its COMMIT is followed by a look at the catalog (H39).
     schema_changed: bool,
+    /// Its servers may have drawn from sequences since it took them.
+    drew: bool,
     /// What that DDL has changed, until the transaction ends.
     changed: Option<Box<changed::Changed>>,
     /// What a server said of the settings held for it: it is told in place of the "transaction is aborted" that follows.

@@ -350,6 +350,9 @@ impl<'a> Participants<'a> {
     pub fn default_shard(&self) -> usize {
         self.session.default_shard()
     }
+        if self.session.forget_others_draws(at) {
+            self.simple(at, super::dispatch::DISCARD_SEQUENCES).await?;
+        }
 
     /// How the text of one statement is answered by bringing its rows together.
     pub fn gather_plan(&self, text: &[u8]) -> Result<GatherPlan, Refusal> {

@@ -425,6 +425,7 @@ impl Session {
             current: Default::default(),
             hidden_bind: false,
             schema_changed: false,
+            drew: false,
             participant_lost: false,
             running,
             failure: None,
