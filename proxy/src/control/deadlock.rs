@@ -17,7 +17,7 @@ use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
 
 use super::limits::{DEADLOCK_AGE, DEADLOCK_POLL, DEADLOCK_STEP, DEADLOCK_WAITS};
-use super::waits::{Backend, Owner, Victim, Wait, victims};
+use super::waits::{Backend, Owner, Victim, Wait, may_hide, victims};
 use crate::admin::{Context, workers};
 use crate::worker::Mail;
 
@@ -72,12 +72,12 @@ impl Watch {
         let before = std::mem::take(&mut self.before);
         let waits = self.waits().await;
         let shards: BTreeSet<usize> = waits.iter().map(|wait| wait.backend.0).collect();
-        if shards.len() < 2 {
-            // A cycle over several shards has a wait on two of them.
+        let ours = if waits.is_empty() { Vec::new() } else { self.ours().await };
+        let mut owners: BTreeMap<Backend, Owner> = ours.iter().cloned().collect();
+        if shards.len() < 2 && !may_hide(&waits, &owners) {
+            // A cycle that its server does not see has a wait on two shards, or two backends of one client.
             return if self.noted { self.exchange(&[]).await.map(|_| ()) } else { Ok(()) };
         }
-        let ours = self.ours().await;
-        let mut owners: BTreeMap<Backend, Owner> = ours.iter().cloned().collect();
         match self.exchange(&ours).await {
             Ok(others) => owners.extend(others),
             // Cycles among our own clients are found without the default shard.
@@ -114,7 +114,7 @@ impl Watch {
         join_all(asks).await.into_iter().flatten().flatten().collect()
     }
 
-    /// Our clients that have servers of several shards.
+    /// Our clients that have several servers.
     async fn ours(&self) -> Vec<(Backend, Owner)> {
         let state = self.context.shared.load();
         let shard_of = |address: &SocketAddr| {
@@ -128,7 +128,7 @@ impl Watch {
                 .filter_map(|(address, pid)| Some((shard_of(address)?, *pid)))
                 .collect();
             let owner = Owner { proxy: self.proxy.clone(), client: client.id };
-            if at.iter().any(|(shard, _)| *shard != at[0].0) {
+            if at.len() > 1 {
                 backends.extend(at.into_iter().map(|backend| (backend, owner.clone())));
             }
         }

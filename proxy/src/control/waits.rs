@@ -45,7 +45,8 @@ pub(super) struct Victim {
 /// One victim for each group of transactions that wait for each other over several shards. Every proxy that sees the
 /// same waits chooses the same one: the highest owner, which says nothing about whose work is worth more.
 ///
-/// A group that waits on one shard only is left to that server's own `deadlock_timeout`.
+/// A group that waits on one shard only is left to that server's own `deadlock_timeout`, unless it is none for the server:
+/// a client may have two backends there (a query over several shards has one more on the default shard).
 pub(super) fn victims(waits: &[Wait], owners: &BTreeMap<Backend, Owner>) -> BTreeSet<Victim> {
     let node = |backend: Backend| owners.get(&backend).map_or(Node::Backend(backend), |o| Node::Client(o.clone()));
     let mut edges: BTreeMap<Node, BTreeSet<Node>> = BTreeMap::new();
@@ -66,7 +67,7 @@ pub(super) fn victims(waits: &[Wait], owners: &BTreeMap<Backend, Owner>) -> BTre
         seen.extend(&group);
         let inside = |wait: &&Wait| group.contains(&node(wait.backend));
         let shards: BTreeSet<usize> = waits.iter().filter(inside).map(|wait| wait.backend.0).collect();
-        if shards.len() < 2 {
+        if shards.len() < 2 && is_seen_by_server(waits.iter().filter(inside)) {
             continue;
         }
         let owned = waits.iter().filter(inside).filter_map(|wait| {
@@ -76,6 +77,24 @@ pub(super) fn victims(waits: &[Wait], owners: &BTreeMap<Backend, Owner>) -> BTre
         found.extend(owned.max());
     }
     found
+}
+
+/// Do the backends of these waits, all of one shard, wait for each other?
+fn is_seen_by_server<'a>(waits: impl Iterator<Item = &'a Wait>) -> bool {
+    let mut edges: BTreeMap<Node, BTreeSet<Node>> = BTreeMap::new();
+    for wait in waits {
+        let blockers = wait.blockers.iter().map(|pid| Node::Backend((wait.backend.0, *pid)));
+        edges.entry(Node::Backend(wait.backend)).or_default().extend(blockers);
+    }
+    edges.keys().any(|from| reachable(from, &edges).contains(from))
+}
+
+/// May some of these waits be a cycle on one shard that is none for the server? Where they are, a client has two backends.
+pub(super) fn may_hide(waits: &[Wait], owners: &BTreeMap<Backend, Owner>) -> bool {
+    let mut seen = BTreeSet::new();
+    let doubled: BTreeSet<usize> =
+        owners.iter().filter(|((shard, _), owner)| !seen.insert((*shard, *owner))).map(|((shard, _), _)| *shard).collect();
+    waits.iter().any(|wait| doubled.contains(&wait.backend.0))
 }
 
 fn reachable<'a>(from: &Node, edges: &'a BTreeMap<Node, BTreeSet<Node>>) -> BTreeSet<&'a Node> {
@@ -130,6 +149,22 @@ mod tests {
         assert_eq!(clients(&[wait(0, 10, &[20]), wait(0, 20, &[10])], &owners), [0; 0]);
         // Opposite pids on different shards that belong to nobody in common.
         assert_eq!(clients(&[wait(1, 77, &[78]), wait(0, 78, &[77])], &owners), [0; 0]);
+    }
+
+    #[test]
+    fn a_cycle_on_one_shard_through_two_backends_of_one_client_has_a_victim() {
+        // Client 1 has 10 and 19 on shard 0: 19 keeps a table that 77 wants, and 10 stands in the queue behind 77.
+        let mut two = owners(&[(1, &[0, 1])]);
+        two.insert((0, 19), Owner { proxy: "p".to_owned(), client: 1 });
+        let waits = [wait(0, 10, &[77]), wait(0, 77, &[19])];
+        assert_eq!(clients(&waits, &two), [1]);
+        assert!(may_hide(&waits, &two) && !may_hide(&waits, &owners(&[(1, &[0, 1])])));
+        // It waits for itself.
+        assert_eq!(clients(&[wait(0, 10, &[19])], &two), [1]);
+        // The server sees this one.
+        assert_eq!(clients(&[wait(0, 10, &[77]), wait(0, 77, &[10])], &two), [0; 0]);
+        // No cycle.
+        assert_eq!(clients(&[wait(0, 77, &[19]), wait(0, 78, &[10])], &two), [0; 0]);
     }
 
     #[test]

@@ -15,7 +15,7 @@ pub(super) async fn run(p: &mut Participants<'_>, statement: &MultiStatement) ->
         return Err(ProxyError::internal("a cursor without a name").into());
     };
     let name = Name::Cursor(cursor.clone());
-    let Some((Running::Gathered(server), depth)) = p.take_running(&name) else {
+    let Some((Running::Gathered(server, plan), depth)) = p.take_running(&name) else {
         return Err(ProxyError::new("34000", format!("cursor \"{cursor}\" does not exist")).into());
     };
     let at = p.add_server(server);
@@ -44,7 +44,7 @@ pub(super) async fn run(p: &mut Participants<'_>, statement: &MultiStatement) ->
         give_back(p, at).await;
     } else {
         let server = p.take_server(at);
-        p.keep_again(name, Running::Gathered(server), depth);
+        p.keep_again(name, Running::Gathered(server, plan), depth);
     }
     result
 }

@@ -90,7 +90,7 @@ pub(super) async fn run(
         _ => return Ok(Answer { complete, kept: false }),
     };
     let server = p.take_server(scratch);
-    p.keep(name, Running::Gathered(server));
+    p.keep(name, Running::Gathered(server, statement.routed.plan.clone()));
     Ok(Answer { complete, kept: true })
 }
 

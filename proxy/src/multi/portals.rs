@@ -78,12 +78,12 @@ pub(super) async fn resume(p: &mut Participants<'_>, portal: &[u8], max_rows: i3
     };
     let (complete, rest) = match running {
         Running::Each { .. } => fetch(p, running, max_rows.max(0)).await?,
-        Running::Gathered(server) => {
+        Running::Gathered(server, plan) => {
             let at = p.add_server(server);
             let result = more(p, at, b"", max_rows.max(0)).await;
             if matches!(&result, Ok(complete) if complete.first() == Some(&b's')) {
                 let server = p.take_server(at);
-                (result?, Some(Running::Gathered(server)))
+                (result?, Some(Running::Gathered(server, plan)))
             } else {
                 give_back(p, at).await;
                 (result?, None)

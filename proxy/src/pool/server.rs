@@ -68,6 +68,10 @@ pub struct Server {
     pub dirty: bool,
     /// Which settings it has is not known: it may end its transaction, but nobody else gets it.
     pub unknown_state: bool,
+    /// Sequences may have been drawn from on it, so that it has values of currval() and lastval().
+    pub drawn: bool,
+    /// So they were before the session that has it now took it.
+    pub drawn_by_others: bool,
     pub created: Instant,
     pub used: Instant,
     /// Closed when idle after this.
@@ -106,6 +110,8 @@ impl Server {
             unnamed: 0,
             dirty: false,
             unknown_state: false,
+            drawn: false,
+            drawn_by_others: false,
             created: now,
             used: now,
             expires,

@@ -80,14 +80,16 @@ impl Session {
     }
 
     pub(super) fn take_server(&mut self, at: usize) -> Box<Server> {
-        let server = self.servers.remove(at);
+        let mut server = self.servers.remove(at);
+        server.drawn |= self.drew;
         self.note_serving();
         self.active = 0;
         server
     }
 
     pub(super) fn give_back(&mut self, at: usize) {
-        let server = self.servers.remove(at);
+        let mut server = self.servers.remove(at);
+        server.drawn |= self.drew;
         let pool = server.pool.clone();
         pool.put(server, self.worker.now.get());
         self.note_serving();
@@ -105,11 +107,13 @@ impl Session {
         self.settle_pin();
         let keep = usize::from(self.pinned.is_some() && !self.servers.is_empty());
         for server in &mut self.servers {
+            server.drawn |= self.drew;
             if server.enlisted {
                 server.settings = self.settings.clone();
                 server.enlisted = false;
             }
         }
+        self.drew = false;
         for server in self.servers.drain(keep..) {
             let pool = server.pool.clone();
             pool.put(server, now);
@@ -148,6 +152,7 @@ impl Session {
         let now = self.worker.now.get();
         for mut server in self.servers.drain(..) {
             // Temporary tables, LISTEN and locks of a pinned session must not reach the next client.
+            server.drawn |= self.drew;
             server.dirty |= self.has_temp || self.info.pinned.get().is_some();
             let pool = server.pool.clone();
             pool.put(server, now);

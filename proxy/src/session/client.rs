@@ -45,6 +45,8 @@ pub struct ClientInfo {
     pub leak_warned: Cell<bool>,
     /// Servers that work for this client now.
     pub serving: RefCell<Vec<Rc<ServerKey>>>,
+    /// Those that keep rows of its cursors and portals, and locks, and do nothing.
+    pub kept: super::running::Keys,
     /// What its transaction, or its statement outside of any, has touched.
     pub touch: RefCell<Touch>,
     /// Set from outside, with a wake: give up servers that lost their role.
@@ -71,6 +73,7 @@ impl ClientInfo {
             pinned: Cell::new(None),
             leak_warned: Cell::new(false),
             serving: RefCell::default(),
+            kept: Default::default(),
             touch: RefCell::default(),
             give_up_retired: Cell::new(false),
             deadlocked: Cell::new(false),
@@ -114,7 +117,7 @@ pub struct ClientStatus {
     pub connected: Instant,
     pub since: Instant,
     pub pinned: Option<&'static str>,
-    /// Servers that work for it now: address and backend process id.
+    /// Servers that work for it now, or keep its rows: address and backend process id.
     pub servers: Vec<(SocketAddr, i32)>,
 }
 
@@ -129,7 +132,13 @@ impl From<&ClientInfo> for ClientStatus {
             connected: info.connected,
             since: info.since.get(),
             pinned: info.pinned.get(),
-            servers: info.serving.borrow().iter().map(|key| (key.address, key.pid)).collect(),
+            servers: info
+                .serving
+                .borrow()
+                .iter()
+                .chain(info.kept.borrow().iter())
+                .map(|key| (key.address, key.pid))
+                .collect(),
         }
     }
 }

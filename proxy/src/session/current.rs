@@ -18,11 +18,14 @@ pub struct Current {
     known: Vec<(String, i64)>,
     /// Servers may have drawn, too.
     elsewhere: bool,
+    /// Both have: which of them did so last for a sequence is not known any more.
+    mixed: bool,
 }
 
 impl Current {
     /// `draws`: SQL that drew one value each; `rows`: the values of rows, each as SQL behind a comma.
     pub fn drew(&mut self, draws: &[String], rows: &[String]) {
+        self.mixed |= self.elsewhere;
         for row in rows {
             let values: Vec<&str> = row.split(", ").skip(1).collect();
             for (n, draw) in draws.iter().enumerate() {
@@ -34,12 +37,13 @@ impl Current {
         }
         if self.known.len() > REMEMBERED {
             self.known.remove(0);
-            self.elsewhere = true;
+            (self.elsewhere, self.mixed) = (true, true);
         }
     }
 
     /// A server may have drawn for the session.
     pub fn forget(&mut self) {
+        self.mixed |= !self.known.is_empty();
         self.known.clear();
         self.elsewhere = true;
     }
@@ -54,17 +58,26 @@ impl Current {
         !self.elsewhere
     }
 
+    pub fn is_mixed(&self) -> bool {
+        self.mixed
+    }
+
     /// The text with what is known in the place of the calls. `asks`: of other sequences the server knows. `None`: it
     /// cannot be told.
     pub fn fill(&self, text: &str, standard_strings: bool, asks: bool) -> Option<String> {
         let all = tokens(text.as_bytes(), standard_strings)?;
         let piece = |n: usize| all.get(n).and_then(|token| text.get(token.range.clone())).unwrap_or_default();
-        let is = |n: usize, word: &str| piece(n).eq_ignore_ascii_case(word);
-        if (0..all.len()).any(|n| is(n, "nextval") || is(n, "setval")) {
-            return None; // It draws before it asks, or behind.
+        let quoted = |n: usize| piece(n).strip_prefix('"').and_then(|name| name.strip_suffix('"'));
+        let is = |n: usize, word: &str| piece(n).eq_ignore_ascii_case(word) || quoted(n) == Some(word);
+        // It draws before it asks, or behind: only who draws knows.
+        let alone = asks && self.known.is_empty();
+        let any = |word: &str| (0..all.len()).any(|n| is(n, word));
+        let escaped = text.to_ascii_lowercase().contains("u&\"");
+        if any("setval") || (any("nextval") && !alone) || escaped {
+            return None;
         }
         let mut out = String::new();
-        let (mut from, mut n) = (0, 0);
+        let (mut from, mut n, mut calls) = (0, 0, 0);
         while n < all.len() {
             let call = all.get(n + 1).is_some_and(|token| token.kind == TokenKind::Open);
             let last = is(n, "lastval");
@@ -85,9 +98,10 @@ impl Current {
             out.push_str(&if last { self.lastval() } else { self.currval(arguments, asks) });
             from = all[close].range.end;
             n = close + 1;
+            calls += 1;
         }
         out.push_str(text.get(from..)?);
-        Some(out)
+        (calls > 0).then_some(out)
     }
 
     /// A column is named by what stands behind ELSE (FigureColnameInternal in src/backend/parser/parse_target.c).
@@ -165,7 +179,14 @@ mod tests {
                  ELSE pg_catalog.currval((f('x)')\n)::pg_catalog.regclass) END) + 1"
             )
         );
-        assert_eq!(fill("SELECT currval('s'), nextval('s')"), None);
+        assert_eq!(
+            fill("SELECT \"pg_catalog\".\"lastval\"()").as_deref(),
+            Some("SELECT (CASE WHEN true THEN 20::pg_catalog.int8 ELSE pg_catalog.lastval() END)")
+        );
+        let escaped = ["SELECT u&\"lastval\"()", "SELECT U&\"l\\0061stval\"()"];
+        for text in ["SELECT currval('s'), nextval('s')", "SELECT \"Lastval\"()"].iter().chain(&escaped) {
+            assert_eq!(fill(text), None, "{text}");
+        }
         assert_eq!(fill("SELECT mine.currval('s')"), None);
     }
 
@@ -177,6 +198,9 @@ mod tests {
         assert!(current.fill("SELECT currval('s')", true, true).is_some_and(|text| !text.contains(NOWHERE)));
         current.drew(&["pg_catalog.nextval('a.s'::regclass)".to_owned()], &[", 'not a number'".to_owned()]);
         assert!(!current.answers());
+        assert!(current.is_mixed() && !Current::default().is_mixed());
+        let asked = |asks| Current::default().fill("SELECT nextval('s'), currval('s')", true, asks);
+        assert_eq!((asked(true).is_some(), asked(false)), (true, None));
         assert!(Current::default().answers() && Current::default().is_all());
         let fresh = Current::default().fill("SELECT currval('s')", true, false);
         assert_eq!(fresh.as_deref(), Some("SELECT pg_catalog.currval(('s'\n)::pg_catalog.regclass)"));

@@ -15,6 +15,8 @@ use crate::route::{Params, Resolved, RoutedStatement, resolve};
 use crate::shared::State;
 use crate::wire::build;
 
+pub(super) const DISCARD_SEQUENCES: &[u8] = b"DISCARD SEQUENCES";
+
 /// Where one execution goes.
 pub enum Destination {
     Shard(Place),
@@ -64,10 +66,12 @@ impl Session {
         }
         if statement.plan.effect == Effect::ReadsSequence
             && self.target.is_none()
-            && self.current.answers()
             && matches!(statement.plan.route, Route::Default)
         {
             return Destination::Multi(Resolved::Drawn);
+        }
+        if let Some(error) = self.in_use(&statement.plan, sql.get(statement.text.clone()).unwrap_or_default()) {
+            return Destination::Refused(error);
         }
         if let Some(error) = self.value_of_another(&statement.plan.effect, &state) {
             return Destination::Refused(error);
@@ -145,7 +149,8 @@ impl Session {
             });
         }
         let shard = self.target.or_else(|| position(state, state.config.proxy.default_shard));
-        if self.pinned_server().is_some_and(|server| Some(server.shard) == shard) {
+        let own = |server: &Server| Some(server.shard) == shard && !server.drawn_by_others && !self.current.is_mixed();
+        if self.pinned_server().is_some_and(own) {
             return None;
         }
         Some(ProxyError::not_supported(
@@ -307,9 +312,25 @@ impl Session {
             }
             server.settings = wanted.clone();
         }
+        if self.forget_others_draws(at) {
+            build::query(&mut self.servers[at].out, DISCARD_SEQUENCES);
+            self.queue.push_back(Expect::Hidden);
+        }
     }
 
-    pub(super) fn add_server(&mut self, server: Box<Server>) -> usize {
+    /// Must this server forget what others have drawn, so that currval() and lastval() in a block are the session's? Before
+    /// BEGIN: behind it there would be a snapshot, for which it is too early.
+    pub(super) fn forget_others_draws(&mut self, at: usize) -> bool {
+        let server = &mut self.servers[at];
+        let strange = server.drawn_by_others && self.transaction.is_some() && server.role == Role::Primary;
+        if strange {
+            (server.drawn, server.drawn_by_others) = (false, false);
+        }
+        strange
+    }
+
+    pub(super) fn add_server(&mut self, mut server: Box<Server>) -> usize {
+        server.drawn_by_others |= server.drawn;
         if !self.servers.iter().any(|s| s.enlisted) {
             self.info.deadlocked.set(false);
         }

@@ -27,15 +27,31 @@ impl Participants<'_> {
     /// These are the session's, for currval() and lastval().
     pub fn drew(&mut self, draws: &Draws, rows: &[String]) {
         self.session.current.drew(&draws.values, rows);
+        // One by one they are drawn on the transaction's own connection.
+        self.session.drew |= self.sequence_block() <= 1;
     }
 
     /// A server may have drawn for the session.
     pub fn may_have_drawn(&mut self) {
         self.session.current.forget();
+        self.session.drew = true;
     }
 
     pub fn current(&self) -> &Current {
         &self.session.current
+    }
+
+    /// Is all that this server knows of numbers drawn the session's, and all of the session's that is not remembered? In a
+    /// block it has forgotten what others have drawn (`Session::forget_others_draws`).
+    pub fn knows_draws(&mut self, at: usize) -> bool {
+        let pinned = self.is_pinned(at);
+        let strange = self.server(at).drawn_by_others;
+        let session = &*self.session;
+        let own = match &session.transaction {
+            Some(transaction) => !transaction.drew_elsewhere && !(pinned && session.current.is_mixed()),
+            None => pinned && !session.current.is_mixed(),
+        };
+        own && !strange
     }
 
     pub fn before_drawing(&self) -> Before {

@@ -10,7 +10,7 @@
 //! - `motion`, with `motion_ddl` (PURE): what must wait, or cannot go on, because its buckets move.
 //! - `naming`: which settings statements are routed by.
 //! - `config`: `SELECT set_config(...)`.
-//! - `changed`: what DDL in the open transaction has changed.
+//! - `changed`: what DDL in the open transaction has changed; `in_use`: what an open cursor keeps from being changed.
 //! - `effects`: what a statement that a server ran means for the session.
 //! - `replies`: what a server's message means; a queue of expected replies says what to pass on, swallow or add.
 //! - `checkout`: waiting for a connection, and what happens when one is lost.
@@ -39,6 +39,7 @@ mod dispatch;
 mod drawn;
 mod effects;
 mod extended;
+mod in_use;
 mod io;
 mod local;
 mod messages;
@@ -146,6 +147,8 @@ pub struct Session {
     hidden_bind: bool,
     /// DDL ran in the open transaction on all shards: its COMMIT is followed by a look at the catalog (H39).
     schema_changed: bool,
+    /// Its servers may have drawn from sequences since it took them.
+    drew: bool,
     /// What that DDL has changed, until the transaction ends.
     changed: Option<Box<changed::Changed>>,
     /// What a server said of the settings held for it: it is told in place of the "transaction is aborted" that follows.

@@ -62,6 +62,7 @@ impl Session {
         let told = matches!(destination, Destination::Multi(Resolved::Drawn));
         if !told && self.may_draw(&statement.plan) {
             self.current.forget();
+            self.drew = true;
         }
         if matches!(destination, Destination::Multi(_)) {
             // One epoch for all shards (H30).

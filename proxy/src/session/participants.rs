@@ -133,22 +133,32 @@ impl<'a> Participants<'a> {
 
     /// What the session answers without a server: BEGIN, COMMIT and SAVEPOINT before any shard has joined.
     pub fn answer_local(&mut self, statement: &RoutedStatement, text: &str) -> Result<(), ProxyError> {
-        if let Some(bytes) = self.session.local(statement, text.as_bytes(), By::Simple)? {
-            self.session.client_output().extend_from_slice(&bytes);
-        }
+        let unanswered = || ProxyError::internal("a statement that needs a server was kept from all of them");
+        let bytes = self.session.local(statement, text.as_bytes(), By::Simple)?.ok_or_else(unanswered)?;
+        self.session.client_output().extend_from_slice(&bytes);
         Ok(())
     }
 
-    /// BEGIN while shards have joined an implicit transaction: what they did becomes a part of the block.
-    pub fn begin(&mut self, text: &str, read_only: bool) {
-        if self.session.transaction.is_none() {
-            let transaction = Transaction::new(text, read_only, self.session.settings.clone());
-            self.session.transaction = Some(Box::new(transaction));
-        } else {
-            let text = "there is already a transaction in progress";
-            build::warning(self.session.client_output(), "25001", text);
+    /// BEGIN while shards have joined an implicit transaction: what they did becomes a part of the block. `set`: its modes
+    /// as SET TRANSACTION, which they have heard.
+    pub fn begin(&mut self, text: &str, read_only: Option<bool>, set: Option<&str>) -> Result<(), ProxyError> {
+        match &mut self.session.transaction {
+            None => {
+                let transaction = Transaction::new(text, read_only == Some(true), self.session.settings.clone());
+                self.session.transaction = Some(Box::new(transaction));
+            }
+            Some(transaction) => {
+                transaction.read_only = read_only.unwrap_or(transaction.read_only);
+                let text = "there is already a transaction in progress";
+                build::warning(self.session.client_output(), "25001", text);
+                // For servers that join later.
+                set.map_or(Ok(()), |set| self.session.hold(set))?;
+            }
         }
-        build::command_complete(self.session.client_output(), "BEGIN");
+        let start = text.get(..5).is_some_and(|word| word.eq_ignore_ascii_case("start"));
+        let tag = if start { "START TRANSACTION" } else { "BEGIN" };
+        build::command_complete(self.session.client_output(), tag);
+        Ok(())
     }
 
     /// The session's own part of a statement that all servers ran.
@@ -236,6 +246,8 @@ impl<'a> Participants<'a> {
     pub fn transaction_failed(&mut self) {
         if let Some(transaction) = &mut self.session.transaction {
             transaction.failed = true;
+            // Cursors behind the last savepoint are gone, and so are the locks of who keeps their rows.
+            self.session.running.rolled_back_to(transaction.depth());
         }
     }
 
@@ -338,6 +350,9 @@ impl<'a> Participants<'a> {
             self.simple(at, sql.as_bytes()).await?;
         }
         self.session.servers[at].settings = wanted;
+        if self.session.forget_others_draws(at) {
+            self.simple(at, super::dispatch::DISCARD_SEQUENCES).await?;
+        }
         if let Some(prologue) = prologue {
             self.simple(at, prologue.as_bytes()).await?;
         }

@@ -3,13 +3,16 @@
 //! The rows of a portal that every shard answers for itself wait on the shards, in portals of the transaction's own
 //! connections; those of a gathered query on a connection of its own, which is nobody's while nothing is fetched.
 
+use std::cell::RefCell;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Instant;
 
 use crate::limits;
 use crate::pool::Server;
 use crate::pool::pool::round_trip;
 use crate::pool::server::ServerKey;
+use crate::route::plan::Plan;
 
 /// What the client calls it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,8 +24,8 @@ pub enum Name {
 pub enum Running {
     /// A portal of this name on each server; those before `next` have no rows left.
     Each { servers: Vec<Rc<ServerKey>>, portal: String, next: usize },
-    /// The unnamed portal, or the cursor, of this connection.
-    Gathered(Box<Server>),
+    /// The unnamed portal, or the cursor, of this connection, for this plan.
+    Gathered(Box<Server>, Arc<Plan>),
 }
 
 struct Kept {
@@ -36,9 +39,39 @@ struct Kept {
 pub struct All {
     kept: Vec<Kept>,
     opened: u64,
+    /// The connections that are nobody's, for the control plane.
+    keys: Keys,
 }
 
+pub type Keys = Rc<RefCell<Vec<Rc<ServerKey>>>>;
+
 impl All {
+    pub fn told(keys: Keys) -> Self {
+        Self { keys, ..Self::default() }
+    }
+
+    /// Does a connection of its own keep rows?
+    #[inline]
+    pub fn has_gathered(&self) -> bool {
+        !self.kept.is_empty() && self.gathered().next().is_some()
+    }
+
+    /// What the connections of their own have read.
+    pub fn gathered(&self) -> impl Iterator<Item = &Plan> {
+        self.kept.iter().filter_map(|kept| match &kept.running {
+            Running::Gathered(_, plan) => Some(&**plan),
+            Running::Each { .. } => None,
+        })
+    }
+
+    fn note_keys(&self) {
+        let keys = self.kept.iter().filter_map(|kept| match &kept.running {
+            Running::Gathered(server, _) => Some(server.key.clone()),
+            Running::Each { .. } => None,
+        });
+        *self.keys.borrow_mut() = keys.collect();
+    }
+
     pub fn has_room(&self) -> bool {
         self.kept.len() < limits::RUNNING
     }
@@ -46,12 +79,14 @@ impl All {
     pub fn keep(&mut self, name: Name, running: Running, depth: usize) {
         self.close(&name);
         self.kept.push(Kept { name, running, depth });
+        self.note_keys();
     }
 
     /// Takes it out, to be kept again when rows are left.
     pub fn take(&mut self, name: &Name) -> Option<(Running, usize)> {
         let at = self.kept.iter().position(|kept| kept.name == *name)?;
         let kept = self.kept.remove(at);
+        self.note_keys();
         Some((kept.running, kept.depth))
     }
 
@@ -101,13 +136,14 @@ impl All {
                 finish(kept.running);
             }
         }
+        self.note_keys();
     }
 }
 
 /// Its connection goes back to its pool when the server has forgotten the rows. Others' portals end with their
 /// transaction.
 fn finish(running: Running) {
-    let Running::Gathered(mut server) = running else { return };
+    let Running::Gathered(mut server, _) = running else { return };
     tokio::task::spawn_local(async move {
         let ended = tokio::time::timeout(limits::CANCEL_TIMEOUT, round_trip(&mut server, b"ROLLBACK")).await;
         if matches!(ended, Ok(Ok(()))) {

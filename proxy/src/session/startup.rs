@@ -384,6 +384,7 @@ impl Session {
         stream: TcpStream,
         settings: Rc<Settings>,
     ) -> Self {
+        let running = super::running::All::told(info.kept.clone());
         Self {
             worker,
             space,
@@ -424,8 +425,9 @@ impl Session {
             current: Default::default(),
             hidden_bind: false,
             schema_changed: false,
+            drew: false,
             participant_lost: false,
-            running: Default::default(),
+            running,
             failure: None,
             held_since: None,
             statement_state: None,

@@ -87,7 +87,8 @@ impl Transaction {
     /// settings it begins with.
     pub fn next(&self) -> Self {
         let begin = self.prologue.first().map_or("BEGIN", String::as_str);
-        Self::new(begin, self.read_only, self.settings_before.clone())
+        let next = Self::new(begin, self.read_only, self.settings_before.clone());
+        Self { drew_elsewhere: self.drew_elsewhere, ..next }
     }
 
     /// One simple query that brings a server to where the transaction is.

@@ -20,6 +20,7 @@ async fn deadlocks_over_shards_are_ended() {
     a_statement_on_all_shards_may_be_the_one_that_waits(&world).await;
     a_cycle_through_a_client_of_one_server(&world).await;
     an_error_on_one_shard_frees_the_rows_of_the_others(&world).await;
+    a_cycle_on_one_shard_through_two_connections_of_one_client(&world).await;
     // The control plane of a second proxy knows nothing of the first one's clients but what that one writes down.
     let other = Proxy::start(&world.cluster);
     one_of_two_transactions_gives_way(&world.proxy, &other, &world).await;
@@ -111,6 +112,26 @@ async fn a_cycle_through_a_client_of_one_server(world: &World) {
     }
     let rows = format!("DELETE FROM t WHERE k = {} AND id = 2", key(2));
     world.proxy.client().await.batch_execute(&rows).await.unwrap();
+}
+
+/// What keeps the rows of a cursor has locked its table on the default shard, and the transaction itself has not.
+async fn a_cycle_on_one_shard_through_two_connections_of_one_client(world: &World) {
+    let a = begin(&world.proxy).await;
+    let cursor = format!("DECLARE c CURSOR FOR SELECT k, id FROM t WHERE k IN ({}, {}) ORDER BY id, k", key(2), key(3));
+    a.batch_execute(&cursor).await.unwrap();
+    let direct = world.cluster.primaries[0].client("app").await;
+    direct.batch_execute("BEGIN").await.unwrap();
+    // `direct` waits for the cursor, and a for `direct`.
+    let late = async {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        set(&a, 1, "a").await
+    };
+    let both = async { tokio::join!(direct.batch_execute("LOCK TABLE t"), late) };
+    let (locked, updated) = tokio::time::timeout(LIMIT, both).await.expect("nobody waits for ever");
+    assert!(locked.is_ok(), "{locked:?}");
+    assert_eq!(code(&updated.unwrap_err()), "40P01");
+    direct.batch_execute("ROLLBACK").await.unwrap();
+    a.batch_execute("ROLLBACK").await.unwrap();
 }
 
 async fn an_error_on_one_shard_frees_the_rows_of_the_others(world: &World) {

@@ -35,6 +35,9 @@ async fn h26_numbers_are_drawn_ahead_and_never_given_twice() {
     one_question_for_a_block(&world, &client).await;
     a_sequence_that_is_set_begins_there(&client).await;
     near_its_end_a_sequence_gives_what_is_left(&client).await;
+    for proxy in [&proxies[0], &world.proxy] {
+        what_others_have_drawn_is_not_told(proxy).await;
+    }
     blocks_of_two_proxies_do_not_meet(&proxies).await;
     world.settled().await;
 }
@@ -90,6 +93,47 @@ async fn near_its_end_a_sequence_gives_what_is_left(client: &Client) {
             Err(error) => assert_eq!((n, code(&error).as_str()), (40, "2200H")),
         }
     }
+}
+
+async fn what_others_have_drawn_is_not_told(proxy: &Proxy) {
+    let (client, other) = (proxy.client().await, proxy.client().await);
+    let refused = async |sql: &str| code(&client.simple_query(sql).await.expect_err(sql));
+    let draws = async || id(&other, "SELECT nextval('pooled')").await;
+    draws().await;
+    client.batch_execute("BEGIN").await.unwrap();
+    assert_eq!(refused("SELECT lastval()").await, "55000");
+    for sql in ["ROLLBACK", "BEGIN"] {
+        client.batch_execute(sql).await.unwrap();
+    }
+    assert_eq!(refused("SELECT currval('pooled')").await, "55000");
+    for sql in ["ROLLBACK", "SELECT setval('s_id_seq', 20000)"] {
+        client.batch_execute(sql).await.unwrap();
+    }
+    draws().await;
+    client.batch_execute("BEGIN").await.unwrap();
+    assert_eq!(refused("SELECT lastval()").await, "0A000");
+    for sql in ["ROLLBACK", "BEGIN", "SELECT setval('s_id_seq', 30000)"] {
+        client.batch_execute(sql).await.unwrap();
+    }
+    assert_eq!(id(&client, "SELECT currval('s_id_seq')").await, 30000);
+    assert_eq!(refused("SELECT lastval()").await, "0A000");
+    client.batch_execute("ROLLBACK").await.unwrap();
+    draws().await;
+    client.batch_execute("BEGIN").await.unwrap();
+    let drawn = id(&client, "SELECT nextval('pooled')").await;
+    assert_eq!(id(&client, "SELECT lastval()").await, drawn);
+    assert_eq!(id(&client, "SELECT currval('pooled')").await, drawn);
+    assert_eq!(refused("SELECT currval('few')").await, "0A000", "others have drawn from it here");
+    client.batch_execute("ROLLBACK").await.unwrap();
+    // Drawn outside of the block, which is not known any more.
+    let drawn = id(&client, "SELECT nextval('pooled')").await;
+    draws().await;
+    client.batch_execute("BEGIN").await.unwrap();
+    assert_eq!(refused("SELECT lastval()").await, "0A000", "{drawn}");
+    client.batch_execute("ROLLBACK").await.unwrap();
+    client.batch_execute("CREATE TEMP TABLE keeps (id int)").await.unwrap();
+    assert_eq!(refused("SELECT lastval()").await, "0A000", "{drawn}");
+    client.batch_execute("DROP TABLE keeps").await.unwrap();
 }
 
 /// Hibernate's pooled optimiser takes x for the ownership of x-49..x.

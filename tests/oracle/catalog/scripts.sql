@@ -706,3 +706,110 @@ nokey	801	b
 \.
 SELECT count(*) FROM filled WHERE id >= 800;
 --! end filled
+-- A cursor over several shards has a connection of its own, for which the session's others would wait.
+--! script simple
+CREATE TABLE made_used (tenant_id uuid NOT NULL, id int, PRIMARY KEY (tenant_id, id));
+INSERT INTO made_used VALUES ({k1}, 1), ({k2}, 1), ({k3}, 2);
+DECLARE c CURSOR FOR SELECT tenant_id, id FROM made_used ORDER BY tenant_id, id\; TRUNCATE made_used\; FETCH c;
+DECLARE c CURSOR FOR SELECT tenant_id, id FROM made_used ORDER BY tenant_id, id\; ALTER TABLE made_used ADD COLUMN z int;
+DECLARE c CURSOR FOR SELECT tenant_id, id FROM made_used ORDER BY tenant_id, id\; DROP TABLE made_used;
+DECLARE c CURSOR FOR SELECT tenant_id, id FROM made_used ORDER BY tenant_id, id\; FETCH c\; CLOSE c\; TRUNCATE made_used;
+BEGIN;
+DECLARE c CURSOR FOR SELECT tenant_id, id FROM made_used ORDER BY tenant_id, id;
+SAVEPOINT s;
+ALTER TABLE made_used ADD COLUMN z int;
+ROLLBACK TO s;
+TRUNCATE made_used;
+ROLLBACK TO s;
+FETCH c;
+CREATE TABLE made_beside (tenant_id uuid NOT NULL, id int, PRIMARY KEY (tenant_id, id));
+CLOSE c;
+ALTER TABLE made_used ADD COLUMN z int;
+ROLLBACK;
+--! cleanup DROP TABLE IF EXISTS made_used
+--! end
+--! script simple
+BEGIN;
+DECLARE c CURSOR FOR SELECT tenant_id, id FROM filled ORDER BY tenant_id, id;
+LOCK TABLE filled;
+ROLLBACK;
+--! end filled
+-- What BEGIN says of the transaction comes when there is one already.
+--! script simple
+UPDATE filled SET b = '13'\; BEGIN READ ONLY\; UPDATE filled SET b = '14'\; COMMIT;
+ROLLBACK;
+UPDATE filled SET a = 1\; BEGIN ISOLATION LEVEL SERIALIZABLE\; SHOW transaction_isolation;
+SHOW transaction_isolation;
+UPDATE filled SET a = 2\; BEGIN ISOLATION LEVEL READ COMMITTED, READ ONLY\; SHOW transaction_read_only\; COMMIT;
+UPDATE filled SET a = 3\; START TRANSACTION READ WRITE\; UPDATE filled SET a = a + 1\; COMMIT;
+UPDATE filled SET a = 5\; BEGIN\; BEGIN READ ONLY\; UPDATE filled SET a = 6;
+ROLLBACK;
+SELECT DISTINCT a FROM filled;
+--! end filled
+--! script simple
+UPDATE filled SET b = '1'\; SAVEPOINT s\; UPDATE filled SET b = '2'\; ROLLBACK TO s;
+SAVEPOINT s\; UPDATE filled SET b = '3';
+UPDATE filled SET b = '4'\; RELEASE s;
+UPDATE filled SET b = '5'\; ROLLBACK TO s;
+UPDATE filled SET b = '6'\; COMMIT AND CHAIN;
+UPDATE filled SET b = '7'\; ROLLBACK AND CHAIN;
+UPDATE filled SET b = '8'\; BEGIN\; SAVEPOINT s\; UPDATE filled SET b = '9'\; ROLLBACK TO s\; COMMIT;
+SELECT DISTINCT b FROM filled;
+--! end filled
+--! script
+CREATE TABLE made_told (tenant_id uuid NOT NULL, id serial, v text, PRIMARY KEY (tenant_id, id));
+INSERT INTO made_told (tenant_id, v) VALUES ({k1}, 'a'), ({k2}, 'b');
+SELECT "lastval"(), "currval"('made_told_id_seq'), "pg_catalog"."lastval"();
+COPY (SELECT lastval(), 'x') TO STDOUT;
+SELECT * FROM lastval();
+--! cleanup DROP TABLE IF EXISTS made_told
+--! end
+--! script simple
+CREATE TABLE made_told (tenant_id uuid NOT NULL, id serial, PRIMARY KEY (tenant_id, id));
+INSERT INTO made_told (tenant_id) VALUES ({k1}), ({k2});
+SELECT * FROM lastval() WITH ORDINALITY;
+--! cleanup DROP TABLE IF EXISTS made_told
+--! end
+--! script simple
+CREATE TABLE made_told (tenant_id uuid NOT NULL, id serial, PRIMARY KEY (tenant_id, id));
+INSERT INTO made_told (tenant_id) VALUES ({k1}), ({k2});
+SELECT U&"lastval"();
+--! cleanup DROP TABLE IF EXISTS made_told
+--! end
+--! script simple
+CREATE TABLE made_told (tenant_id uuid NOT NULL, id serial, PRIMARY KEY (tenant_id, id));
+INSERT INTO made_told (tenant_id) VALUES ({k1}), ({k2});
+DECLARE c CURSOR FOR SELECT lastval()\; FETCH c;
+--! cleanup DROP TABLE IF EXISTS made_told
+--! end
+--! script simple
+CREATE TABLE made_told (tenant_id uuid NOT NULL, id serial, PRIMARY KEY (tenant_id, id));
+INSERT INTO made_told (tenant_id) VALUES ({k1}), ({k2});
+CREATE TEMP TABLE x AS SELECT lastval()\; SELECT * FROM x;
+--! cleanup DROP TABLE IF EXISTS made_told
+--! end
+--! script simple
+CREATE TABLE made_told (tenant_id uuid NOT NULL, id serial, PRIMARY KEY (tenant_id, id));
+INSERT INTO made_told (tenant_id) VALUES ({k1}), ({k2});
+SELECT x FROM currval('made_told_id_seq') AS x;
+--! cleanup DROP TABLE IF EXISTS made_told
+--! end
+--! script simple
+CREATE TABLE made_told (tenant_id uuid NOT NULL, id serial, PRIMARY KEY (tenant_id, id));
+INSERT INTO made_told (tenant_id) VALUES ({k1}), ({k2});
+SELECT pg_advisory_lock(lastval());
+--! cleanup DROP TABLE IF EXISTS made_told
+--! end
+--! script
+CREATE SEQUENCE made_seen;
+BEGIN;
+SELECT nextval('made_seen'), currval('made_seen');
+SELECT currval('made_seen'), lastval();
+COMMIT;
+--! cleanup DROP SEQUENCE IF EXISTS made_seen
+--! end
+--! script simple
+CREATE SEQUENCE made_seen;
+BEGIN\; SELECT nextval('made_seen')\; SELECT lastval()\; COMMIT;
+--! cleanup DROP SEQUENCE IF EXISTS made_seen
+--! end

@@ -213,6 +213,7 @@ impl Builder<'_> {
         if temporary(target) {
             let pin = self.pin_temporary(target, "temporary table")?;
             let plan = self.inner(pg_raw_parse::Node::None, create.query())?;
+            self.without_sequence_value("CREATE TABLE AS")?;
             if matches!(plan.route, Route::Scatter(_)) {
                 return Err(Refusal::unsupported(
                     "a temporary table of a query over several shards",

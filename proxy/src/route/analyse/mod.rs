@@ -341,7 +341,12 @@ impl Builder<'_> {
         };
         let seen = &self.seen;
         let writes = seen.writes || seen.volatile || seen.default_function;
-        let effect = if seen.session_lock {
+        let effect = if seen.session_lock && seen.sequence_value {
+            return Err(Refusal::unsupported(
+                "currval() and lastval() together with session advisory locks",
+                "Ask for the number first, and pass it.",
+            ));
+        } else if seen.session_lock {
             Effect::Pin("session advisory lock")
         } else if seen.sequence_value {
             Effect::ReadsSequence

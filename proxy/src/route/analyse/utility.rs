@@ -105,6 +105,7 @@ impl Builder<'_> {
 
     fn cursor(&mut self, cursor: &nodes::DeclareCursorStmt) -> Result<Plan> {
         let mut plan = self.inner(Node::DeclareCursorStmt(cursor), cursor.query())?;
+        self.without_sequence_value("a cursor")?;
         // FETCH must find the server again.
         plan.access = Access::Write;
         let several = matches!(plan.route, Route::Scatter(_));
@@ -127,6 +128,14 @@ impl Builder<'_> {
             Effect::Declare(cursor.portalname().unwrap_or_default().to_owned())
         };
         Ok(plan)
+    }
+
+    /// What the session's connection then knows of draws is not asked for here.
+    pub(super) fn without_sequence_value(&self, what: &str) -> Result<()> {
+        if !self.seen.sequence_value {
+            return Ok(());
+        }
+        Err(Refusal::unsupported(format!("currval() and lastval() in {what}"), "Ask for the number first, and pass it."))
     }
 
     /// A query within another statement.
