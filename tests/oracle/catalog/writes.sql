@@ -124,3 +124,18 @@ UPDATE filled SET b = 'here' WHERE tenant_id = {k1} AND ctid = (SELECT min(ctid)
 --! + INSERT INTO filled (tenant_id, id, a) VALUES ({k1}, 1, 900), ({k2}, 1, 900) ON CONFLICT (tenant_id, id) DO UPDATE SET b = (SELECT name FROM countries WHERE code = 'DE') RETURNING id, b | INSERT INTO filled (tenant_id, id, a) SELECT tenant_id, id, id + 7000 FROM customers WHERE id < 3 ON CONFLICT (tenant_id, id) DO UPDATE SET b = (SELECT max(name) FROM products WHERE id = filled.id) WHERE EXISTS (SELECT FROM countries WHERE code = 'FR') RETURNING id, b | INSERT INTO filled (tenant_id, id, a) VALUES ({k1}, 1, 900), ({k2}, 1, 900) ON CONFLICT (tenant_id, id) DO UPDATE SET b = (SELECT count(*)::text FROM orders) | INSERT INTO filled (tenant_id, id, a) VALUES ({k1}, 1, 900), ({k2}, 91, 900) RETURNING (SELECT count(*) FROM orders) | INSERT INTO countries (code, name) VALUES ('QQ', 'Q') RETURNING code, (SELECT count(*) FROM customers) | INSERT INTO settings (key, n) SELECT 'k' || id, 1 FROM customers WHERE tenant_id = {k1} AND id < 3 RETURNING key, (SELECT count(*) FROM orders)
 --! writes filled, countries, settings
 {told};
+-- A part of WITH that finds nothing to write is a write all the same.
+--! list nothing_found: WITH i AS (INSERT INTO filled (tenant_id, id) SELECT tenant_id, id + 50 FROM customers WHERE id = -99 RETURNING *) SELECT count(*) FROM i | WITH d AS (DELETE FROM filled WHERE id = -99 RETURNING *) INSERT INTO nothing (tenant_id, id, v) SELECT tenant_id, id, b FROM d | INSERT INTO filled (tenant_id, id) SELECT {k1}, id FROM orders WHERE id = -99
+--! script
+BEGIN READ ONLY;
+WITH i AS (INSERT INTO filled (tenant_id, id) SELECT tenant_id, id + 50 FROM customers WHERE id = -99 RETURNING *) SELECT count(*) FROM i;
+ROLLBACK;
+BEGIN;
+SET TRANSACTION READ ONLY;
+WITH d AS (DELETE FROM filled WHERE id = -99 RETURNING *) INSERT INTO nothing (tenant_id, id, v) SELECT tenant_id, id, b FROM d;
+ROLLBACK;
+SET default_transaction_read_only = on;
+{nothing_found};
+SET default_transaction_read_only = off;
+{nothing_found};
+--! end filled, nothing
