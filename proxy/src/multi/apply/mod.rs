@@ -15,6 +15,7 @@
 mod changes;
 mod images;
 mod load;
+mod order;
 mod place;
 mod shape;
 
@@ -23,6 +24,7 @@ use self::images::Tail;
 #[cfg(any(test, fuzzing))]
 pub(super) use self::images::any_tail;
 use self::load::Load;
+use self::order::Order;
 use self::shape::{Column, Shape, before, broken, full_name, names, quote, rows};
 use super::exchange::{self, Reply, gather};
 use super::gather::{check_views, parameter_oids, select_of};
@@ -144,6 +146,7 @@ impl Applying<'_> {
             check(written, &shape, self.plan.with_tail == Some(n))?;
             shapes.push(shape);
         }
+        let order = Order::of(p, self.scratch, &self.plan.writes, &shapes).await?;
         let keys = if self.plan.grouped { " INCLUDING INDEXES" } else { "" };
         let mut prepare = String::new();
         for (n, (shape, written)) in shapes.iter().zip(&self.plan.writes).enumerate() {
@@ -170,7 +173,7 @@ impl Applying<'_> {
         for (n, shape) in shapes.into_iter().enumerate() {
             changes.push(self.change(p, n, shape).await?);
         }
-        Ok(Computed { changes, oids, reply })
+        Ok(Computed { changes, order, oids, reply })
     }
 
     /// A part of WITH that finds no rows to write writes nothing, and is refused all the same (ExecCheckXactReadOnly in
