@@ -27,6 +27,11 @@ impl Messages {
         self
     }
 
+    fn describe(mut self, statement: &str) -> Self {
+        frontend::describe(b'S', statement, &mut self.0).unwrap();
+        self
+    }
+
     fn sync(mut self) -> Vec<u8> {
         frontend::sync(&mut self.0);
         self.0.to_vec()
@@ -78,4 +83,16 @@ async fn portals_of_writes_and_of_execute() {
     assert_eq!(answer.iter().filter(|one| *one == "D").count(), 12);
     assert_eq!(answer[12..], ["s", "D", "D", "CINSERT 0 2", "ZT"]);
     assert_eq!(raw.query("ROLLBACK").await, ["CROLLBACK", "ZI"]);
+
+    // A name that is taken.
+    assert_eq!(raw.query("PREPARE one AS SELECT 1").await, ["CPREPARE", "ZI"]);
+    let twice = messages().parse("e", "EXECUTE one").bind("q", "e").bind("q", "e").sync();
+    assert_eq!(raw.exchange(&twice).await, ["1", "2", "E42P03", "ZI"]);
+    let again = messages().bind("q", "e").execute("q", 0).sync();
+    assert_eq!(raw.exchange(&again).await, ["2", "D", "CSELECT 1", "ZI"]);
+    assert_eq!(raw.exchange(&again).await, ["2", "D", "CSELECT 1", "ZI"]);
+
+    // What is said of a statement comes where it was asked for.
+    let between = messages().parse("s", "SELECT 41").bind("", "s").describe("s").execute("", 0).sync();
+    assert_eq!(raw.exchange(&between).await, ["1", "2", "t", "T", "D", "CSELECT 1", "ZI"]);
 }

@@ -295,6 +295,14 @@ PREPARE r (record) AS SELECT $1;
 EXECUTE r (ROW(1, 2));
 --! end customers
 --! script simple
+PREPARE again (uuid, int) AS INSERT INTO filled (tenant_id, id) VALUES ($1, $2) RETURNING id, b;
+SELECT 1\; EXECUTE again ({k1}, 1);
+SELECT 1\; EXECUTE again ({k1}, 900)\; EXECUTE again ({k2}, 900);
+PREPARE div (uuid, int) AS SELECT id / (id - $2) FROM customers WHERE tenant_id = $1 ORDER BY id;
+SELECT 1\; EXECUTE div ({k1}, 1);
+SELECT 1\; SELECT 1 / (id - 1) FROM customers WHERE tenant_id = {k1} ORDER BY id;
+--! end filled
+--! script simple
 DECLARE c CURSOR FOR SELECT tenant_id, id FROM customers ORDER BY tenant_id, id\; FETCH 2 FROM c\; FETCH 2 FROM c\; CLOSE c\; SELECT 1;
 DECLARE c CURSOR FOR SELECT tenant_id, id FROM customers ORDER BY tenant_id, id\; FETCH 2 FROM c;
 FETCH 2 FROM c;
