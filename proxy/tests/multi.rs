@@ -41,5 +41,7 @@ mod sequences;
 mod tenant;
 #[path = "multi/transactions.rs"]
 mod transactions;
+#[path = "multi/write_portals.rs"]
+mod write_portals;
 #[path = "multi/writes.rs"]
 mod writes;

@@ -22,6 +22,7 @@
 //!   stated deviation.
 
 mod apply;
+mod arguments;
 mod carry;
 mod commit;
 mod copy;

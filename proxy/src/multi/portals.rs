@@ -7,11 +7,13 @@ use super::Failure;
 use super::exchange;
 use super::gather::{give_back, protocol};
 use super::last::{Say, execute, limit, relay};
-use super::scatter::same_shape;
+use super::scatter::{complete, same_shape};
 use super::statement::Texts;
 use crate::error::ProxyError;
 use crate::session::multi_hook::{Message, MultiStatement, Name, Participants, Protocol, Running};
 use crate::wire::{build, read};
+
+pub(super) const SUSPENDED: &[u8] = b"s\0\0\0\x04";
 
 /// A read that every shard answers for its own rows. All portals are opened now, as of one moment for each shard.
 pub(super) async fn open(
@@ -78,6 +80,7 @@ pub(super) async fn resume(p: &mut Participants<'_>, portal: &[u8], max_rows: i3
     };
     let (complete, rest) = match running {
         Running::Each { .. } => fetch(p, running, max_rows.max(0)).await?,
+        Running::Told { rows, tag } => told(p, rows, tag, max_rows).await,
         Running::Gathered(server, plan) => {
             let at = p.add_server(server);
             let result = more(p, at, b"", max_rows.max(0)).await;
@@ -95,6 +98,55 @@ pub(super) async fn resume(p: &mut Participants<'_>, portal: &[u8], max_rows: i3
     }
     p.reply(&complete).await;
     Ok(())
+}
+
+/// Keeps what a write returned beyond what was asked for. A portal that had exactly as many rows is suspended, too.
+pub(super) fn hold(p: &mut Participants<'_>, statement: &MultiStatement, rows: Vec<Message>) {
+    let Protocol::Extended { portal, .. } = &statement.protocol else { return };
+    p.suspend_portal(portal);
+    p.keep(Name::Portal(portal.clone()), Running::Told { rows: rows.into_iter(), tag: Vec::new() });
+}
+
+/// What is due at the end of a statement whose CommandComplete this is: PortalSuspended, if rows of it are held.
+pub(super) fn ended(p: &mut Participants<'_>, statement: &MultiStatement, complete: Vec<u8>) -> Vec<u8> {
+    let Protocol::Extended { portal, .. } = &statement.protocol else { return complete };
+    if limit(statement) == 0 || complete.first() != Some(&b'C') {
+        return complete;
+    }
+    let name = Name::Portal(portal.clone());
+    match p.take_running(&name) {
+        Some((Running::Told { rows, .. }, depth)) => {
+            p.keep_again(name, Running::Told { rows, tag: complete }, depth);
+            SUSPENDED.to_vec()
+        }
+        Some((running, depth)) => {
+            p.keep_again(name, running, depth);
+            complete
+        }
+        None => complete,
+    }
+}
+
+/// More of what a write returned; the tag counts the rows of the last portion.
+async fn told(
+    p: &mut Participants<'_>,
+    mut rows: std::vec::IntoIter<Message>,
+    tag: Vec<u8>,
+    max_rows: i32,
+) -> (Vec<u8>, Option<Running>) {
+    let asked = usize::try_from(max_rows).ok().filter(|asked| *asked > 0).unwrap_or(usize::MAX);
+    let mut said = 0;
+    while said < asked
+        && let Some(row) = rows.next()
+    {
+        p.reply(&row).await;
+        said += 1;
+    }
+    if said == asked {
+        return (SUSPENDED.to_vec(), Some(Running::Told { rows, tag }));
+    }
+    let text = String::from_utf8_lossy(read::body(&tag).cstr().unwrap_or_default()).into_owned();
+    (complete(&text, said as u64), None)
 }
 
 /// At most so many rows (0: all) of one shard after the other.

@@ -7,7 +7,8 @@
 use std::ops::Range;
 use std::rc::Rc;
 
-use super::exchange::{self, Reply, ask, change_fields, gather};
+use super::arguments::evaluate;
+use super::exchange::{self, Reply, change_fields, gather};
 use super::{Failure, commit};
 use crate::error::ProxyError;
 use crate::route::analyse::{ExecuteParts, execute_parts, prepare_parts};
@@ -29,9 +30,6 @@ macro_rules! asked {
         result
     }};
 }
-
-/// What the arguments are called on a server, for the time of one message.
-const ARGUMENTS: &str = "shard_proxy_arguments";
 
 pub(super) async fn run(
     p: &mut Participants<'_>,
@@ -290,99 +288,7 @@ pub(super) fn split_list(text: &str, standard_strings: bool) -> Vec<&str> {
     parts
 }
 
-type Values = Vec<Option<Vec<u8>>>;
-
-/// The arguments' values, as text of the parameters' types.
-async fn evaluate(
-    p: &mut Participants<'_>,
-    at: usize,
-    name: &str,
-    entry: &Rc<Entry>,
-    arguments: &str,
-) -> Result<Values, Failure> {
-    let types = match p.parameter_type_names(name, entry) {
-        Some(names) => names,
-        None => {
-            let names = type_names(p, at, entry).await?;
-            p.remember_parameter_types(name, entry, &names);
-            names
-        }
-    };
-    let given = if arguments.trim().is_empty() { 0 } else { split_list(arguments, p.standard_strings()).len() };
-    if given != types.len() {
-        // As PostgreSQL says it (EvaluateParams in src/backend/commands/prepare.c).
-        return Err(ProxyError::new("42601", format!("wrong number of parameters for prepared statement \"{name}\""))
-            .detail(format!("Expected {} parameters but got {given}.", types.len()))
-            .into());
-    }
-    if given == 0 {
-        return Ok(Vec::new());
-    }
-    let outputs: Vec<String> = (1..=given).map(|n| format!("${n}::pg_catalog.text")).collect();
-    // One that an error has left behind in this transaction has another name.
-    let own = format!("{ARGUMENTS}_{:08x}", rand::random::<u32>());
-    let head =
-        format!("PREPARE {own} ({}) AS SELECT {}; EXECUTE {own} (", types.join(", "), outputs.join(", "));
-    let reply = ask(p, at, &format!("{head}{arguments}\n); DEALLOCATE {own}")).await?;
-    if let Some(error) = reply.error {
-        if p.server(at).status == b'I' {
-            ask(p, at, &format!("DEALLOCATE {own}")).await?.ok()?;
-        } else {
-            // It cannot be taken back now, and must not meet the next client.
-            p.server(at).unknown_state = true;
-        }
-        // Positions are counted within the arguments; the client has not sent what stands before them here.
-        let before = head.chars().count();
-        let renamed = change_fields(&error, |_, text| Some(text.replace(&own, name)));
-        return Err(moved(Failure::Server(renamed), |position| position.checked_sub(before)));
-    }
-    let row = reply.rows.first().ok_or_else(|| ProxyError::internal("arguments without a row"))?;
-    let mut reader = read::body(row);
-    let count = reader.u16().unwrap_or(0);
-    let mut values = Vec::new();
-    for _ in 0..count {
-        let length = reader.i32().unwrap_or(-1);
-        values.push(match usize::try_from(length) {
-            Ok(length) => Some(reader.bytes(length).unwrap_or_default().to_vec()),
-            Err(_) => None,
-        });
-    }
-    Ok(values)
-}
-
-/// The types of the statement's parameters, with their schemas, fit for PREPARE.
-async fn type_names(p: &mut Participants<'_>, at: usize, entry: &Rc<Entry>) -> Result<Rc<[String]>, Failure> {
-    let described = describe(p, at, &entry.sql, &entry.oids).await?;
-    note_shape(entry, &described);
-    let oids = p.parameter_types(at, &parameter_oids(&described));
-    if oids.is_empty() {
-        return Ok(Rc::from([]));
-    }
-    let list: Vec<String> =
-        oids.chunks_exact(4).map(|o| u32::from_be_bytes([o[0], o[1], o[2], o[3]]).to_string()).collect();
-    let sql = format!(
-        "SELECT pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(t.typname) \
-         FROM pg_catalog.unnest('{{{}}}'::pg_catalog.oid[]) WITH ORDINALITY u (o, i) \
-         JOIN pg_catalog.pg_type t ON t.oid OPERATOR(pg_catalog.=) u.o \
-         JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) t.typnamespace ORDER BY u.i",
-        list.join(",")
-    );
-    let reply = ask(p, at, &sql).await?.ok()?;
-    let names: Vec<String> = reply.rows.iter().filter_map(|row| first_text(row)).collect();
-    if names.len() != list.len() {
-        return Err(ProxyError::internal("a parameter's type was not found").into());
-    }
-    Ok(names.into())
-}
-
-fn first_text(row: &[u8]) -> Option<String> {
-    let mut reader = read::body(row);
-    reader.u16()?;
-    let length = usize::try_from(reader.i32()?).ok()?;
-    Some(String::from_utf8_lossy(reader.bytes(length)?).into_owned())
-}
-
-fn parameter_oids(reply: &Reply) -> Vec<u8> {
+pub(super) fn parameter_oids(reply: &Reply) -> Vec<u8> {
     let Some(message) = &reply.parameters else { return Vec::new() };
     let mut reader = read::body(message);
     let count = reader.u16().unwrap_or(0);
@@ -390,14 +296,14 @@ fn parameter_oids(reply: &Reply) -> Vec<u8> {
 }
 
 /// What its result looks like: an EXECUTE of a statement without one has no RowDescription.
-fn note_shape(entry: &Rc<Entry>, reply: &Reply) {
+pub(super) fn note_shape(entry: &Rc<Entry>, reply: &Reply) {
     if let Some(description) = &reply.description {
         entry.shape.borrow_mut().get_or_insert_with(|| shape(description));
     }
 }
 
 /// Parse and Describe on a server, of a statement that is not kept there.
-async fn describe(p: &mut Participants<'_>, at: usize, sql: &[u8], oids: &[u8]) -> Result<Reply, Failure> {
+pub(super) async fn describe(p: &mut Participants<'_>, at: usize, sql: &[u8], oids: &[u8]) -> Result<Reply, Failure> {
     let oids = p.parameter_types(at, oids);
     let server = p.server(at);
     server.unnamed = 0;
@@ -414,7 +320,7 @@ fn shifted(failure: Failure, by: usize) -> Failure {
 }
 
 /// With another position, or none.
-fn moved(failure: Failure, place: impl Fn(usize) -> Option<usize>) -> Failure {
+pub(super) fn moved(failure: Failure, place: impl Fn(usize) -> Option<usize>) -> Failure {
     match failure {
         Failure::Ours(error) => {
             let position = error.position.and_then(|at| place(at as usize)).and_then(|at| u32::try_from(at).ok());

@@ -185,7 +185,7 @@ pub(super) fn same_shape<'a>(mut descriptions: impl Iterator<Item = &'a Message>
 }
 
 /// The tag of one server, with the count of all.
-fn complete(tag: &str, count: u64) -> Vec<u8> {
+pub(super) fn complete(tag: &str, count: u64) -> Vec<u8> {
     let mut out = Vec::new();
     match tag.rsplit_once(' ') {
         Some((verb, number)) if number.parse::<u64>().is_ok() => {

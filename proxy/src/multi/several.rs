@@ -185,7 +185,7 @@ async fn executed(p: &mut Participants<'_>, effect: &Effect, text: &str) -> Resu
             p.mark_write(place.shard, place.key.filter(|_| place.keyed).map(|hash| p.bucket(hash)));
             statement::compose(p, at, &part, part.text(), None);
             p.flush(at).await.map_err(|_| exchange::lost(p, at))?;
-            relay(p, at).await?;
+            relay(p, at, true).await?;
         }
         Destination::Multi(_) => {
             let complete = statement::execute(p, &part).await?;
@@ -213,7 +213,7 @@ async fn one_statement(
             build::query(&mut p.server(at).out, &sql[one.text.clone()]);
             p.server(at).unnamed = 0;
             p.flush(at).await.map_err(|_| exchange::lost(p, at))?;
-            relay(p, at).await?;
+            relay(p, at, false).await?;
             match &one.plan.effect {
                 Effect::Declare(name) => {
                     p.declared(name, place.shard);
@@ -243,7 +243,11 @@ async fn one_statement(
 }
 
 /// Passes a server's answer on as it comes, up to ReadyForQuery.
-async fn relay(p: &mut Participants<'_>, at: usize) -> Result<(), Failure> {
+///
+/// `late`: it was bound for an EXECUTE. PostgreSQL runs that to its end before it describes the rows (PORTAL_UTIL_SELECT in
+/// src/backend/tcop/pquery.c), so an error comes without a description.
+async fn relay(p: &mut Participants<'_>, at: usize, late: bool) -> Result<(), Failure> {
+    let mut description = None;
     loop {
         let message = p.receive(at).await.map_err(|_| exchange::lost(p, at))?;
         match message[0] {
@@ -255,6 +259,7 @@ async fn relay(p: &mut Participants<'_>, at: usize) -> Result<(), Failure> {
             b'S' => p.parameter_status(at, &message),
             // Of a statement that EXECUTE has bound: the client sent no Parse and no Bind.
             b'1' | b'2' | b'n' => {}
+            b'T' if late => description = Some(message),
             b'G' | b'H' | b'W' => {
                 // Only a COPY that the router did not recognise as one; its data could not be told apart.
                 p.discard(at);
@@ -265,7 +270,11 @@ async fn relay(p: &mut Participants<'_>, at: usize) -> Result<(), Failure> {
                 .into());
             }
             _ => {
-                if !p.reply(&message).await {
+                let mut due = message;
+                if matches!(due[0], b'D' | b'C') {
+                    due = description.take().into_iter().flatten().chain(due).collect();
+                }
+                if !p.reply(&due).await {
                     return Err(ProxyError::new("08006", "the client's connection ended").into());
                 }
             }

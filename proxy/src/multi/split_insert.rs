@@ -5,7 +5,8 @@
 
 use super::draws::draw;
 use super::exchange::{self, Reply, gather};
-use super::last::{Say, relay};
+use super::last::{Say, limit, relay};
+use super::portals::SUSPENDED;
 use super::statement::{compose, say_rows};
 use super::Failure;
 use crate::error::ProxyError;
@@ -74,10 +75,18 @@ async fn alone_on(
         Protocol::Simple => (true, true),
         Protocol::Extended { describe, .. } => (false, *describe),
     };
+    // The portal ends with this transaction: rows that are not asked for now never are.
+    let asked = usize::try_from(limit(statement)).ok().filter(|asked| *asked > 0).unwrap_or(usize::MAX);
+    let mut said = 0;
     let mut say = |message: Message| match message[0] {
         b'T' if described => Say::Now(message),
         b'n' if described && !simple => Say::Now(message),
-        b'D' | b'N' => Say::Now(message),
+        b'D' => {
+            said += 1;
+            if said > asked { Say::Nothing } else { Say::Now(message) }
+        }
+        b'N' => Say::Now(message),
+        b'C' if said >= asked => Say::Last(Vec::new(), SUSPENDED.to_vec()),
         b'C' => Say::Last(Vec::new(), message),
         _ => Say::Nothing,
     };

@@ -50,7 +50,10 @@ pub(super) async fn execute(
 ) -> Result<Vec<u8>, Failure> {
     // Servers that are in an implicit transaction must not commit by the Syncs that follow.
     commit::settle(p).await?;
-    match &statement.resolved {
+    if last::limit(statement) > 0 {
+        p.may_keep()?;
+    }
+    let complete = match &statement.resolved {
         Resolved::All(kind) => everywhere_alike(p, statement, *kind).await,
         Resolved::SplitInsert(rows) => split_insert::run(p, statement, rows).await,
         Resolved::CopyIn(copy) => copy::run(p, statement, copy).await,
@@ -58,7 +61,8 @@ pub(super) async fn execute(
         Resolved::Cursor => cursors::run(p, statement).await,
         Resolved::Drawn => current::run(p, statement).await,
         _ => Err(ProxyError::internal("a statement for one shard was sent to several").into()),
-    }
+    }?;
+    Ok(portals::ended(p, statement, complete))
 }
 
 async fn scattered(
@@ -163,7 +167,7 @@ pub(super) fn compose(
     }
 }
 
-/// Says a reply's rows, described as the protocol wants it.
+/// Says a reply's rows, described as the protocol wants it, as many as Execute asks for.
 pub(super) async fn say_rows(
     p: &mut Participants<'_>,
     statement: &MultiStatement,
@@ -177,8 +181,13 @@ pub(super) async fn say_rows(
     if let Some(description) = description.filter(|_| describe) {
         p.reply(description).await;
     }
-    for row in rows {
+    let asked = usize::try_from(last::limit(statement)).unwrap_or(0);
+    let now = if asked > 0 { asked.min(rows.len()) } else { rows.len() };
+    for row in &rows[..now] {
         p.reply(row).await;
+    }
+    if asked > 0 && now == asked {
+        portals::hold(p, statement, rows[now..].to_vec());
     }
 }
 

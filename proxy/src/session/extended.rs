@@ -270,6 +270,14 @@ impl Session {
         self.extended().portals.get(name)
     }
 
+    /// A portal that has ended with its server's transaction is none.
+    pub(super) fn is_open(&mut self, name: &[u8]) -> bool {
+        match self.portal(name) {
+            Some(Portal::Server { key, .. }) => self.server_of(&key).is_some(),
+            portal => portal.is_some(),
+        }
+    }
+
     pub(super) fn on_describe(&mut self, message: &[u8]) -> Flow {
         let Some((kind, name)) = read::named(message) else { return Self::malformed("Describe") };
         if kind == b'S' {
@@ -357,6 +365,12 @@ impl Session {
         let Some((name, max_rows)) = read::execute(message) else { return Self::malformed("Execute") };
         match self.portal(name) {
             Some(Portal::Server { key, entry }) => {
+                // What was asked behind the Bind is answered before the rows.
+                if !self.extended().held.is_empty()
+                    && let Err(flow) = self.place_held()
+                {
+                    return flow;
+                }
                 let Some(at) = self.server_of(&key) else {
                     return self.refused(no_portal(name));
                 };

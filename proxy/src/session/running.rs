@@ -1,7 +1,8 @@
 //! Portals and cursors over several shards that have rows left. They end with their transaction.
 //!
 //! The rows of a portal that every shard answers for itself wait on the shards, in portals of the transaction's own
-//! connections; those of a gathered query on a connection of its own, which is nobody's while nothing is fetched.
+//! connections; those of a gathered query on a connection of its own, which is nobody's while nothing is fetched. A write
+//! is done with its first row, as in PostgreSQL, and its other rows wait in the session.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -26,6 +27,8 @@ pub enum Running {
     Each { servers: Vec<Rc<ServerKey>>, portal: String, next: usize },
     /// The unnamed portal, or the cursor, of this connection, for this plan.
     Gathered(Box<Server>, Arc<Plan>),
+    /// What a write has returned and the client has not asked for yet; the tag that is said behind the last row.
+    Told { rows: std::vec::IntoIter<Vec<u8>>, tag: Vec<u8> },
 }
 
 struct Kept {
@@ -60,14 +63,14 @@ impl All {
     pub fn gathered(&self) -> impl Iterator<Item = &Plan> {
         self.kept.iter().filter_map(|kept| match &kept.running {
             Running::Gathered(_, plan) => Some(&**plan),
-            Running::Each { .. } => None,
+            Running::Each { .. } | Running::Told { .. } => None,
         })
     }
 
     fn note_keys(&self) {
         let keys = self.kept.iter().filter_map(|kept| match &kept.running {
             Running::Gathered(server, _) => Some(server.key.clone()),
-            Running::Each { .. } => None,
+            Running::Each { .. } | Running::Told { .. } => None,
         });
         *self.keys.borrow_mut() = keys.collect();
     }

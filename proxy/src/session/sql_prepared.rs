@@ -30,6 +30,11 @@ impl Session {
             );
             return self.refused(ProxyError::new("08P01", text));
         }
+        if !bind.portal.is_empty() && self.is_open(bind.portal) {
+            // A server says it of its own (CreatePortal in src/backend/utils/mmgr/portalmem.c).
+            let text = format!("cursor \"{}\" already exists", String::from_utf8_lossy(bind.portal));
+            return self.refused(ProxyError::new("42P03", text));
+        }
         self.set_portal(bind.portal, Portal::Sql { entry, results: bind.results.into() });
         self.bound();
         Flow::Done

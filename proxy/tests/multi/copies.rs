@@ -218,6 +218,27 @@ impl Raw {
         }
     }
 
+    /// Sends these messages, of which one is a Sync: every answer's type, with the text of tags and the code of errors.
+    pub async fn exchange(&mut self, messages: &[u8]) -> Vec<String> {
+        self.stream.write_all(messages).await.unwrap();
+        let mut answers = Vec::new();
+        loop {
+            let (tag, body) = self.message().await;
+            let text = String::from_utf8_lossy(&body).into_owned();
+            let detail = match tag {
+                b'C' | b'Z' => text.trim_end_matches('\0').to_owned(),
+                b'E' => text.split('\0').find_map(|f| f.strip_prefix('C')).unwrap_or_default().to_owned(),
+                _ => String::new(),
+            };
+            if tag != b'S' && tag != b'N' {
+                answers.push(format!("{}{detail}", char::from(tag)));
+            }
+            if tag == b'Z' {
+                return answers;
+            }
+        }
+    }
+
     /// Parse, then Bind and Execute for every row, then one Sync: what pgjdbc sends for a batch.
     pub async fn batch(&mut self, sql: &str, rows: &[(i64, i32)]) -> Option<String> {
         self.send(sql, rows, true).await;

@@ -246,6 +246,62 @@ PREPARE u (int) AS UPDATE filled SET b = 'u' WHERE id = $1 RETURNING id\; EXECUT
 EXECUTE u (70);
 SELECT tenant_id, id, b FROM filled WHERE id >= 70 ORDER BY tenant_id, id;
 --! end filled
+-- Arguments of EXECUTE keep their values, however the session writes values.
+--! script
+SET timezone = 'Asia/Shanghai';
+SET datestyle = 'SQL, DMY';
+SET intervalstyle = 'sql_standard';
+SET bytea_output = 'escape';
+SET extra_float_digits = 0;
+PREPARE at (timestamptz, timestamp, date, timetz) AS SELECT extract(epoch from $1), extract(epoch from $2), extract(doy from $3), $4;
+EXECUTE at ('2026-01-02 03:04:05+00'::timestamptz, '2026-03-04 05:06:07', '2026-03-04', '03:04:05+02');
+EXECUTE at ('infinity', '0044-03-15 00:00:00 BC', '03/04/2026', NULL);
+SET datestyle = 'Postgres, MDY';
+EXECUTE at ('2026-01-02 03:04:05+00'::timestamptz, '2026-03-04 05:06:07', '2026-03-04', '03:04:05+02');
+EXECUTE at ('infinity', '0044-03-15 00:00:00 BC', '03/04/2026', NULL);
+SET datestyle = 'German';
+EXECUTE at ('2026-01-02 03:04:05+00'::timestamptz, '2026-03-04 05:06:07', '2026-03-04', '03:04:05+02');
+EXECUTE at ('infinity', '0044-03-15 00:00:00 BC', '03/04/2026', NULL);
+SET datestyle = 'ISO, YMD';
+EXECUTE at ('2026-01-02 03:04:05+00'::timestamptz, '2026-03-04 05:06:07', '2026-03-04', '03:04:05+02');
+EXECUTE at ('infinity', '0044-03-15 00:00:00 BC', '03/04/2026', NULL);
+SET datestyle = 'SQL, DMY';
+PREPARE at_all (timestamptz[], tstzrange) AS SELECT extract(epoch from $1[1]), extract(epoch from upper($2));
+EXECUTE at_all (ARRAY['2026-01-02 03:04:05+00'::timestamptz], tstzrange(NULL, '2026-07-02 03:04:05+00'::timestamptz));
+PREPARE floats (float8, float4, float8[], point) AS SELECT $1 = 0.1::float8 + 0.2::float8, $2 = 1.1::float4 / 3, $3[1] = 0.1::float8 + 0.2::float8, $4[0] = 0.1::float8 + 0.2::float8;
+EXECUTE floats (0.1::float8 + 0.2::float8, 1.1::float4 / 3, ARRAY[0.1::float8 + 0.2::float8], point(0.1::float8 + 0.2::float8, 1));
+PREPARE spans (interval, bytea, "char", char(5), bit(3), money) AS SELECT extract(epoch from $1), $2, $3, octet_length($4), $4 || '|', $5, $6;
+EXECUTE spans ('-1 year +2 days -03:00:00'::interval, '\x00ff5c', 'a', 'ab   ', '101', '12.34');
+EXECUTE spans ('1 year -2 days +3 hours', E'\\\\x', '', 'abcdefgh', '10101', 12);
+EXECUTE spans ('-1 day -2 hours', NULL, NULL, NULL, NULL, NULL);
+PREPARE put (uuid, int, timestamptz) AS UPDATE customers SET created = $3 WHERE tenant_id = $1 AND id = $2 RETURNING extract(epoch from created);
+EXECUTE put ({k1}, 1, '2026-01-02 03:04:05+00'::timestamptz);
+BEGIN;
+EXECUTE at ('2026-01-02 03:04:05+00'::timestamptz, '2026-03-04 05:06:07', '2026-03-04', '03:04:05+02');
+SHOW datestyle;
+SHOW intervalstyle;
+SHOW extra_float_digits;
+SHOW bytea_output;
+SAVEPOINT s;
+EXECUTE floats (0.1, 1, NULL, NULL);
+EXECUTE floats ('no', 1, NULL, NULL);
+ROLLBACK TO s;
+SELECT created FROM customers WHERE tenant_id = {k1} AND id = 1;
+COMMIT;
+PREPARE none AS SELECT 1;
+EXECUTE none (5);
+EXECUTE none (nosuch, 1 / 0);
+PREPARE r (record) AS SELECT $1;
+EXECUTE r (ROW(1, 2));
+--! end customers
+--! script simple
+PREPARE again (uuid, int) AS INSERT INTO filled (tenant_id, id) VALUES ($1, $2) RETURNING id, b;
+SELECT 1\; EXECUTE again ({k1}, 1);
+SELECT 1\; EXECUTE again ({k1}, 900)\; EXECUTE again ({k2}, 900);
+PREPARE div (uuid, int) AS SELECT id / (id - $2) FROM customers WHERE tenant_id = $1 ORDER BY id;
+SELECT 1\; EXECUTE div ({k1}, 1);
+SELECT 1\; SELECT 1 / (id - 1) FROM customers WHERE tenant_id = {k1} ORDER BY id;
+--! end filled
 --! script simple
 DECLARE c CURSOR FOR SELECT tenant_id, id FROM customers ORDER BY tenant_id, id\; FETCH 2 FROM c\; FETCH 2 FROM c\; CLOSE c\; SELECT 1;
 DECLARE c CURSOR FOR SELECT tenant_id, id FROM customers ORDER BY tenant_id, id\; FETCH 2 FROM c;

@@ -124,3 +124,24 @@ UPDATE filled SET b = 'here' WHERE tenant_id = {k1} AND ctid = (SELECT min(ctid)
 --! + INSERT INTO filled (tenant_id, id, a) VALUES ({k1}, 1, 900), ({k2}, 1, 900) ON CONFLICT (tenant_id, id) DO UPDATE SET b = (SELECT name FROM countries WHERE code = 'DE') RETURNING id, b | INSERT INTO filled (tenant_id, id, a) SELECT tenant_id, id, id + 7000 FROM customers WHERE id < 3 ON CONFLICT (tenant_id, id) DO UPDATE SET b = (SELECT max(name) FROM products WHERE id = filled.id) WHERE EXISTS (SELECT FROM countries WHERE code = 'FR') RETURNING id, b | INSERT INTO filled (tenant_id, id, a) VALUES ({k1}, 1, 900), ({k2}, 1, 900) ON CONFLICT (tenant_id, id) DO UPDATE SET b = (SELECT count(*)::text FROM orders) | INSERT INTO filled (tenant_id, id, a) VALUES ({k1}, 1, 900), ({k2}, 91, 900) RETURNING (SELECT count(*) FROM orders) | INSERT INTO countries (code, name) VALUES ('QQ', 'Q') RETURNING code, (SELECT count(*) FROM customers) | INSERT INTO settings (key, n) SELECT 'k' || id, 1 FROM customers WHERE tenant_id = {k1} AND id < 3 RETURNING key, (SELECT count(*) FROM orders)
 --! writes filled, countries, settings
 {told};
+-- Two parts that write one table, or tables that are tied by a foreign key: whether a row is in the way, or is referred to,
+-- is a question of their order.
+--! list tied: WITH d AS (DELETE FROM filled WHERE id = 1) INSERT INTO filled (tenant_id, id, a) SELECT tenant_id, 1, NULL FROM customers WHERE id = 1 | WITH i AS (INSERT INTO filled (tenant_id, id, a) SELECT tenant_id, id, NULL FROM filled RETURNING tenant_id, id) DELETE FROM filled f USING i WHERE f.tenant_id = i.tenant_id AND f.id = i.id | WITH d AS (DELETE FROM filled RETURNING tenant_id, id) INSERT INTO filled (tenant_id, id, a) SELECT tenant_id, id + 1, NULL FROM d | WITH d AS (DELETE FROM filled WHERE id = 1 RETURNING tenant_id, id) INSERT INTO filled (tenant_id, id, a) SELECT tenant_id, id + 700, NULL FROM d | WITH d AS (DELETE FROM filled WHERE id = -1 RETURNING *) INSERT INTO filled (tenant_id, id, a) SELECT tenant_id, id, NULL FROM customers
+--! + WITH u AS (UPDATE items SET quantity = 5 RETURNING tenant_id, order_id) DELETE FROM orders o USING u WHERE o.tenant_id = u.tenant_id AND o.id = 1 | WITH d AS (DELETE FROM orders WHERE id = 1 RETURNING tenant_id, id) UPDATE items i SET quantity = 9 FROM d WHERE i.tenant_id = d.tenant_id RETURNING i.order_id, i.line | WITH u AS (UPDATE items SET order_id = 2, line = line + 100 WHERE order_id = 1 RETURNING tenant_id) DELETE FROM orders o USING u WHERE o.tenant_id = u.tenant_id AND o.id = 1 | WITH o AS (INSERT INTO orders (tenant_id, id, status, placed) SELECT tenant_id, 100001, 'n', '2026-01-01' FROM orders WHERE id = 1 RETURNING tenant_id) UPDATE items i SET order_id = 100001 FROM o WHERE i.tenant_id = o.tenant_id AND i.order_id = 1 | WITH d AS (DELETE FROM orders WHERE id = 1 RETURNING tenant_id) INSERT INTO items (tenant_id, order_id, line, product_id, quantity, price) SELECT tenant_id, 1, 99, 1, 1, 1 FROM d | WITH d AS (DELETE FROM orders WHERE id = 1 RETURNING tenant_id) INSERT INTO items (tenant_id, order_id, line, product_id, quantity, price) SELECT tenant_id, 2, 99, 1, 1, 1 FROM d
+--! writes filled, orders, items
+{tied};
+-- A part of WITH that finds nothing to write is a write all the same.
+--! list nothing_found: WITH i AS (INSERT INTO filled (tenant_id, id) SELECT tenant_id, id + 50 FROM customers WHERE id = -99 RETURNING *) SELECT count(*) FROM i | WITH d AS (DELETE FROM filled WHERE id = -99 RETURNING *) INSERT INTO nothing (tenant_id, id, v) SELECT tenant_id, id, b FROM d | INSERT INTO filled (tenant_id, id) SELECT {k1}, id FROM orders WHERE id = -99
+--! script
+BEGIN READ ONLY;
+WITH i AS (INSERT INTO filled (tenant_id, id) SELECT tenant_id, id + 50 FROM customers WHERE id = -99 RETURNING *) SELECT count(*) FROM i;
+ROLLBACK;
+BEGIN;
+SET TRANSACTION READ ONLY;
+WITH d AS (DELETE FROM filled WHERE id = -99 RETURNING *) INSERT INTO nothing (tenant_id, id, v) SELECT tenant_id, id, b FROM d;
+ROLLBACK;
+SET default_transaction_read_only = on;
+{nothing_found};
+SET default_transaction_read_only = off;
+{nothing_found};
+--! end filled, nothing

@@ -6,6 +6,7 @@ use super::super::Failure;
 use super::super::exchange::{Reply, fields};
 use super::super::statement::say_rows;
 use super::images::{Address, Tail};
+use super::order::{self, Order};
 use super::place::{self, Find, Rest, Row};
 use super::shape::{Column, Shape, broken, full_name};
 use super::{client_tail, unsupported};
@@ -28,6 +29,7 @@ struct Part<'a> {
 pub(super) struct Computed {
     /// Of each part that writes.
     pub(super) changes: Vec<Change>,
+    pub(super) order: Order,
     /// Types of the client's parameters.
     pub(super) oids: Vec<u8>,
     /// The client's rows and tag; not of an INSERT whose shards say them.
@@ -59,12 +61,6 @@ impl Computed {
         for (n, (change, written)) in self.changes.iter().zip(&plan.writes).enumerate() {
             parts.push(change.parts(p, written, with_tail == Some(n))?);
         }
-        // PostgreSQL looks at foreign keys when all parts have ended; a shard looks at them after each: what is referred
-        // to comes first, and goes last.
-        let mut deleting: Vec<usize> = (0..parts.len()).collect();
-        deleting.sort_by_key(|n| self.changes[*n].shape.referenced);
-        let mut inserting: Vec<usize> = (0..parts.len()).collect();
-        inserting.sort_by_key(|n| !self.changes[*n].shape.referenced);
         let mut replies: Vec<(Vec<usize>, Reply)> = Vec::new();
         for shard in 0..p.shard_count() {
             if parts.iter().all(|parts| parts[shard].is_none()) {
@@ -72,27 +68,25 @@ impl Computed {
             }
             let at = p.enlist(shard, true).await?;
             p.mark_write(shard, None);
-            for n in &deleting {
+            // What a part deletes of its own rows makes room for what it inserts: they move.
+            for n in &self.order.inserting {
+                let Some(part) = &parts[*n][shard] else { continue };
+                let reply = self.insert(p, at, (*n, plan), part, &rest).await?;
+                if with_tail == Some(*n)
+                    && let Some(reply) = reply
+                {
+                    replies.push((part.inserted.iter().map(|(n, _)| *n).collect(), reply));
+                }
+            }
+            for n in &self.order.changing {
+                let Some(part) = &parts[*n][shard] else { continue };
+                self.changes[*n].delete(p, at, &plan.writes[*n], part).await?;
+                self.changes[*n].update(p, at, &plan.writes[*n], part).await?;
+                self.insert(p, at, (*n, plan), part, &rest).await?;
+            }
+            for n in &self.order.deleting {
                 if let Some(part) = &parts[*n][shard] {
                     self.changes[*n].delete(p, at, &plan.writes[*n], part).await?;
-                }
-            }
-            for (n, parts) in parts.iter().enumerate() {
-                if let Some(part) = &parts[shard] {
-                    self.changes[n].update(p, at, &plan.writes[n], part).await?;
-                }
-            }
-            for n in &inserting {
-                let Some(part) = &parts[*n][shard] else { continue };
-                let rest = (with_tail == Some(*n)).then_some(&rest);
-                if part.inserted.is_empty() && rest.is_none() {
-                    continue;
-                }
-                let rows: Vec<&[Option<&[u8]>]> = part.inserted.iter().map(|(_, row)| &row[..]).collect();
-                let stored = self.changes[*n].shape.stored();
-                let reply = place::insert(p, at, &plan.writes[*n], &stored, &rows, rest).await?;
-                if rest.is_some() {
-                    replies.push((part.inserted.iter().map(|(n, _)| *n).collect(), reply));
                 }
             }
         }
@@ -119,6 +113,28 @@ impl Computed {
         say_rows(p, statement, description.as_ref(), &in_order(replies)).await;
         build::command_complete(&mut complete, &format!("INSERT 0 {count}"));
         Ok(complete)
+    }
+
+    /// The rows that a part inserts on one shard; `None`: there is nothing to say.
+    async fn insert(
+        &self,
+        p: &mut Participants<'_>,
+        at: usize,
+        (n, plan): (usize, &ApplyPlan),
+        part: &Part<'_>,
+        rest: &Rest<'_>,
+    ) -> Result<Option<Reply>, Failure> {
+        let rest = (plan.with_tail == Some(n)).then_some(rest);
+        if part.inserted.is_empty() && rest.is_none() {
+            return Ok(None);
+        }
+        let rows: Vec<&[Option<&[u8]>]> = part.inserted.iter().map(|(_, row)| &row[..]).collect();
+        let written = &plan.writes[n];
+        let stored = self.changes[n].shape.stored();
+        let reply = place::insert(p, at, written, &stored, &rows, rest).await;
+        let gone = |other: usize| !self.changes[other].deleted.is_empty();
+        let beside = order::deletes_of_its_table(&plan.writes, n).any(gone);
+        reply.map(Some).map_err(|failure| if beside { order::if_in_the_way(failure, written) } else { failure })
     }
 }
 

@@ -15,6 +15,7 @@
 mod changes;
 mod images;
 mod load;
+mod order;
 mod place;
 mod shape;
 
@@ -23,6 +24,7 @@ use self::images::Tail;
 #[cfg(any(test, fuzzing))]
 pub(super) use self::images::any_tail;
 use self::load::Load;
+use self::order::Order;
 use self::shape::{Column, Shape, before, broken, full_name, names, quote, rows};
 use super::exchange::{self, Reply, gather};
 use super::gather::{check_views, parameter_oids, select_of};
@@ -80,8 +82,14 @@ pub(super) async fn run(
         true => None,
         false => Some(p.enlist(p.default_shard(), true).await?),
     };
+    let first = sources.first().or_else(|| targets.iter().flatten().next()).map(|(_, at)| *at).or(default);
+    let participant = match first {
+        Some(at) => at,
+        None => p.enlist(p.default_shard(), true).await?,
+    };
     let scratch = p.scratch().await?;
-    let applying = Applying { plan: &plan, statement, sources: &sources, targets: &targets, default, scratch };
+    let applying =
+        Applying { plan: &plan, statement, sources: &sources, targets: &targets, default, participant, scratch };
     let result = applying.compute(p).await;
     let server = p.server(scratch);
     if server.dirty || server.unsynced || exchange::ask(p, scratch, "ROLLBACK").await.is_err() {
@@ -105,6 +113,8 @@ struct Applying<'a> {
     targets: &'a [Vec<(usize, usize)>],
     /// The transaction's connection to the default shard, from which all other tables are copied, too.
     default: Option<usize>,
+    /// Any connection of the transaction.
+    participant: usize,
     scratch: usize,
 }
 
@@ -129,12 +139,14 @@ impl Applying<'_> {
         check_views(p, self.scratch, &self.plan.tables).await?;
         let described = self.describe(p).await?;
         let oids = parameter_oids(&described)?;
+        self.refuse_if_read_only(p).await?;
         let mut shapes = Vec::new();
         for (n, written) in self.plan.writes.iter().enumerate() {
             let shape = Shape::read(p, self.scratch, written).await?;
             check(written, &shape, self.plan.with_tail == Some(n))?;
             shapes.push(shape);
         }
+        let order = Order::of(p, self.scratch, &self.plan.writes, &shapes).await?;
         let keys = if self.plan.grouped { " INCLUDING INDEXES" } else { "" };
         let mut prepare = String::new();
         for (n, (shape, written)) in shapes.iter().zip(&self.plan.writes).enumerate() {
@@ -161,7 +173,20 @@ impl Applying<'_> {
         for (n, shape) in shapes.into_iter().enumerate() {
             changes.push(self.change(p, n, shape).await?);
         }
-        Ok(Computed { changes, oids, reply })
+        Ok(Computed { changes, order, oids, reply })
+    }
+
+    /// A part of WITH that finds no rows to write writes nothing, and is refused all the same (ExecCheckXactReadOnly in
+    /// src/backend/executor/execMain.c).
+    async fn refuse_if_read_only(&self, p: &mut Participants<'_>) -> Result<(), Failure> {
+        let reply = exchange::ask(p, self.participant, "SHOW transaction_read_only").await?.ok()?;
+        match reply.value().as_deref() {
+            Some("off") => Ok(()),
+            _ => {
+                let message = format!("cannot execute {} in a read-only transaction", self.plan.verb);
+                Err(ProxyError::new("25006", message).into())
+            }
+        }
     }
 
     /// What happened to the n-th copy.

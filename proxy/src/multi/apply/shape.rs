@@ -26,6 +26,10 @@ pub(super) struct Column {
     pub(super) binary: bool,
     pub(super) generated: bool,
     pub(super) primary: bool,
+    /// Foreign keys of the table hold it.
+    pub(super) refers: bool,
+    /// Foreign keys point to it.
+    pub(super) referred: bool,
     not_null: bool,
     identity: bool,
 }
@@ -76,7 +80,11 @@ impl Shape {
                     AND g.tgfoid NOT IN (SELECT f.oid FROM pg_catalog.pg_proc f
                         WHERE f.pronamespace = pg_catalog.to_regnamespace('shard_catalog')) AND (g.tgrelid = a.attrelid
                     OR g.tgrelid IN (SELECT relid FROM pg_catalog.pg_partition_tree(a.attrelid))))::pg_catalog.int4,
-                EXISTS (SELECT FROM pg_catalog.pg_constraint k WHERE k.contype = 'f' AND k.confrelid = a.attrelid)::pg_catalog.int4
+                EXISTS (SELECT FROM pg_catalog.pg_constraint k WHERE k.contype = 'f' AND k.confrelid = a.attrelid)::pg_catalog.int4,
+                EXISTS (SELECT FROM pg_catalog.pg_constraint k WHERE k.contype = 'f' AND k.conrelid = a.attrelid
+                    AND a.attnum = ANY (k.conkey))::pg_catalog.int4,
+                EXISTS (SELECT FROM pg_catalog.pg_constraint k WHERE k.contype = 'f' AND k.confrelid = a.attrelid
+                    AND a.attnum = ANY (k.confkey))::pg_catalog.int4
             FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type y ON y.oid = a.atttypid
             JOIN pg_catalog.pg_namespace n ON n.oid = y.typnamespace
             WHERE a.attrelid = {table}::pg_catalog.regclass AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum"
@@ -98,6 +106,8 @@ impl Shape {
                 identity: yes(5),
                 generated: yes(6),
                 primary: yes(7),
+                refers: yes(10),
+                referred: yes(11),
             });
             shape.triggers |= yes(8);
             shape.referenced |= yes(9);

@@ -118,6 +118,8 @@ pub struct Written {
 pub struct ApplyPlan {
     /// The n-th has its copy in `target_copy(n)`; parts of WITH in their order, then what the statement itself writes.
     pub writes: Vec<Written>,
+    /// What the statement itself does, as PostgreSQL calls it in errors.
+    pub verb: &'static str,
     /// Which of them is an INSERT whose shards run its ON CONFLICT and RETURNING: `tail`.
     pub with_tail: Option<usize>,
     /// Temporary table n is `pg_temp.shard_gather_n`.
@@ -268,6 +270,13 @@ impl<'a> Builder<'a> {
     pub(super) fn apply_plan(&mut self, node: Node<'_>) -> Result<ApplyPlan> {
         let tailed = |write: &Write<'a>| write.command == Command::Insert && !write.tail_is_copied();
         let for_shards = self.write.as_ref().is_some_and(tailed);
+        let verb = match self.write.as_ref().map(|write| write.command) {
+            Some(Command::Insert) => "INSERT",
+            Some(Command::Update) => "UPDATE",
+            Some(Command::Delete) => "DELETE",
+            Some(Command::Merge) => "MERGE",
+            None => "SELECT",
+        };
         let writes: Vec<Write<'a>> = std::mem::take(&mut self.parts).into_iter().chain(self.write.take()).collect();
         let standard = self.context.standard_conforming_strings;
         let cut = match node {
@@ -287,6 +296,7 @@ impl<'a> Builder<'a> {
         let drawn = |write: &Write<'_>| write.table.columns.iter().any(|column| column.draws);
         let draws = self.seen.draws || writes.iter().any(drawn);
         Ok(ApplyPlan {
+            verb,
             with_tail: writes.len().checked_sub(1).filter(|_| for_shards),
             writes: writes.into_iter().map(|write| self.written_by(write)).collect(),
             tables,

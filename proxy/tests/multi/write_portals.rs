@@ -1,0 +1,98 @@
+//! Portals of writes over several shards, and of EXECUTE, message by message: what one PostgreSQL answers.
+
+use bytes::BytesMut;
+use postgres_protocol::IsNull;
+use postgres_protocol::message::frontend;
+
+use crate::copies::Raw;
+use crate::proxy::{World, key};
+
+#[derive(Default)]
+struct Messages(BytesMut);
+
+impl Messages {
+    fn parse(mut self, name: &str, sql: &str) -> Self {
+        frontend::parse(name, sql, [], &mut self.0).unwrap();
+        self
+    }
+
+    fn bind(mut self, portal: &str, statement: &str) -> Self {
+        let none = |_: &str, _: &mut BytesMut| Ok(IsNull::Yes);
+        assert!(frontend::bind(portal, statement, [], [], none, [], &mut self.0).is_ok());
+        self
+    }
+
+    fn execute(mut self, portal: &str, rows: i32) -> Self {
+        frontend::execute(portal, rows, &mut self.0).unwrap();
+        self
+    }
+
+    fn describe(mut self, statement: &str) -> Self {
+        frontend::describe(b'S', statement, &mut self.0).unwrap();
+        self
+    }
+
+    fn sync(mut self) -> Vec<u8> {
+        frontend::sync(&mut self.0);
+        self.0.to_vec()
+    }
+}
+
+fn messages() -> Messages {
+    Messages::default()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn portals_of_writes_and_of_execute() {
+    let world = World::start("multi-write-portals").await;
+    let mut raw = Raw::connect(world.proxy.port).await;
+    let [a, b, c, d] = [key(1), key(2), key(3), key(4)];
+    let insert = |id: i32| format!("INSERT INTO t VALUES ({a}, {id}, 'x'), ({b}, {id}, 'x'), ({c}, {id}, 'x')");
+    let returning = |id: i32| format!("{} RETURNING id", insert(id));
+
+    // As many rows as asked for, and the rest of them; the last portion is counted in the tag.
+    let both = messages().parse("", &returning(1)).bind("", "").execute("", 2).execute("", 2).sync();
+    assert_eq!(raw.exchange(&both).await, ["1", "2", "D", "D", "s", "D", "CINSERT 0 1", "ZI"]);
+    // Exactly as many: there might be more.
+    let exactly = messages().parse("", &returning(2)).bind("", "").execute("", 3).execute("", 0).sync();
+    assert_eq!(raw.exchange(&exactly).await, ["1", "2", "D", "D", "D", "s", "CINSERT 0 0", "ZI"]);
+    // What is not asked for is written all the same.
+    let one = messages().parse("", &returning(3)).bind("", "").execute("", 1).sync();
+    assert_eq!(raw.exchange(&one).await, ["1", "2", "D", "s", "ZI"]);
+    // Without rows the limit means nothing; drivers send one.
+    let none = messages().parse("", &insert(4)).bind("", "").execute("", 1).sync();
+    assert_eq!(raw.exchange(&none).await, ["1", "2", "CINSERT 0 3", "ZI"]);
+    // All rows for one shard.
+    let here = format!("INSERT INTO t VALUES ({d}, 5, 'x'), ({d}, 6, 'x') RETURNING id");
+    let here = messages().parse("", &here).bind("", "").execute("", 1).sync();
+    assert_eq!(raw.exchange(&here).await, ["1", "2", "D", "s", "ZI"]);
+    let client = world.proxy.client().await;
+    let count = client.query_one("SELECT count(*) FROM t WHERE note = 'x'", &[]).await.unwrap();
+    assert_eq!(count.get::<_, i64>(0), 14);
+
+    // In a block a portal outlives its Sync; a failing statement behind it takes everything back.
+    assert_eq!(raw.query("BEGIN").await, ["CBEGIN", "ZT"]);
+    let update = "UPDATE t SET note = 'u' WHERE id < 5 RETURNING k";
+    let first = messages().parse("", update).bind("p", "").execute("p", 5).sync();
+    assert_eq!(raw.exchange(&first).await, ["1", "2", "D", "D", "D", "D", "D", "s", "ZT"]);
+    let more = messages().execute("p", 6).execute("p", 6).sync();
+    assert_eq!(raw.exchange(&more).await, ["D", "D", "D", "D", "D", "D", "s", "D", "CUPDATE 1", "ZT"]);
+    let moved = format!("WITH d AS (DELETE FROM t WHERE id < 5 RETURNING *) INSERT INTO t SELECT {d}, id + 10 * k, note FROM d RETURNING id");
+    let parts = messages().parse("", &moved).bind("w", "").execute("w", 10).execute("w", 10).sync();
+    let answer = raw.exchange(&parts).await;
+    assert_eq!(answer.iter().filter(|one| *one == "D").count(), 12);
+    assert_eq!(answer[12..], ["s", "D", "D", "CINSERT 0 2", "ZT"]);
+    assert_eq!(raw.query("ROLLBACK").await, ["CROLLBACK", "ZI"]);
+
+    // A name that is taken.
+    assert_eq!(raw.query("PREPARE one AS SELECT 1").await, ["CPREPARE", "ZI"]);
+    let twice = messages().parse("e", "EXECUTE one").bind("q", "e").bind("q", "e").sync();
+    assert_eq!(raw.exchange(&twice).await, ["1", "2", "E42P03", "ZI"]);
+    let again = messages().bind("q", "e").execute("q", 0).sync();
+    assert_eq!(raw.exchange(&again).await, ["2", "D", "CSELECT 1", "ZI"]);
+    assert_eq!(raw.exchange(&again).await, ["2", "D", "CSELECT 1", "ZI"]);
+
+    // What is said of a statement comes where it was asked for.
+    let between = messages().parse("s", "SELECT 41").bind("", "s").describe("s").execute("", 0).sync();
+    assert_eq!(raw.exchange(&between).await, ["1", "2", "t", "T", "D", "CSELECT 1", "ZI"]);
+}
