@@ -18,7 +18,7 @@ impl Messages {
 
     fn bind(mut self, portal: &str, statement: &str) -> Self {
         let none = |_: &str, _: &mut BytesMut| Ok(IsNull::Yes);
-        assert!(frontend::bind(portal, statement, [], [], none, [], &mut self.0).is_ok());
+        assert!(frontend::bind(portal, statement, [], std::iter::empty::<&str>(), none, [], &mut self.0).is_ok());
         self
     }
 
