@@ -45,8 +45,11 @@ pub async fn free(servers: &Servers, id: i64, wish: Wish) -> anyhow::Result<(Job
     db.execute("DELETE FROM shard_catalog.ownership WHERE move_id = $1 AND NOT flipped", &[&job.id]).await?;
     db.execute("DELETE FROM shard_catalog.fence WHERE move_id = $1", &[&job.id]).await?;
     fence::unlock(&db, &job).await?;
-    let stage = if next == Phase::Closing { "flipped" } else { "copying" };
-    catalog::set_stage(&control, &job, Way::Out, stage).await?;
+    // Of a move that was never announced nothing is anywhere, and what the target has of the scope may be another's.
+    if catalog::motions(&control).await?.iter().any(|motion| motion.move_id == id) {
+        let stage = if next == Phase::Closing { "flipped" } else { "copying" };
+        catalog::set_stage(&control, &job, Way::Out, stage).await?;
+    }
     for way in [Way::Out, Way::Back] {
         copy::forget(&db, &job, way).await?;
         for slot in [job.publication(way), job.verify_slot(way)] {

@@ -285,7 +285,12 @@ async fn a_target_that_is_lost_does_not_take_the_source_along() {
     assert!(format!("{answers:#}").contains("answers: shardctl abort"), "{answers:#}");
     let wrong = lost::free(&bed.servers, job.id, Wish::Finish).await.unwrap_err();
     assert!(format!("{wrong:#}").contains("--target-lost"), "{wrong:#}");
+    // One that was never announced has nothing anywhere: it must not come to delete what the other one has copied.
+    let mut unheard = bed.plan(&scope, 1, 2).await;
+    unheard.go(&bed.control, Phase::Announcing, "a test").await.unwrap();
     bed.pg[1].crash();
+    lost::free(&bed.servers, unheard.id, Wish::Abort).await.unwrap();
+    assert_eq!(bed.control.value::<i64>("SELECT count(*) FROM shard_catalog.motion", &[]).await.unwrap(), 1);
     lost::free(&bed.servers, job.id, Wish::Abort).await.unwrap();
     let left = "SELECT (SELECT count(*) FROM pg_replication_slots) + (SELECT count(*) FROM pg_publication) \
                 + (SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'zzz%') + (SELECT count(*) FROM shard_catalog.guarded) \
@@ -294,6 +299,9 @@ async fn a_target_that_is_lost_does_not_take_the_source_along() {
     // Copies on the target stay hidden until they are gone.
     assert_eq!(bed.control.value::<i64>("SELECT count(*) FROM shard_catalog.motion", &[]).await.unwrap(), 1);
     bed.pg[1].resume();
+    let copies = bed.rows(2, &scope).await;
+    assert_eq!(bed.run(unheard.id, Options::default()).await, End::Over);
+    assert_eq!(bed.rows(2, &scope).await, copies);
     assert_eq!(bed.run(job.id, Options::default()).await, End::Over);
     assert_eq!(bed.load(job.id).await.phase, Phase::Aborted, "{}", bed.story(job.id).await);
     bed.check_rows(0).await;

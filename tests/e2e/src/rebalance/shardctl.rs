@@ -98,13 +98,14 @@ impl Driver {
             let read = async |pipe: Option<&mut (dyn tokio::io::AsyncRead + Unpin)>| {
                 let mut text = String::new();
                 if let Some(pipe) = pipe {
-                    let _ = tokio::io::AsyncReadExt::read_to_string(pipe, &mut text).await;
+                    tokio::io::AsyncReadExt::read_to_string(pipe, &mut text).await?;
                 }
-                text
+                Ok::<_, std::io::Error>(text)
             };
             let out = read(stdout.as_mut().map(|pipe| pipe as _));
             let err = read(stderr.as_mut().map(|pipe| pipe as _));
             let (status, out, err) = tokio::join!(self.child.wait(), out, err);
+            let (out, err) = (out?, err?);
             let lines = err.lines().chain(out.lines()).filter(|line| !line.trim().is_empty());
             let last: Vec<&str> = lines.rev().take(3).collect();
             Ok::<_, std::io::Error>(Ended {
