@@ -16,7 +16,7 @@ use crate::mover::preflight::{self, Problem, human};
 use crate::mover::attach::Attached;
 use crate::mover::run::{End, Options, run};
 use crate::mover::throttle::Throttle;
-use crate::mover::{catalog, copy, lost, tables, verify};
+use crate::mover::{catalog, copy, digest, lost, tables, verify};
 use crate::output::{Report, table};
 use crate::plans::{Plan, scope_of};
 
@@ -400,7 +400,7 @@ pub async fn diff(servers: &Servers, id: i64) -> anyhow::Result<Ended> {
     let map = catalog::map(&control).await?;
     let buckets = map.map.buckets();
     let tables = tables::sharded(&giver, &servers.config).await?;
-    let (digests, mut unequal) = verify::digests(&mut giver, &mut taker, &job, &tables, buckets).await?;
+    let (digests, mut unequal) = digest::digests(&mut giver, &mut taker, &job, &tables, buckets).await?;
     // Rows that change all the time differ in most moments; a difference that stays is one.
     for _ in 0..5 {
         if unequal.is_empty() {

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use futures_util::future::try_join_all;
 use serde_json::json;
 
 use super::catalog;
@@ -90,20 +91,20 @@ pub(super) async fn lock_runner(control: &Db, id: i64) -> anyhow::Result<()> {
 /// Ends every session that an earlier runner, or an attempt that was given up, has left, and waits for their end: a statement
 /// of theirs must not arrive after what undoes it.
 pub(super) async fn end_others(sessions: &[&Db], name: &str) -> anyhow::Result<()> {
-    let mut pids = Vec::new();
-    for db in sessions {
-        pids.push(db.value::<i32>("SELECT pg_backend_pid()", &[]).await?);
-    }
-    for db in sessions {
-        // Of those that have gone by themselves the answer is false, too: so it is looked at once more.
-        let sql = "SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity \
-                   WHERE application_name = $1 AND backend_type = 'client backend' AND pid <> ALL ($2)";
-        db.rows(sql, &[&name, &pids]).await?;
-        let sql = "SELECT coalesce(string_agg(pid::text, ', '), '') FROM pg_stat_activity \
-                   WHERE application_name = $1 AND backend_type = 'client backend' AND pid <> ALL ($2)";
-        let left: String = db.value(sql, &[&name, &pids]).await?;
-        anyhow::ensure!(left.is_empty(), "sessions of an earlier runner do not end: pid {left}");
-    }
+    let pids: Vec<i32> = try_join_all(sessions.iter().map(|db| db.value("SELECT pg_backend_pid()", &[]))).await?;
+    // Of all servers at once: clients may be held back meanwhile.
+    try_join_all(sessions.iter().map(|db| end_others_of(db, name, &pids))).await.map(drop)
+}
+
+async fn end_others_of(db: &Db, name: &str, but: &[i32]) -> anyhow::Result<()> {
+    // Of those that have gone by themselves the answer is false, too: so it is looked at once more.
+    let sql = "SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity \
+               WHERE application_name = $1 AND backend_type = 'client backend' AND pid <> ALL ($2)";
+    db.rows(sql, &[&name, &but]).await?;
+    let sql = "SELECT coalesce(string_agg(pid::text, ', '), '') FROM pg_stat_activity \
+               WHERE application_name = $1 AND backend_type = 'client backend' AND pid <> ALL ($2)";
+    let left: String = db.value(sql, &[&name, &but]).await?;
+    anyhow::ensure!(left.is_empty(), "sessions of an earlier runner do not end: pid {left}");
     Ok(())
 }
 

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::job::Job;
 use super::scope::literal;
-use super::tables::{Table, leaves};
+use super::tables::{Table, leaves, pages};
 use crate::direct::Db;
 
 /// Pages of one statement: few enough that its locks and its WAL stay small beside the payments'.
@@ -40,12 +40,7 @@ pub async fn delete(db: &Db, job: &Job, tables: &[Table], buckets: u16, control:
         let scope = table.predicate("", &job.scope, buckets);
         for leaf in leaves(db, table).await? {
             // Page by page: a LIMIT would read all the dead rows again for each batch.
-            let pages: i64 = db
-                .value(
-                    "SELECT pg_relation_size($1::text::regclass) / current_setting('block_size')::int8",
-                    &[&leaf],
-                )
-                .await?;
+            let pages = pages(db, &leaf).await?;
             let mut from = 0;
             while from < pages {
                 let begun = Instant::now();

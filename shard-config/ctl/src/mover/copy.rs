@@ -160,8 +160,10 @@ pub async fn enable(taker: &Db, job: &Job, way: Way) -> anyhow::Result<()> {
 pub struct Progress {
     /// Tables that replication keeps up to date.
     pub ready: Vec<String>,
-    /// Tables that are being copied or wait for a worker.
+    /// Tables that are not yet: their rows are read, or what was written meanwhile is caught up with.
     pub copying: Vec<String>,
+    /// Of those, tables whose rows are being read, or wait for a worker that reads them.
+    pub reading: Vec<String>,
     /// Of copies that run now.
     pub rows: i64,
     pub bytes: i64,
@@ -172,13 +174,17 @@ pub struct Progress {
 
 pub async fn progress(taker: &Db, job: &Job, way: Way) -> anyhow::Result<Progress> {
     let name = job.publication(way);
-    let sql = "SELECT n.nspname || '.' || c.relname, r.srsubstate = 'r' FROM pg_subscription s \
+    let sql = "SELECT n.nspname || '.' || c.relname, r.srsubstate = 'r', r.srsubstate IN ('i', 'd') FROM pg_subscription s \
                JOIN pg_subscription_rel r ON r.srsubid = s.oid JOIN pg_class c ON c.oid = r.srrelid \
                JOIN pg_namespace n ON n.oid = c.relnamespace WHERE s.subname = $1 AND n.nspname <> 'shard_catalog' ORDER BY 1";
     let mut progress = Progress::default();
     for row in taker.rows(sql, &[&name]).await? {
+        let table: String = row.try_get(0)?;
+        if row.try_get(2)? {
+            progress.reading.push(table.clone());
+        }
         let list = if row.try_get(1)? { &mut progress.ready } else { &mut progress.copying };
-        list.push(row.try_get(0)?);
+        list.push(table);
     }
     let sql = "SELECT coalesce(sum(tuples_processed), 0)::int8, coalesce(sum(bytes_processed), 0)::int8 \
                FROM pg_stat_progress_copy p JOIN pg_stat_subscription w ON w.pid = p.pid WHERE w.subname = $1";

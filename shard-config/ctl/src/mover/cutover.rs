@@ -13,6 +13,10 @@ use super::job::Way;
 use super::machine::{Event, Phase};
 use super::run::{Different, Identities, Runner, Step};
 
+/// From the first statement held to the last released, of an attempt that comes to nothing.
+const WHOLE: Duration = Duration::from_millis(480);
+/// No attempt gets less than this.
+const LEAST: Duration = Duration::from_millis(300);
 /// How long proxies may take to acknowledge a flip before their sessions on the old owner are ended.
 const ACKNOWLEDGE: Duration = Duration::from_secs(2);
 /// How long the target may take to commit, before anybody is held.
@@ -24,6 +28,11 @@ fn identities(seats: &Seats, way: Way) -> Identities {
         Way::Out => (seats.giver.identity, seats.taker.identity),
         Way::Back => (seats.taker.identity, seats.giver.identity),
     }
+}
+
+/// How long the next attempt may take, if undoing the one before took that long: servers that are slow to undo are so the next time.
+fn limit_after(undone_in: Option<Duration>) -> Duration {
+    undone_in.map_or(fence::LIMIT, |undo| WHOLE.saturating_sub(undo).clamp(LEAST, fence::LIMIT))
 }
 
 impl Runner<'_> {
@@ -70,8 +79,8 @@ impl Runner<'_> {
             fence::advance(&self.target, &back).await?;
         }
         let begun = std::time::Instant::now();
-        let limit =
-            job.number("fence_limit_ms").map_or(fence::LIMIT, |ms| Duration::from_millis(ms.unsigned_abs()));
+        let number = |name: &str| job.number(name).map(|ms| Duration::from_millis(ms.unsigned_abs()));
+        let limit = number("fence_limit_ms").unwrap_or_else(|| limit_after(number("undone_in_ms")));
         let plan = Plan {
             job: &job,
             way,
@@ -99,13 +108,14 @@ impl Runner<'_> {
                 (text.clone(), fence::Times::default(), Err(Different(text).into()))
             }
         };
+        let decided = std::time::Instant::now();
         if event.is_err() {
             // First everybody goes on, then it is written down.
             if !self.undo(way).await? {
                 event = Ok(Some(Event::Flipped));
             }
         }
-        let pause_ms = begun.elapsed().as_millis();
+        let (undone, pause_ms) = (decided.elapsed(), begun.elapsed().as_millis());
         self.job.note(&self.control, &format!("{ended}; {pause_ms} ms in all")).await?;
         let entry = json!({ "ms": pause_ms, "flipped": event.is_ok(), "parts": times.json(), "why": ended });
         let mut log = self.job.detail.get("pauses").and_then(|p| p.as_array()).cloned().unwrap_or_default();
@@ -113,9 +123,9 @@ impl Runner<'_> {
             log.remove(0);
         }
         log.push(entry);
-        self.job
-            .set(&self.control, json!({ "pauses": log, "missed": event.is_err().then_some(&ended) }))
-            .await?;
+        let missed = event.is_err().then_some(&ended);
+        let undone_in = missed.map(|_| undone.as_millis());
+        self.job.set(&self.control, json!({ "pauses": log, "missed": missed, "undone_in_ms": undone_in })).await?;
         event
     }
 
@@ -171,5 +181,17 @@ impl Runner<'_> {
             self.job.note(&self.control, &text).await?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_attempt_leaves_time_to_be_undone() {
+        let limit = |undo| limit_after(Some(Duration::from_millis(undo))).as_millis();
+        assert_eq!(limit_after(None), fence::LIMIT);
+        assert_eq!([limit(20), limit(120), limit(10_000)], [400, 360, 300]);
     }
 }

@@ -322,8 +322,8 @@ pub async fn release(
         taker.execute(sql, &[&job.id]).await?;
         arm::fence_row(taker, job, buckets).await?;
     }
-    giver.execute(sql, &[&job.id]).await?;
-    giver.execute("DELETE FROM shard_catalog.fence WHERE move_id = $1", &[&job.id]).await?;
+    let fenced = "DELETE FROM shard_catalog.fence WHERE move_id = $1";
+    giver.execute(&format!("WITH owned AS ({sql}) {fenced}"), &[&job.id]).await?;
     unlock(giver, job).await?;
     catalog::set_stage(catalog, job, Way::Out, if way == Way::Out { "copying" } else { "flipped" }).await?;
     Ok(())

@@ -2,7 +2,7 @@
 //!
 //! Rooms, in reading order: `machine` (PURE: phases and what follows what), `job` (the durable record), `attach` (takes a move up), `run`
 //! (does the step of the phase that is written down), `steps`; each step's work: `preflight`, `catalog` (what proxies obey), `arm` (guards),
-//! `copy` (native logical replication) with `throttle`, `verify` with `changes` (PURE) and `tables`, `cutover` and `fence`,
+//! `copy` (native logical replication) with `throttle`, `verify` with `digest`, `changes` (PURE) and `tables`, `cutover` and `fence`,
 //! `clean`. `scope` (PURE) says which rows; `lost` frees one shard when the other one is gone;
 //! `fault` stops a runner for tests.
 //!
@@ -21,6 +21,7 @@ pub mod changes;
 pub mod clean;
 pub mod copy;
 mod cutover;
+pub mod digest;
 pub mod fault;
 pub mod fence;
 pub mod job;

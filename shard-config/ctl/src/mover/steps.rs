@@ -7,6 +7,7 @@ use shard_config::ShardId;
 
 use super::catalog;
 use super::copy;
+use super::digest;
 use super::fault::reach;
 use super::fence;
 use super::job::Way;
@@ -89,7 +90,8 @@ impl Runner<'_> {
         let mut next = Vec::new();
         for table in waiting {
             let copied = tables.iter().filter(|t| published.contains(&t.full_name())).map(|t| t.bytes).sum();
-            let large = tables.iter().filter(|t| progress.copying.contains(&t.full_name()) && !t.is_small()).count();
+            // One that only catches up leaves room for the next one.
+            let large = tables.iter().filter(|t| progress.reading.contains(&t.full_name()) && !t.is_small()).count();
             let held = throttle.holds(&self.job, &self.source, large, table, copied).await?;
             if held.is_some() {
                 reason = held;
@@ -97,6 +99,7 @@ impl Runner<'_> {
             }
             published.push(table.full_name());
             progress.copying.push(table.full_name());
+            progress.reading.push(table.full_name());
             next.push(table);
         }
         if !next.is_empty() {
@@ -105,6 +108,10 @@ impl Runner<'_> {
             self.job.note(&self.control, &format!("copying {}", names.join(", "))).await?;
         }
         reach(&self.job, "");
+        if !progress.copying.is_empty() {
+            // The subscription's worker looks at its tables when something arrives, and once a second otherwise.
+            copy::mark(&self.source, &self.job, Way::Out).await?;
+        }
         let mut shown = progress.json();
         shown["tables"] = json!(tables.len());
         self.job.set(&self.control, json!({ "progress": shown, "throttled": reason })).await?;
@@ -220,7 +227,7 @@ impl Runner<'_> {
                 Way::Out => (&mut self.source, &mut self.target),
                 Way::Back => (&mut self.target, &mut self.source),
             };
-            let (digests, suspects) = verify::digests(giver, taker, &self.job, &tables, buckets).await?;
+            let (digests, suspects) = digest::digests(giver, taker, &self.job, &tables, buckets).await?;
             let rows: i64 = digests.iter().map(|digest| digest.rows).sum();
             let shown: serde_json::Map<_, _> = digests
                 .iter()

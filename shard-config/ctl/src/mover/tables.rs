@@ -190,6 +190,11 @@ pub async fn leaves(db: &Db, table: &Table) -> anyhow::Result<Vec<String>> {
     relations(db, table, "WHERE t.isleaf").await
 }
 
+/// Of the relation that `leaf` names, as it is now.
+pub async fn pages(db: &Db, leaf: &str) -> anyhow::Result<i64> {
+    db.value("SELECT pg_relation_size($1::text::regclass) / current_setting('block_size')::int8", &[&leaf]).await
+}
+
 /// The table and all its partitions, roots first.
 pub async fn tree(db: &Db, table: &Table) -> anyhow::Result<Vec<String>> {
     relations(db, table, "").await

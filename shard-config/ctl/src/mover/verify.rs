@@ -1,4 +1,4 @@
-//! Are both shards equal? Digests of chunks first, then row by row what may have changed since (H13).
+//! Are both shards equal? Digests of chunks first (`digest`), then row by row what may have changed since (H13).
 //!
 //! A digest of a table that changes proves nothing, so a second slot, made before the digests, collects every row that
 //! changes from then on. A row that differs when both sides have seen the same marks, and that has not changed since, is a
@@ -13,143 +13,25 @@ use anyhow::Context;
 use super::changes::{Changed, Collector, Key};
 use super::copy;
 use super::job::{Job, Way};
-use super::scope::hash_sql;
 use super::tables::Table;
 use crate::direct::Db;
 
-/// Groups of rows, by bits of the hash that no bucket uses, whose digests are compared.
-const CHUNKS: u32 = 256;
 /// Rows compared one by one; more than this is no coincidence of a busy system.
 pub const ROWS_MAX: usize = 200_000;
 /// Rows of one statement.
 const BATCH: usize = 2_000;
-/// A digest reads whole tables.
-const PATIENCE: Duration = Duration::from_secs(3600);
 
 /// Rows whose equality is not proved yet.
 pub type Suspects = Changed;
-
-/// One table's outcome.
-#[derive(Debug, Clone)]
-pub struct Digest {
-    pub table: String,
-    pub rows: i64,
-    /// Chunks that were unequal, which is normal while rows change.
-    pub unequal: usize,
-}
 
 pub fn count(suspects: &Suspects) -> usize {
     suspects.values().map(BTreeSet::len).sum()
 }
 
-/// Digests every table on both sides. Returns what each table has, and the rows that differ in this moment.
-pub async fn digests(
-    giver: &mut Db,
-    taker: &mut Db,
-    job: &Job,
-    tables: &[Table],
-    buckets: u16,
-) -> anyhow::Result<(Vec<Digest>, Suspects)> {
-    let patience = giver.patience;
-    (giver.patience, taker.patience) = (PATIENCE, PATIENCE);
-    let outcome = all_digests(giver, taker, job, tables, buckets).await;
-    (giver.patience, taker.patience) = (patience, patience);
-    outcome
-}
-
-async fn all_digests(
-    giver: &Db,
-    taker: &Db,
-    job: &Job,
-    tables: &[Table],
-    buckets: u16,
-) -> anyhow::Result<(Vec<Digest>, Suspects)> {
-    let (mut digests, mut suspects) = (Vec::new(), Suspects::new());
-    for table in tables {
-        // Not both at once: each keeps a processor busy, and the application wants them, too.
-        let ours = chunks(giver, table, job, buckets).await?;
-        let theirs = chunks(taker, table, job, buckets).await?;
-        let numbers: BTreeSet<_> = ours.keys().chain(theirs.keys()).copied().collect();
-        let unequal: Vec<i32> =
-            numbers.into_iter().filter(|chunk| ours.get(chunk) != theirs.get(chunk)).collect();
-        let rows = ours.values().map(|(rows, _)| rows).sum();
-        if !unequal.is_empty() {
-            let (ours, theirs) = tokio::try_join!(
-                rows_of_chunks(giver, table, job, buckets, &unequal),
-                rows_of_chunks(taker, table, job, buckets, &unequal)
-            )?;
-            let keys: BTreeSet<_> = ours.keys().chain(theirs.keys()).collect();
-            let differing = keys.into_iter().filter(|key| ours.get(*key) != theirs.get(*key));
-            let differing: BTreeSet<Key> = differing.cloned().collect();
-            anyhow::ensure!(
-                differing.len() <= ROWS_MAX,
-                "{} rows of {} differ",
-                differing.len(),
-                table.full_name()
-            );
-            if !differing.is_empty() {
-                suspects.insert(table.full_name(), differing);
-            }
-        }
-        digests.push(Digest { table: table.full_name(), rows, unequal: unequal.len() });
-    }
-    Ok((digests, suspects))
-}
-
-/// Buckets are the low bits of the hash, so a chunk takes higher ones and every range of buckets has all chunks.
-fn chunk_sql(table: &Table) -> String {
-    let hash = hash_sql(&super::scope::ident(&table.key_column), table.key_type);
-    // The key alone would put a whole tenant into one chunk.
-    format!("(({hash} >> 20) # hashtextextended({}, 1)) & {}", table.key_text(), CHUNKS - 1)
-}
-
-async fn chunks(
-    db: &Db,
-    table: &Table,
-    job: &Job,
-    buckets: u16,
-) -> anyhow::Result<BTreeMap<i32, (i64, String)>> {
-    let sql = format!(
-        "SELECT ({})::int4, count(*), sum(hashtextextended({}, 0))::text FROM {} WHERE {} GROUP BY 1",
-        chunk_sql(table),
-        table.row_text(""),
-        table.sql(),
-        table.predicate("", &job.scope, buckets)
-    );
-    let rows = db.rows(&sql, &[]).await.with_context(|| format!("the digest of {}", table.full_name()))?;
-    rows.iter().map(|row| Ok((row.try_get(0)?, (row.try_get(1)?, row.try_get(2)?)))).collect()
-}
-
 /// A digest of each row, by primary key.
-type Rows = BTreeMap<Key, i64>;
+pub(super) type Rows = BTreeMap<Key, i64>;
 
-async fn rows_of_chunks(
-    db: &Db,
-    table: &Table,
-    job: &Job,
-    buckets: u16,
-    chunks: &[i32],
-) -> anyhow::Result<Rows> {
-    let sql = format!(
-        "SELECT {}, hashtextextended({}, 0) FROM {} WHERE {} AND ({})::int4 = ANY ($1) LIMIT {}",
-        key_array(table),
-        table.row_text(""),
-        table.sql(),
-        table.predicate("", &job.scope, buckets),
-        chunk_sql(table),
-        // Two chunks of a large table may be more than this process should hold: then it is not settled row by row.
-        ROWS_MAX * 10
-    );
-    let rows = db.rows(&sql, &[&chunks]).await?;
-    anyhow::ensure!(
-        rows.len() < ROWS_MAX * 10,
-        "too many rows of {} are in unequal chunks",
-        table.full_name()
-    );
-    rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
-}
-
-fn key_array(table: &Table) -> String {
+pub(super) fn key_array(table: &Table) -> String {
     let columns: Vec<_> = table
         .primary_key
         .iter()
