@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::assign;
+use crate::bucket::KeyHash;
 use crate::map::{ShardId, ShardMap};
 
 /// Rows of one pair of shards that move together.
@@ -16,7 +17,7 @@ pub struct Step {
     /// Inclusive, ascending, apart from each other.
     pub ranges: Vec<(u16, u16)>,
     /// Single tenants, by the full hash of their key.
-    pub hashes: Vec<i64>,
+    pub hashes: Vec<KeyHash>,
 }
 
 impl Step {
@@ -45,12 +46,12 @@ pub enum PlanError {
 #[derive(Debug, Clone, Copy)]
 pub struct Placed<'a> {
     pub map: &'a ShardMap,
-    pub pinned: &'a [(i64, ShardId)],
+    pub pinned: &'a [(KeyHash, ShardId)],
 }
 
 impl Placed<'_> {
-    fn bucket_of(&self, hash: i64) -> u16 {
-        (hash as u64 & u64::from(self.map.buckets() - 1)) as u16
+    fn bucket_of(&self, hash: KeyHash) -> u16 {
+        hash.bucket(self.map.buckets()).get()
     }
 
     /// A bucket stays where it is if one of its tenants is pinned to the shard that gives or the one that takes: rows of
@@ -129,7 +130,7 @@ pub fn drain(placed: Placed<'_>, shard: ShardId, weights: &[(ShardId, u32)]) -> 
     }
     let mut moved = give(placed, &weights, &load, &[shard], 0);
     // Pinned tenants of other buckets live here, too.
-    let mut hashes: BTreeMap<ShardId, Vec<i64>> = BTreeMap::new();
+    let mut hashes: BTreeMap<ShardId, Vec<KeyHash>> = BTreeMap::new();
     for &(hash, owner) in placed.pinned.iter().filter(|(_, owner)| *owner == shard) {
         let bucket = placed.bucket_of(hash);
         let home = moved.get(&bucket).copied().unwrap_or_else(|| placed.owner(bucket));
@@ -166,7 +167,7 @@ pub fn by_load(
 }
 
 /// A tenant to a shard of its choice; its bucket stays.
-pub fn isolate(placed: Placed<'_>, hash: i64, target: ShardId) -> Result<Vec<Step>, PlanError> {
+pub fn isolate(placed: Placed<'_>, hash: KeyHash, target: ShardId) -> Result<Vec<Step>, PlanError> {
     let pinned = placed.pinned.iter().find(|(known, _)| *known == hash).map(|(_, shard)| *shard);
     let source = pinned.unwrap_or_else(|| placed.owner(placed.bucket_of(hash)));
     if source == target {
@@ -347,18 +348,18 @@ mod tests {
     #[test]
     fn a_tenant_is_isolated_and_pinned_buckets_stay() {
         let map = ShardMap::even(&ids(2), 16);
-        let steps = isolate(placed(&map), 18, ShardId(2)).unwrap();
-        assert_eq!(steps, [Step { hashes: vec![18], ..step(1, 2, &[]) }]);
-        assert_eq!(isolate(placed(&map), 18, ShardId(1)), Err(PlanError::There(ShardId(1))));
-        let pinned = [(18, ShardId(2))];
+        let steps = isolate(placed(&map), KeyHash::new(18), ShardId(2)).unwrap();
+        assert_eq!(steps, [Step { hashes: vec![KeyHash::new(18)], ..step(1, 2, &[]) }]);
+        assert_eq!(isolate(placed(&map), KeyHash::new(18), ShardId(1)), Err(PlanError::There(ShardId(1))));
+        let pinned = [(KeyHash::new(18), ShardId(2))];
         let placed = Placed { map: &map, pinned: &pinned };
-        assert_eq!(isolate(placed, 18, ShardId(1)).unwrap()[0].source, ShardId(2));
+        assert_eq!(isolate(placed, KeyHash::new(18), ShardId(1)).unwrap()[0].source, ShardId(2));
         let steps = buckets(placed, 0, 7, ShardId(2)).unwrap();
         assert_eq!(steps, [step(1, 2, &[(0, 1), (3, 7)])], "bucket 2 has rows on shard 2 already");
         assert_eq!(buckets(placed, 0, 7, ShardId(3)).unwrap(), [step(1, 3, &[(0, 7)])]);
         // The shard of a pinned tenant is drained of the tenant, too.
         let drained = drain(placed, ShardId(2), &even(2)).unwrap();
-        assert_eq!(drained[0], Step { hashes: vec![18], ..step(2, 1, &[]) });
+        assert_eq!(drained[0], Step { hashes: vec![KeyHash::new(18)], ..step(2, 1, &[]) });
     }
 
     #[test]

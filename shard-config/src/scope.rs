@@ -61,6 +61,11 @@ impl Scope {
         Ok(Self { ranges: merged, hashes })
     }
 
+    /// The buckets from one to the other, whichever comes first.
+    pub fn of_range(from: u16, to: u16) -> Self {
+        Self { ranges: vec![(from.min(to), from.max(to))], hashes: Vec::new() }
+    }
+
     pub fn parse(json: &str) -> Result<Self, ScopeError> {
         // A list would be read as the fields in their order.
         if !json.trim_start().starts_with('{') {
@@ -71,11 +76,15 @@ impl Scope {
         Self::new(&stored.ranges, &hashes)
     }
 
-    pub fn to_json(&self) -> String {
+    pub fn from_json(json: &serde_json::Value) -> Result<Self, ScopeError> {
+        Self::parse(&json.to_string())
+    }
+
+    pub fn json(&self) -> serde_json::Value {
         let hashes = self.hashes.iter().map(|hash| hash.get()).collect();
         let stored = Stored { ranges: self.ranges.clone(), hashes };
         // Lists of numbers can always be written.
-        serde_json::to_string(&stored).unwrap_or_default()
+        serde_json::to_value(&stored).unwrap_or_default()
     }
 
     /// Are all its buckets among so many?
@@ -167,7 +176,7 @@ impl std::fmt::Display for Scope {
             true => format!("bucket {from}"),
             false => format!("buckets {from}-{to}"),
         });
-        let all: Vec<String> = ranges.chain(self.hashes.iter().map(|hash| format!("tenant {hash}"))).collect();
+        let all: Vec<String> = ranges.chain(self.hashes.iter().map(|hash| format!("tenant hash {hash}"))).collect();
         f.write_str(&if all.is_empty() { "nothing".to_owned() } else { all.join(", ") })
     }
 }
@@ -188,14 +197,14 @@ mod tests {
     fn stored_forms() {
         let one = Scope::parse(r#"{"ranges": [[7, 9], [3, 3], [4, 6]], "hashes": [-9223372036854775808, 5, 5]}"#);
         assert_eq!(one, Ok(scope(&[(3, 9)], &[i64::MIN, 5])));
-        assert_eq!(one.map(|s| s.to_json()).as_deref(), Ok(r#"{"ranges":[[3,9]],"hashes":[-9223372036854775808,5]}"#));
+        assert_eq!(one.map(|s| s.json()), Ok(serde_json::json!({"ranges": [[3, 9]], "hashes": [i64::MIN, 5]})));
         assert_eq!(Scope::parse("{}"), Ok(Scope::default()));
         assert_eq!(Scope::parse(r#"{"ranges": [[9, 7]]}"#), Err(ScopeError::Range(9, 7)));
         for bad in ["", "[]", r#"{"range": []}"#, r#"{"hashes": [1.5]}"#, r#"{"ranges": [[1, 70000]]}"#] {
             assert!(matches!(Scope::parse(bad), Err(ScopeError::Json(_))), "{bad}");
         }
         assert_eq!(scope(&[(3, 64)], &[]).fits(BUCKETS), Err(ScopeError::Bucket(64, 64)));
-        assert_eq!(scope(&[(0, 3), (9, 9)], &[-7]).to_string(), "buckets 0-3, bucket 9, tenant -7");
+        assert_eq!(scope(&[(0, 3), (9, 9)], &[-7]).to_string(), "buckets 0-3, bucket 9, tenant hash -7");
     }
 
     #[test]
@@ -219,7 +228,7 @@ mod tests {
     proptest! {
         #[test]
         fn print_and_parse(scope in any()) {
-            prop_assert_eq!(Scope::parse(&scope.to_json()), Ok(scope));
+            prop_assert_eq!(Scope::from_json(&scope.json()), Ok(scope));
         }
 
         #[test]

@@ -45,7 +45,7 @@ impl Mover {
     pub async fn begin(&self, id: i64, scope: &Scope, source: u16, target: u16) -> i64 {
         self.change(&format!(
             "INSERT INTO shard_catalog.motion (move_id, scope, source, target, stage) VALUES ({id}, '{}', {source}, {target}, 'copying')",
-            scope.to_json()
+            scope.json()
         ))
         .await
     }

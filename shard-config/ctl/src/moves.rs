@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
-use shard_config::ShardId;
+use shard_config::{KeyHash, ShardId};
 
 use crate::direct::{Db, Servers};
 use crate::mover::job::{Job, Way};
@@ -438,7 +438,7 @@ pub async fn map_diff(servers: &Servers, from: i64, to: i64) -> anyhow::Result<E
         }
     }
     changes.extend(run.map(|(a, b, old, new)| (format!("buckets {a}-{b}"), old, new)));
-    let mut hashes: Vec<i64> =
+    let mut hashes: Vec<KeyHash> =
         before.overrides.iter().chain(&after.overrides).map(|(hash, _)| *hash).collect();
     hashes.sort_unstable();
     hashes.dedup();

@@ -10,7 +10,7 @@ use shard_config::{KeyType, ShardId};
 use crate::direct::{Db, Servers};
 use crate::mover::catalog::{self, StoredMap};
 use crate::mover::preflight::human;
-use crate::mover::scope::{Scope, hash_of_key, hash_sql, ident};
+use crate::mover::scope::{KeyHash, Scope, checked, hash_of_key, hash_sql, ident};
 use crate::mover::tables::sharded;
 use crate::output::{Report, table};
 
@@ -73,8 +73,8 @@ impl Plan {
             anyhow::Ok(Step {
                 source: shard("source")?,
                 target: shard("target")?,
-                ranges: scope.ranges,
-                hashes: scope.hashes,
+                ranges: scope.ranges().to_vec(),
+                hashes: scope.hashes().to_vec(),
             })
         };
         let steps = value["steps"].as_array().context("a plan has steps")?;
@@ -138,7 +138,7 @@ impl Plan {
 }
 
 pub fn scope_of(step: &Step) -> anyhow::Result<Scope> {
-    Scope::new(step.ranges.clone(), step.hashes.clone())
+    checked(&step.ranges, &step.hashes)
 }
 
 /// `3=2` gives shard 3 the weight 2; shards not named have that of the configuration.
@@ -253,7 +253,7 @@ pub async fn tenants(servers: &Servers, top: usize) -> anyhow::Result<Report> {
         );
         // Twice as many: rows that only wait to be deleted from a shard are not its own.
         for row in db.rows(&sql, &[&i64::try_from(top * 2)?]).await? {
-            if map.owner_of_hash(row.try_get(1)?) == shard {
+            if map.owner_of_hash(KeyHash::new(row.try_get(1)?)) == shard {
                 all.push((row.try_get(3)?, row.try_get(2)?, row.try_get(0)?, shard.0));
             }
         }
@@ -281,7 +281,7 @@ mod tests {
 
     #[test]
     fn a_plan_round_trips_and_is_refused_for_another_map() {
-        let step = Step { source: ShardId(1), target: ShardId(2), ranges: vec![(0, 3)], hashes: vec![-5] };
+        let step = Step { source: ShardId(1), target: ShardId(2), ranges: vec![(0, 3)], hashes: vec![KeyHash::new(-5)] };
         let plan = Plan { epoch: 3, epoch_id: "a".into(), steps: vec![step] };
         assert_eq!(Plan::from_json(&plan.json().unwrap()).unwrap(), plan);
         assert!(Plan::from_json(&json!({ "steps": [] })).is_err());

@@ -8,7 +8,7 @@ use shard_config::{ShardId, ShardMap};
 
 use super::job::{Job, Way};
 use super::machine::Phase;
-use super::scope::{Scope, bucket_of};
+use super::scope::{KeyHash, Scope};
 use crate::direct::Db;
 
 /// What proxies take while they make theirs (`proxy/src/control/schema.rs`): two that make a function at once fail.
@@ -18,24 +18,24 @@ const INSTALL_LOCK: (i32, i32) = (1_936_224_868, 1);
 #[derive(Debug, Clone)]
 pub struct StoredMap {
     pub map: ShardMap,
-    pub overrides: Vec<(i64, ShardId)>,
+    pub overrides: Vec<(KeyHash, ShardId)>,
     pub id: String,
 }
 
 impl StoredMap {
-    pub fn owner_of_hash(&self, hash: i64) -> ShardId {
+    pub fn owner_of_hash(&self, hash: KeyHash) -> ShardId {
         let pinned = self.overrides.iter().find(|(key, _)| *key == hash).map(|(_, shard)| *shard);
-        pinned.unwrap_or_else(|| self.map.owners()[usize::from(bucket_of(hash, self.map.buckets()))])
+        pinned.unwrap_or_else(|| self.map.owners()[usize::from(hash.bucket(self.map.buckets()).get())])
     }
 
     /// The one shard that owns all of `scope`, if there is one.
     pub fn owner_of(&self, scope: &Scope) -> Option<ShardId> {
         let mut owners = scope
-            .ranges
+            .ranges()
             .iter()
             .flat_map(|&(from, to)| from..=to)
             .map(|bucket| self.map.owners().get(usize::from(bucket)).copied())
-            .chain(scope.hashes.iter().map(|&hash| Some(self.owner_of_hash(hash))));
+            .chain(scope.hashes().iter().map(|&hash| Some(self.owner_of_hash(hash))));
         let first = owners.next()??;
         owners.all(|owner| owner == Some(first)).then_some(first)
     }
@@ -51,14 +51,14 @@ impl StoredMap {
             u16::try_from(row.try_get::<_, i32>(1)?)?,
             &ranges,
         )?;
-        let overrides = overrides.into_iter().map(|(hash, shard)| (hash, ShardId(shard))).collect();
+        let overrides = overrides.into_iter().map(|(hash, shard)| (KeyHash::new(hash), ShardId(shard))).collect();
         Ok(Self { map, overrides, id: row.try_get(4)? })
     }
 
     /// Ranges and overrides after `scope` has gone to `to`, as they are stored.
     pub fn after(&self, scope: &Scope, to: ShardId) -> (Value, Value) {
         let mut owners = self.map.owners().to_vec();
-        for &(from, last) in &scope.ranges {
+        for &(from, last) in scope.ranges() {
             for bucket in from..=last {
                 if let Some(owner) = owners.get_mut(usize::from(bucket)) {
                     *owner = to;
@@ -66,10 +66,10 @@ impl StoredMap {
             }
         }
         let mut overrides = self.overrides.clone();
-        overrides.retain(|(hash, _)| !scope.hashes.contains(hash));
+        overrides.retain(|(hash, _)| !scope.hashes().contains(hash));
         // A tenant that is where its bucket is needs no override.
-        let home = |hash: i64| owners[usize::from(bucket_of(hash, self.map.buckets()))];
-        overrides.extend(scope.hashes.iter().filter(|hash| home(**hash) != to).map(|&hash| (hash, to)));
+        let home = |hash: KeyHash| owners[usize::from(hash.bucket(self.map.buckets()).get())];
+        overrides.extend(scope.hashes().iter().filter(|hash| home(**hash) != to).map(|&hash| (hash, to)));
         overrides.sort_unstable();
         let mut ranges: Vec<(u16, u16, u16)> = Vec::new();
         for (bucket, owner) in owners.iter().enumerate() {
@@ -79,7 +79,7 @@ impl StoredMap {
                 _ => ranges.push((bucket, bucket, owner.0)),
             }
         }
-        let overrides: Vec<_> = overrides.iter().map(|(hash, shard)| (hash, shard.0)).collect();
+        let overrides: Vec<_> = overrides.iter().map(|(hash, shard)| (hash.get(), shard.0)).collect();
         (json!(ranges), json!(overrides))
     }
 }
@@ -208,7 +208,7 @@ pub async fn others_in_motion(
     scope: &Scope,
     buckets: u16,
 ) -> anyhow::Result<Option<Motion>> {
-    Ok(motions(db).await?.into_iter().find(|other| other.move_id != id && other.scope.meets(scope, buckets)))
+    Ok(motions(db).await?.into_iter().find(|other| other.move_id != id && other.scope.intersects(scope, buckets)))
 }
 
 /// The flip: ONE transaction changes the map (if it is still the one that was read), the motion, the version and the

@@ -37,7 +37,7 @@ pub fn placement(map: &StoredMap, scope: &Scope, source: ShardId, target: ShardI
     if source == target {
         found.add(format!("shard {source} is both source and target"), "name another target");
     }
-    for &(from, to) in &scope.ranges {
+    for &(from, to) in scope.ranges() {
         if to >= buckets {
             found.add(
                 format!("there is no bucket {to}"),
@@ -57,7 +57,7 @@ pub fn placement(map: &StoredMap, scope: &Scope, source: ShardId, target: ShardI
         }
         // Rows of a pinned tenant would be taken for rows of its bucket.
         for (hash, shard) in &map.overrides {
-            let inside = (from..=to).contains(&super::scope::bucket_of(*hash, buckets));
+            let inside = (from..=to).contains(&hash.bucket(buckets).get());
             if inside && (*shard == source || *shard == target) {
                 found.add(
                     format!("the tenant with hash {hash} of these buckets is pinned to shard {shard}"),
@@ -66,7 +66,7 @@ pub fn placement(map: &StoredMap, scope: &Scope, source: ShardId, target: ShardI
             }
         }
     }
-    for &hash in &scope.hashes {
+    for &hash in scope.hashes() {
         let owner = map.owner_of_hash(hash);
         if owner != source {
             found.add(
@@ -304,8 +304,8 @@ async fn room(
 ) -> anyhow::Result<()> {
     let bytes: i64 = tables.iter().map(|table| table.bytes).sum();
     // All tenants hash alike, so a scope's part of the tables is its part of the buckets; a single tenant may be all.
-    let owned: u64 = job.scope.ranges.iter().map(|(from, to)| u64::from(to - from) + 1).sum();
-    let share = if job.scope.hashes.is_empty() { owned as f64 / f64::from(buckets) * 4.0 } else { 1.0 };
+    let owned: u64 = job.scope.ranges().iter().map(|(from, to)| u64::from(to - from) + 1).sum();
+    let share = if job.scope.hashes().is_empty() { owned as f64 / f64::from(buckets) * 4.0 } else { 1.0 };
     let estimate = (bytes as f64 * share.min(1.0)) as i64;
     for (shard, db, need) in [(job.target, target, estimate * ROOM), (job.source, source, estimate)] {
         if let Some(free) = free_bytes(db).await
@@ -334,14 +334,14 @@ pub fn human(bytes: i64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use shard_config::ShardMap;
+    use shard_config::{KeyHash, ShardMap};
 
     use super::*;
 
     fn map(overrides: &[(i64, u16)]) -> StoredMap {
         StoredMap {
             map: ShardMap::even(&[ShardId(1), ShardId(2)], 16),
-            overrides: overrides.iter().map(|&(hash, shard)| (hash, ShardId(shard))).collect(),
+            overrides: overrides.iter().map(|&(hash, shard)| (KeyHash::new(hash), ShardId(shard))).collect(),
             id: String::new(),
         }
     }
@@ -360,7 +360,7 @@ mod tests {
         assert_eq!(check(&map(&[]), &scope, 2, 1), ["bucket 0 is on shard 1, not on shard 2"]);
         assert_eq!(check(&map(&[]), &scope, 1, 1), ["shard 1 is both source and target"]);
         assert_eq!(check(&map(&[]), &Scope::of_range(7, 16), 1, 2), ["there is no bucket 16"]);
-        let tenant = Scope::new(vec![], vec![17]).unwrap();
+        let tenant = Scope::new(&[], &[KeyHash::new(17)]).unwrap();
         assert!(check(&map(&[]), &tenant, 1, 2).is_empty());
         assert_eq!(
             check(&map(&[(17, 2)]), &tenant, 1, 2),

@@ -45,7 +45,7 @@ impl Table {
 
     /// Whether a row (of alias `row`, with the dot, or none) belongs to `scope`.
     pub fn predicate(&self, row: &str, scope: &Scope, buckets: u16) -> String {
-        scope.sql(&format!("{row}{}", ident(&self.key_column)), self.key_type, buckets)
+        format!("({})", scope.sql(&format!("{row}{}", ident(&self.key_column)), self.key_type, buckets))
     }
 
     /// One text for the whole row (of alias `row`, with the dot, or none), equal on both shards for equal rows.

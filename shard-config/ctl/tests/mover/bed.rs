@@ -190,7 +190,7 @@ impl Bed {
         let db = self.shard(shard).await;
         let mut rows = BTreeMap::new();
         for table in ["accounts", "entries"] {
-            let inside = scope.sql("tenant_id", shard_config::KeyType::Uuid, BUCKETS);
+            let inside = format!("({})", scope.sql("tenant_id", shard_config::KeyType::Uuid, BUCKETS));
             let sql = format!(
                 "SELECT count(*) FILTER (WHERE {inside}), count(*) FILTER (WHERE NOT {inside}) FROM public.{table}"
             );
@@ -236,7 +236,7 @@ impl Bed {
                     shard_config::HASH_SEED
                 );
                 for row in db.rows(&sql, &[]).await.unwrap() {
-                    let owner = map.owner_of_hash(row.get(1));
+                    let owner = map.owner_of_hash(shard_config::KeyHash::new(row.get(1)));
                     assert_eq!(
                         owner,
                         shard,

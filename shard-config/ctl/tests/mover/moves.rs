@@ -98,7 +98,7 @@ async fn h1_short_statements_without_a_pause_do_not_keep_the_lock() {
 async fn one_tenant_moves_and_its_bucket_stays() {
     let bed = Bed::start(3).await;
     let hot = (0..200).map(tenant).find(|t| bucket(t) < 32).unwrap();
-    let scope = Scope::new(vec![], vec![hash(&hot)]).unwrap();
+    let scope = Scope::new(&[], &[hash(&hot)]).unwrap();
     let proxy = Proxy::start(&bed.servers).await;
     let writers = Writers::start(&proxy, 3);
     let job = bed.plan(&scope, 1, 3).await;

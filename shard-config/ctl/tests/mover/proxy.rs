@@ -76,12 +76,12 @@ impl Proxy {
     /// Waits while the tenant is held; then the shard, and the version to end with.
     async fn route(&self, tenant: &Uuid) -> (ShardId, i64) {
         let hash = hash(tenant);
-        let key = Scope::new(vec![], vec![hash]).unwrap();
+        let key = Scope::new(&[], &[hash]).unwrap();
         let mut changed = self.changed.subscribe();
         loop {
             {
                 let mut state = self.state.lock().unwrap();
-                let held = state.motions.iter().any(|m| m.stage == "holding" && m.scope.meets(&key, BUCKETS));
+                let held = state.motions.iter().any(|m| m.stage == "holding" && m.scope.intersects(&key, BUCKETS));
                 if !held {
                     let version = state.version;
                     *state.running.entry(version).or_default() += 1;
@@ -138,7 +138,7 @@ impl Proxy {
     }
 }
 
-pub fn hash(tenant: &Uuid) -> i64 {
+pub fn hash(tenant: &Uuid) -> shard_config::KeyHash {
     hash_of_key(shard_config::KeyType::Uuid, &tenant.to_string()).unwrap()
 }
 
