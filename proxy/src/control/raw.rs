@@ -79,21 +79,23 @@ pub(super) enum Part {
     User,
 }
 
-/// Constraints only to be compared: checks without casts and parentheses, which a dump that was restored has elsewhere.
-const RELATIONS: &str = "
-SELECT c.oid::int8, n.nspname::text, c.relname::text, c.relkind::text,
+/// Constraints only to be compared.
+fn relations_sql() -> String {
+    let constraint = shard_config::CONSTRAINT_SQL;
+    format!(
+        "SELECT c.oid::int8, n.nspname::text, c.relname::text, c.relkind::text,
     c.relhasrules AND c.relkind NOT IN ('v', 'm'),
     CASE WHEN c.relkind = 'v' AND NOT $1 THEN pg_get_viewdef(c.oid) END,
-    CASE WHEN $1 THEN '{}' ELSE ARRAY(
-        SELECT CASE WHEN k.contype = 'c' THEN regexp_replace(pg_get_constraintdef(k.oid),
-                '::(character varying|double precision|timestamp with(out)? time zone|[a-z_0-9]+)(\\([0-9,]+\\))?(\\[\\])?|[() ]', '', 'g')
-            ELSE pg_get_constraintdef(k.oid) END
+    CASE WHEN $1 THEN '{{}}' ELSE ARRAY(
+        SELECT {constraint}
         FROM pg_constraint k
         WHERE k.conrelid = c.oid AND k.contype IN ('p', 'u', 'f', 'x', 'c') ORDER BY 1) END
-    || CASE WHEN c.relpartbound IS NULL THEN '{}' ELSE ARRAY[pg_get_expr(c.relpartbound, c.oid)] END
+    || CASE WHEN c.relpartbound IS NULL THEN '{{}}' ELSE ARRAY[pg_get_expr(c.relpartbound, c.oid)] END
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S') AND c.relpersistence <> 't' AND n.nspname <> 'pg_toast'
-    AND (n.nspname IN ('pg_catalog', 'information_schema')) = $1";
+    AND (n.nspname IN ('pg_catalog', 'information_schema')) = $1"
+    )
+}
 
 /// Not the guards of rows that are being moved: they refuse or let pass, are on two shards only, and come and go.
 const TRIGGERS: &str = "
@@ -178,7 +180,7 @@ pub(super) async fn read(client: &mut Client, part: Part) -> anyhow::Result<RawC
         Part::User => transaction.query(sql, &[]).await,
     };
     let (relations, columns, functions, triggers, expressions, policy_queries, types) = (
-        transaction.query(RELATIONS, &[&system]).await?,
+        transaction.query(&relations_sql(), &[&system]).await?,
         transaction.query(COLUMNS, &[&system]).await?,
         transaction.query(FUNCTIONS, &[&system]).await?,
         user(TRIGGERS).await?,

@@ -234,22 +234,22 @@ async fn partitions(client: &Client, name: &str, findings: &mut Findings) -> any
     Ok(())
 }
 
-/// Everything that routing relies on: tables, columns, types and keys, one text a table. Of checks not the casts and
-/// parentheses, which a dump that was restored has in other places.
+/// Everything that routing relies on: tables, columns, types and keys, one text a table.
 async fn schema(client: &Client) -> anyhow::Result<BTreeMap<String, String>> {
-    let sql = "SELECT c.oid::regclass::text AS name, c.relkind::text || ' '
+    let constraint = shard_config::CONSTRAINT_SQL;
+    let sql = format!(
+        "SELECT c.oid::regclass::text AS name, c.relkind::text || ' '
             || string_agg(a.attname || ' ' || format_type(a.atttypid, a.atttypmod) || CASE WHEN a.attnotnull THEN ' not null' ELSE '' END,
-                          ', ' ORDER BY a.attnum) || coalesce((SELECT ' | ' || string_agg(CASE WHEN k.contype = 'c' THEN regexp_replace(pg_get_constraintdef(k.oid),
-                        '::(character varying|double precision|timestamp with(out)? time zone|[a-z_0-9]+)(\\([0-9,]+\\))?(\\[\\])?|[() ]', '', 'g')
-                    ELSE pg_get_constraintdef(k.oid) END, '; ' ORDER BY k.conname)
+                          ', ' ORDER BY a.attnum) || coalesce((SELECT ' | ' || string_agg({constraint}, '; ' ORDER BY k.conname)
                  FROM pg_catalog.pg_constraint k WHERE k.conrelid = c.oid), '') AS definition
         FROM pg_catalog.pg_class c
         JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
         JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
         WHERE n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'shard_catalog')
           AND c.relkind IN ('r', 'p', 'v', 'm')
-        GROUP BY c.oid, c.relkind";
-    let rows = ask(client, sql, ANSWER_TIMEOUT).await?;
+        GROUP BY c.oid, c.relkind"
+    );
+    let rows = ask(client, &sql, ANSWER_TIMEOUT).await?;
     Ok(rows.iter().map(|row| (cell(row, "name"), cell(row, "definition"))).collect())
 }
 

@@ -17,7 +17,7 @@ SELECT count(*), min(id), max(name COLLATE "C") FROM customers WHERE {one};
 --! + tenant_id IS NOT NULL | tenant_id IS NULL | (tenant_id, id) IN (({k1}, 1), ({k2}, 1), ({k3}, 2)) | tenant_id = NULL | tenant_id NOT IN ({k1}, {k2})
 --! + tenant_id = ALL (ARRAY[{k1}]::uuid[]) | tenant_id <> ALL (ARRAY[{k1}, {k2}]::uuid[]) | tenant_id::text LIKE '%5' | tenant_id = ANY (ARRAY[]::uuid[]) | tenant_id = ANY (NULL::uuid[])
 --! + (tenant_id = {k1} AND id = 1) OR (tenant_id = {k2} AND id = 2) | tenant_id IN ({k1}, {k1}) | tenant_id = {k1} IS NOT TRUE | CASE WHEN id = 1 THEN tenant_id = {k1} ELSE tenant_id = {k2} END
---! + tenant_id IN (SELECT tenant_id FROM orders WHERE total > 200) | tenant_id IN (VALUES ({k1}::uuid), ({k2}::uuid)) | (tenant_id = {k1}) = (id > 2) | tenant_id < ANY (ARRAY[{k2}, {k3}]::uuid[])
+--! + tenant_id IN (SELECT tenant_id FROM orders WHERE total > 200) | tenant_id IN (VALUES ({k1}::uuid), ({k2}::uuid)) | (tenant_id = {k1}) = (id > 2) | tenant_id < ANY (ARRAY[{k2}, {k3}]::uuid[]) | tenant_id IN ({k1}, (SELECT {k2}::uuid), (SELECT {k3}::uuid)) | tenant_id IN ({k1}, lower({k2}::text)::uuid, lower({k3}::text)::uuid, lower({k4}::text)::uuid)
 --! + tenant_id IS DISTINCT FROM {k1} | (tenant_id, id) > ({k6}, 2) | (tenant_id = {k1} OR tenant_id = {k7}) AND id < 4 | tenant_id IN ({k1}, {k2}) AND tenant_id IN ({k2}, {k3})
 SELECT tenant_id, id FROM customers WHERE {many};
 SELECT count(*), sum(id) FROM customers WHERE {many};
@@ -29,7 +29,12 @@ SELECT tenant_id = {k1} AS mine, count(*) FROM customers GROUP BY 1 ORDER BY 1;
 SELECT id FROM customers WHERE EXISTS (SELECT 1 FROM orders o WHERE o.tenant_id = {k1} AND o.total > 100);
 SELECT c.id, o.id FROM customers c LEFT JOIN orders o ON o.customer_id = c.id AND o.tenant_id = {k2} WHERE c.tenant_id = {k1};
 SELECT c.id, o.id FROM customers c LEFT JOIN orders o ON c.tenant_id = o.tenant_id AND o.tenant_id = {k2} AND o.customer_id = c.id;
+SELECT c.id, o.id FROM orders o RIGHT JOIN customers c ON c.tenant_id = o.tenant_id AND o.tenant_id = {k2} AND o.customer_id = c.id;
+SELECT c.id, o.id FROM orders o RIGHT JOIN customers c ON c.tenant_id = o.tenant_id AND c.tenant_id = {k2} AND o.customer_id = c.id;
 SELECT a.id, b.id FROM customers a JOIN customers b ON a.id = b.id WHERE a.tenant_id = {k1} AND b.tenant_id = {k2};
+SELECT a.tenant_id, a.id, b.tenant_id FROM customers a JOIN orders b ON a.id = b.id WHERE a.tenant_id IN ({k1}, {k2}, {k3}, {k7}) AND b.tenant_id IN ({k1}, {k2}, {k3}, {k7});
+WITH m AS (SELECT * FROM customers WHERE tenant_id IN ({k1}, {k2}, {k3}, {k7})) SELECT a.tenant_id, a.id, b.tenant_id FROM m a JOIN m b ON a.id = b.id;
+SELECT a.tenant_id, a.id, b.tenant_id FROM (SELECT tenant_id, id, tenant_id AS t FROM customers WHERE tenant_id IN ({k1}, {k2}, {k3}, {k7})) a JOIN orders b ON b.tenant_id = a.t AND b.id = a.id;
 SELECT a.id, b.id FROM customers a, customers b WHERE a.tenant_id = {k1} AND b.tenant_id = {k7} AND a.name = b.name;
 SELECT id FROM customers WHERE tenant_id = {k1} UNION ALL SELECT id FROM customers WHERE tenant_id = {k2};
 SELECT id FROM customers WHERE tenant_id = {k1} EXCEPT SELECT id FROM customers WHERE tenant_id = {k2};

@@ -7,6 +7,8 @@ SELECT id, name FROM customers WHERE tenant_id = {k1} ORDER BY {by}, id;
 SELECT tenant_id, id FROM customers ORDER BY tenant_id, id {cut};
 SELECT id FROM customers WHERE tenant_id = {k1} ORDER BY id DESC {cut};
 SELECT count(*) FROM (SELECT 1 FROM customers {cut}) x;
+SELECT 1 AS one FROM customers {cut};
+SELECT 1 AS one FROM customers c JOIN orders o USING (tenant_id, id) {cut};
 SELECT tenant_id, count(*) FROM customers GROUP BY tenant_id ORDER BY 2 DESC, 1 {cut};
 SELECT DISTINCT status FROM orders ORDER BY status {cut};
 --! list ties: 1 | 3 | 10 | 100

@@ -210,17 +210,15 @@ async fn relations(db: &Db, table: &Table, which: &str) -> anyhow::Result<Vec<St
 }
 
 /// Everything of a definition that must be equal for rows to be the same on both shards, by table: columns, keys,
-/// checks, and partitions with their bounds. Checks without casts and parentheses: a dump that was restored has them
-/// in other places. (Whoever applies rows checks them anyway.)
+/// checks (as `CONSTRAINT_SQL` says them: whoever applies rows checks them anyway), and partitions with their bounds.
 pub async fn definitions(db: &Db, tables: &[Table]) -> anyhow::Result<BTreeMap<String, String>> {
     let names: Vec<_> = tables.iter().map(|table| literal(&table.sql())).collect();
+    let constraint = shard_config::CONSTRAINT_SQL;
     let sql = format!(
         "SELECT t.name, coalesce((SELECT string_agg(a.attname || ' ' || format_type(a.atttypid, a.atttypmod)
                     || CASE WHEN a.attnotnull THEN ' not null' ELSE '' END || a.attgenerated::text, ', ' ORDER BY a.attname)
                   FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped), 'no such table')
-            || coalesce((SELECT ' | ' || string_agg(CASE WHEN k.contype = 'c' THEN regexp_replace(pg_get_constraintdef(k.oid),
-                        '::(character varying|double precision|timestamp with(out)? time zone|[a-z_0-9]+)(\\([0-9,]+\\))?(\\[\\])?|[() ]', '', 'g')
-                    ELSE pg_get_constraintdef(k.oid) END, '; ' ORDER BY k.conname)
+            || coalesce((SELECT ' | ' || string_agg({constraint}, '; ' ORDER BY k.conname)
                   FROM pg_constraint k WHERE k.conrelid = c.oid AND k.contype IN ('p', 'u', 'c', 'f', 'x')), '')
             || coalesce((SELECT ' | ' || string_agg(pg_get_expr(p.relpartbound, p.oid), '; ' ORDER BY pg_get_expr(p.relpartbound, p.oid))
                   FROM pg_partition_tree(c.oid) l JOIN pg_class p ON p.oid = l.relid WHERE l.level > 0), '')
