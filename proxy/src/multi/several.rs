@@ -275,7 +275,7 @@ async fn relay(p: &mut Participants<'_>, at: usize, late: bool) -> Result<(), Fa
                     due = description.take().into_iter().flatten().chain(due).collect();
                 }
                 if !p.reply(&due).await {
-                    return Err(ProxyError::new("08006", "the client's connection ended").into());
+                    return Err(ProxyError::client_gone().into());
                 }
             }
         }

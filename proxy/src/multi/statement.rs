@@ -24,7 +24,11 @@ pub(super) async fn run(p: &mut Participants<'_>, statement: &MultiStatement) ->
         return Err(ProxyError::new("25P01", message).into());
     }
     if let Resolved::All(Broadcast::DdlAutocommit) = statement.resolved {
-        return one_by_one(p, statement).await;
+        // Half done on one shard it is worse than done, so nobody's leaving stops it.
+        p.go_on_without_client(true);
+        let result = one_by_one(p, statement).await;
+        p.go_on_without_client(false);
+        return result;
     }
     if let Resolved::SplitInsert(rows) = &statement.resolved
         && p.indices().is_empty()

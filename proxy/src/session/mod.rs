@@ -13,12 +13,12 @@
 //! - `changed`: what DDL in the open transaction has changed; `in_use`: what an open cursor keeps from being changed.
 //! - `effects`: what a statement that a server ran means for the session.
 //! - `replies`: what a server's message means; a queue of expected replies says what to pass on, swallow or add.
-//! - `checkout`: waiting for a connection, and what happens when one is lost.
+//! - `checkout`: waiting for a connection, and what happens when one is lost; `hang_up`: when the client is.
 //! - `transaction`, `settings`, `prepared`: PURE state.
 //! - `admin`: sessions of the console.
 //! - `sql_prepared`: what SQL PREPARE and EXECUTE make of the protocol's prepared statements.
 //! - `drawn`: numbers of sequences, drawn ahead; `current` (PURE): those that currval() tells.
-//! - `multi_hook`, `participants`: the door to `crate::multi`, for what spans several shards.
+//! - `multi_hook`, `participants` with `participant_io`: the door to `crate::multi`, for what spans several shards.
 //!
 //! Invariants:
 //!
@@ -39,6 +39,7 @@ mod dispatch;
 mod drawn;
 mod effects;
 mod extended;
+mod hang_up;
 mod in_use;
 mod io;
 mod local;
@@ -47,6 +48,7 @@ mod motion;
 mod motion_ddl;
 pub mod multi_hook;
 mod naming;
+mod participant_io;
 mod participants;
 mod portals;
 pub mod prepared;
@@ -77,6 +79,7 @@ use crate::route::plan::Plan;
 use crate::shared::State;
 use crate::worker::{UserSpace, Worker};
 use client::ClientInfo;
+use hang_up::HangUp;
 pub(crate) use local::overrides;
 use multi_hook::MultiWork;
 use portals::Portals;
@@ -141,6 +144,7 @@ pub struct Session {
     sync_owed: bool,
     has_temp: bool,
     closing: bool,
+    hang_up: HangUp,
     /// What currval() and lastval() tell of the numbers drawn for it.
     current: current::Current,
     /// The next Bind is ours, made of an EXECUTE: the client hears nothing of it.

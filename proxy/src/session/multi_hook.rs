@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use super::client::Activity;
 use super::config::config_row;
+use super::hang_up::HangUp;
 use super::prepared::Entry;
 use super::transaction::Transaction;
 use super::{Flow, Next, Pending, Session};
@@ -104,7 +105,11 @@ impl MultiWork {
 pub(super) async fn run(session: &mut Session, work: MultiWork) {
     // So that maintenance sees that it waits for servers.
     session.info.set_activity(Activity::Active, session.worker.now.get());
+    session.hang_up = HangUp::Watched;
     let result = crate::multi::run(&mut Participants::new(session), &work).await;
+    if session.hang_up == HangUp::Watched {
+        session.hang_up = HangUp::Ignored;
+    }
     session.statement_state = None;
     if matches!(work, MultiWork::FailOthers) {
         session.set_activity();

@@ -182,6 +182,11 @@ impl Raw {
         self.answers(1).await
     }
 
+    /// Sends these messages and reads nothing.
+    pub async fn start(&mut self, messages: &[u8]) {
+        self.stream.write_all(messages).await.unwrap();
+    }
+
     /// Sends one Query and reads nothing.
     pub async fn ask(&mut self, sql: &str) {
         let mut out = bytes::BytesMut::new();
