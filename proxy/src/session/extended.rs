@@ -224,7 +224,7 @@ impl Session {
     fn is_local_now(&self, effect: &Effect) -> bool {
         let enlisted = self.servers.iter().filter(|s| s.enlisted).count();
         match effect {
-            Effect::Begin { .. } => enlisted == 0,
+            Effect::Begin { .. } => enlisted == 0 || (self.transaction.is_some() && self.has_several()),
             // Several participants: the end is not one server's to say.
             Effect::Commit { .. } | Effect::Rollback { .. } => enlisted != 1 || self.has_several(),
             Effect::Savepoint(..)

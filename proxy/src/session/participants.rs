@@ -6,7 +6,7 @@ use std::sync::Arc;
 use shard_config::{Bucket, KeyHash, ShardId};
 
 use super::dispatch::{Destination, position};
-use super::local::By;
+use super::local::{By, begin_tag, in_progress};
 use super::motion::Denied;
 use super::portals::BindParams;
 use super::prepared::Entry;
@@ -137,25 +137,24 @@ impl<'a> Participants<'a> {
         Ok(())
     }
 
-    /// BEGIN while shards have joined an implicit transaction: what they did becomes a part of the block. `set`: its modes
-    /// as SET TRANSACTION, which they have heard.
-    pub fn begin(&mut self, text: &str, read_only: Option<bool>, set: Option<&str>) -> Result<(), ProxyError> {
+    /// Of a BEGIN within a block, before anything else is said of it.
+    pub fn warn_in_progress(&mut self) {
+        if self.session.transaction.is_some() {
+            in_progress(self.session.client_output());
+        }
+    }
+
+    /// BEGIN while shards have joined an implicit transaction, which have heard its modes: what they did becomes a part of
+    /// the block.
+    pub fn begin(&mut self, text: &str, read_only: Option<bool>) -> Result<(), ProxyError> {
         match &mut self.session.transaction {
             None => {
                 let transaction = Transaction::new(text, read_only == Some(true), self.session.settings.clone());
                 self.session.transaction = Some(Box::new(transaction));
             }
-            Some(transaction) => {
-                transaction.read_only = read_only.unwrap_or(transaction.read_only);
-                let text = "there is already a transaction in progress";
-                build::warning(self.session.client_output(), "25001", text);
-                // For servers that join later.
-                set.map_or(Ok(()), |set| self.session.hold(set))?;
-            }
+            Some(_) => self.session.begun_again(text, read_only)?,
         }
-        let start = text.get(..5).is_some_and(|word| word.eq_ignore_ascii_case("start"));
-        let tag = if start { "START TRANSACTION" } else { "BEGIN" };
-        build::command_complete(self.session.client_output(), tag);
+        build::command_complete(self.session.client_output(), begin_tag(text.as_bytes()));
         Ok(())
     }
 

@@ -223,6 +223,26 @@ impl Raw {
         }
     }
 
+    /// Everything that answers one Query but reports of settings: as `exchange`, with warnings, and rows as they are.
+    pub async fn said(&mut self, sql: &str) -> Vec<String> {
+        self.ask(sql).await;
+        let mut said = Vec::new();
+        loop {
+            let (tag, body) = self.message().await;
+            let text = String::from_utf8_lossy(&body).into_owned();
+            let fields = || text.split('\0').filter(|f| f.starts_with(['C', 'M'])).collect::<String>();
+            match tag {
+                b'S' => {}
+                b'E' | b'N' => said.push(format!("{}{}", char::from(tag), fields())),
+                b'T' => said.push("T".to_owned()),
+                _ => said.push(format!("{}{text}", char::from(tag))),
+            }
+            if tag == b'Z' {
+                return said;
+            }
+        }
+    }
+
     /// Sends these messages, of which one is a Sync: every answer's type, with the text of tags and the code of errors.
     pub async fn exchange(&mut self, messages: &[u8]) -> Vec<String> {
         self.stream.write_all(messages).await.unwrap();

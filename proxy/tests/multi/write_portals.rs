@@ -42,6 +42,64 @@ fn messages() -> Messages {
     Messages::default()
 }
 
+/// BEGIN within a block sets its modes, whoever takes part in it, and who joins later.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn begin_within_a_block() {
+    let world = World::start("multi-begin-again").await;
+    let mut raw = Raw::connect(world.proxy.port).await;
+    let mut one = Raw::connect(world.cluster.primaries[0].port).await;
+    let insert = |shard: u16| format!("INSERT INTO t VALUES ({}, 1)", key(shard));
+    let (first, second, all) = (insert(1), insert(2), "SELECT count(*) FROM t".to_owned());
+    let show = "SHOW transaction_read_only".to_owned();
+    let own = |list: &[&str]| list.iter().map(|sql| (*sql).to_owned()).collect::<Vec<_>>();
+    let scripts = [
+        own(&["BEGIN", "BEGIN READ ONLY", &show, &first]),
+        own(&["BEGIN", "START TRANSACTION READ ONLY, ISOLATION LEVEL SERIALIZABLE", "SHOW transaction_isolation", &all, &second]),
+        own(&["BEGIN READ ONLY", "BEGIN", &show, "BEGIN READ WRITE", &first]),
+        own(&["BEGIN; BEGIN READ ONLY", &first]),
+        own(&["BEGIN", "SAVEPOINT s", "BEGIN READ ONLY", "ROLLBACK TO s", &first]),
+        own(&["BEGIN", "BEGIN READ ONLY", "COMMIT AND CHAIN", &show, &first]),
+        // One takes part, and another joins.
+        own(&["BEGIN", &first, "BEGIN READ ONLY", &show, &second]),
+        own(&["BEGIN", &first, "BEGIN", &second]),
+        // Several take part.
+        own(&["BEGIN", &all, "BEGIN", "BEGIN READ ONLY", &show, &first]),
+        own(&["BEGIN", &all, "BEGIN READ ONLY", &second]),
+        own(&["BEGIN", &all, "START TRANSACTION ISOLATION LEVEL SERIALIZABLE", "BEGIN"]),
+        own(&["BEGIN", "nonsense", "BEGIN READ ONLY"]),
+    ];
+    for script in &scripts {
+        let mut answers = Vec::new();
+        for session in [&mut raw, &mut one] {
+            let mut said = Vec::new();
+            for sql in script {
+                said.extend(session.said(sql).await);
+            }
+            said.extend(session.query("ROLLBACK").await);
+            answers.push(said);
+        }
+        assert_eq!(answers[0], answers[1], "{script:?}");
+    }
+    // By the other protocol.
+    let batch = |sql: &str| messages().parse("", sql).bind("", "").execute("", 0).sync();
+    for before in [None, Some(&first), Some(&all)] {
+        let mut answers = Vec::new();
+        for session in [&mut raw, &mut one] {
+            let mut said = session.query("BEGIN").await;
+            if let Some(before) = before {
+                said.extend(session.query(before).await);
+            }
+            said.extend(session.exchange(&batch("BEGIN")).await);
+            said.extend(session.exchange(&batch("BEGIN READ ONLY")).await);
+            said.extend(session.said(&show).await);
+            said.extend(session.query(&second).await);
+            said.extend(session.query("ROLLBACK").await);
+            answers.push(said);
+        }
+        assert_eq!(answers[0], answers[1], "after {before:?}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn portals_of_writes_and_of_execute() {
     let world = World::start("multi-write-portals").await;

@@ -56,6 +56,30 @@ END;
 SELECT tenant_id, id FROM filled WHERE id > 50 ORDER BY 1, 2;
 --! end filled
 --! script
+BEGIN;
+BEGIN READ ONLY;
+SHOW transaction_read_only;
+INSERT INTO filled (tenant_id, id) VALUES ({k1}, 70);
+ROLLBACK;
+BEGIN;
+SELECT count(*) FROM filled;
+START TRANSACTION READ ONLY;
+SHOW transaction_read_only;
+UPDATE filled SET a = 1;
+ROLLBACK;
+BEGIN;
+UPDATE filled SET a = 1 WHERE tenant_id = {k1};
+BEGIN READ ONLY;
+UPDATE filled SET a = 1 WHERE tenant_id = {k2};
+ROLLBACK;
+BEGIN;
+SAVEPOINT s;
+BEGIN READ ONLY;
+ROLLBACK TO s;
+UPDATE filled SET a = 1 WHERE tenant_id = {k2};
+COMMIT;
+--! end filled
+--! script
 BEGIN READ ONLY;
 SELECT count(*) FROM filled;
 INSERT INTO filled (tenant_id, id) VALUES ({k1}, 60);
