@@ -10,7 +10,7 @@ use super::last::{Say, execute, limit, relay};
 use super::scatter::{complete, same_shape};
 use super::statement::Texts;
 use crate::error::ProxyError;
-use crate::session::multi_hook::{Message, MultiStatement, Name, Participants, Protocol, Running};
+use crate::session::multi_hook::{Gathered, Message, MultiStatement, Name, Participants, Protocol, Running};
 use crate::wire::{build, read};
 
 pub(super) const SUSPENDED: &[u8] = b"s\0\0\0\x04";
@@ -81,12 +81,12 @@ pub(super) async fn resume(p: &mut Participants<'_>, portal: &[u8], max_rows: i3
     let (complete, rest) = match running {
         Running::Each { .. } => fetch(p, running, max_rows.max(0)).await?,
         Running::Told { rows, tag } => told(p, rows, tag, max_rows).await,
-        Running::Gathered(server, plan) => {
-            let at = p.add_server(server);
+        Running::Gathered(gathered) => {
+            let at = p.add_server(gathered.server);
             let result = more(p, at, b"", max_rows.max(0)).await;
             if matches!(&result, Ok(complete) if complete.first() == Some(&b's')) {
                 let server = p.take_server(at);
-                (result?, Some(Running::Gathered(server, plan)))
+                (result?, Some(Running::Gathered(Gathered { server, ..gathered })))
             } else {
                 give_back(p, at).await;
                 (result?, None)

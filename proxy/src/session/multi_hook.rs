@@ -26,7 +26,7 @@ use crate::wire::build;
 
 pub use super::dispatch::{Destination, Place};
 pub use super::participants::{Message, Participants};
-pub use super::running::{Name, Running};
+pub use super::running::{Gathered, Name, Running};
 pub use super::transaction::set_modes;
 
 /// What a session asks of `crate::multi`.

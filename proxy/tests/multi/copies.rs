@@ -151,6 +151,12 @@ impl Raw {
 
     /// Table and type OIDs of each RowDescription that answers one Query.
     pub async fn columns(&mut self, sql: &str) -> Vec<(u32, u32)> {
+        let number = |fields: &[u8], at: usize| u32::from_be_bytes(fields[at..at + 4].try_into().unwrap());
+        self.fields(sql).await.iter().map(|(_, fields)| (number(fields, 0), number(fields, 6))).collect()
+    }
+
+    /// The same, with all that is said of each column: its name, then table, attribute, type, length, modifier and format.
+    pub async fn fields(&mut self, sql: &str) -> Vec<(Vec<u8>, Vec<u8>)> {
         let mut out = bytes::BytesMut::new();
         postgres_protocol::message::frontend::query(sql, &mut out).unwrap();
         self.stream.write_all(&out).await.unwrap();
@@ -163,10 +169,8 @@ impl Raw {
                 b'T' => {
                     let mut rest = &body[2..];
                     while let Some(end) = rest.iter().position(|byte| *byte == 0) {
-                        let fields = &rest[end + 1..];
-                        let number = |at: usize| u32::from_be_bytes(fields[at..at + 4].try_into().unwrap());
-                        columns.push((number(0), number(6)));
-                        rest = &fields[18..];
+                        columns.push((rest[..end].to_vec(), rest[end + 1..end + 19].to_vec()));
+                        rest = &rest[end + 19..];
                     }
                 }
                 _ => {}
