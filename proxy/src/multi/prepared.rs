@@ -14,7 +14,7 @@ use crate::error::ProxyError;
 use crate::route::analyse::{ExecuteParts, execute_parts, prepare_parts};
 use crate::route::plan::Effect;
 use crate::session::multi_hook::{Described, Message, OfPortal, Participants};
-use crate::session::prepared::{Entry, shape};
+use crate::session::prepared::{Entry, OF_EXECUTE, shape};
 use crate::wire::{build, read};
 
 /// Asks a server of this shard, which takes part in the transaction if there is one. Not a function: what is asked borrows
@@ -132,7 +132,7 @@ fn within(
     }
     let query = String::from_utf8_lossy(prepared.source());
     // The query may end in a comment.
-    let whole = format!("{before}{query}\n{behind}");
+    let whole = format!("{before}{query}\n{OF_EXECUTE} {behind}");
     let entry = p.prepared_entry(whole.as_bytes(), &prepared.oids);
     entry.map(Some).map_err(|error| moved(error.into(), |_| None))
 }

@@ -256,6 +256,8 @@ struct Pending {
     rolled_back: bool,
     /// It may be COPY FROM STDIN.
     copies: bool,
+    /// IF NOT EXISTS has found one.
+    exists: bool,
 }
 
 impl Pending {

@@ -4,7 +4,7 @@
 //! parameter reports, descriptions) their body. Rows stay in the read buffer and leave from there.
 
 use super::multi_hook::MultiWork;
-use super::prepared::shape;
+use super::prepared::{says_it_exists, shape, tag_of_execute};
 use super::{Expect, Next, Session};
 use crate::control::deadlock::deadlock_detected;
 use crate::error::ProxyError;
@@ -12,7 +12,7 @@ use crate::limits;
 use crate::pool::Role;
 use crate::route::plan::Effect;
 use crate::wire::frame::{HEADER, server_frame};
-use crate::wire::read;
+use crate::wire::{build, read};
 
 /// What to do with a message.
 enum Verdict {
@@ -234,8 +234,12 @@ impl Session {
                 // Also of a hidden SET: what the client hears is what its own settings are.
                 Verdict::Pass
             }
-            b'N' => match self.queue.front() {
+            b'N' => match self.queue.front_mut() {
                 Some(Expect::Hidden | Expect::Prologue | Expect::Abort | Expect::Poison) => Verdict::Swallow,
+                Some(Expect::Execute(Some(pending))) => {
+                    pending.exists |= says_it_exists(message);
+                    Verdict::Pass
+                }
                 _ => Verdict::Pass,
             },
             b'G' => {
@@ -262,11 +266,10 @@ impl Session {
                 let pending = pending.take();
                 self.queue.pop_front();
                 self.send_owed_sync(at);
-                if let Some(mut pending) = pending {
-                    note_rollback(&mut pending, message);
-                    self.finish_effect(at, &pending);
-                }
-                Verdict::Pass
+                let Some(mut pending) = pending else { return Verdict::Pass };
+                note_rollback(&mut pending, message);
+                self.finish_effect(at, &pending);
+                other_tag(&pending, message).map_or(Verdict::Pass, Verdict::Instead)
             }
             Some(Expect::Query(pending)) => {
                 if let Some(pending) = pending {
@@ -528,6 +531,17 @@ fn note_rollback(pending: &mut super::Pending, message: &[u8]) {
         pending.failed = true;
         pending.rolled_back = pending.plans.len() == 1;
     }
+}
+
+fn other_tag(pending: &super::Pending, message: &[u8]) -> Option<Box<[u8]>> {
+    let [(plan, text)] = pending.plans.as_slice() else { return None };
+    if !matches!(plan.effect, Effect::Pin(_) | Effect::CreatesObject) {
+        return None;
+    }
+    let tag = tag_of_execute(text, read::body(message).cstr()?, pending.exists)?;
+    let mut bytes = Vec::new();
+    build::command_complete(&mut bytes, tag);
+    Some(bytes.into())
 }
 
 pub(super) fn deadlock() -> Box<[u8]> {

@@ -216,8 +216,9 @@ EXPLAIN EXECUTE nosuch;
 CREATE TEMP TABLE copied AS EXECUTE p ({k1}, 2);
 SELECT * FROM copied;
 EXECUTE p ({k1}, 2);
---! deviates the tag is that of the query by itself, CREATE TABLE AS
 CREATE TEMP TABLE empty AS EXECUTE p ({k1}, 2) WITH NO DATA;
+CREATE TEMP TABLE IF NOT EXISTS empty AS EXECUTE p ({k1}, 2) WITH NO DATA;
+SELECT * FROM empty;
 --! end
 --! script
 PREPARE q (int) AS SELECT count(*), sum(id) FROM customers WHERE id > $1;
