@@ -266,6 +266,11 @@ impl Session {
         self.set_portal(name, Portal::Running);
     }
 
+    /// `again`: CommandComplete without rows, if it is a portal that gives rows.
+    pub(super) fn end_portal(&mut self, name: &[u8], again: Option<Rc<[u8]>>) {
+        self.set_portal(name, Portal::Ended { again });
+    }
+
     fn portal(&mut self, name: &[u8]) -> Option<Portal> {
         self.extended().portals.get(name)
     }
@@ -308,7 +313,7 @@ impl Session {
             Some(Portal::Multi { entry, bind, .. }) => {
                 self.set_portal(name, Portal::Multi { entry, bind, describe: true });
             }
-            Some(Portal::Running) => {
+            Some(Portal::Running | Portal::Ended { .. }) => {
                 return self.refused(ProxyError::not_supported(
                     "a portal over several shards is described before it is executed first",
                     "Describe it after Bind.",
@@ -386,7 +391,7 @@ impl Session {
                 self.queue.push_back(Expect::Execute(Self::pending(&entry.routed.plan, text)));
                 Flow::Done
             }
-            Some(Portal::Local { entry, binary }) => self.execute_local(&entry, binary),
+            Some(Portal::Local { entry, binary }) => self.execute_local(name, &entry, binary),
             Some(Portal::Sql { entry, results }) => self.execute_sql_prepared(name, &entry, results, max_rows),
             Some(Portal::Multi { entry, bind, describe }) => {
                 self.execute_multi(name, entry, bind, describe, max_rows)
@@ -406,27 +411,66 @@ impl Session {
                 let work = MultiWork::Resume { portal: name.into(), max_rows };
                 Flow::DoneThen(Next::Multi(Box::new(work)))
             }
+            Some(Portal::Ended { again }) => self.execute_ended(name, again),
             None => self.refused(no_portal(name)),
         }
     }
 
-    fn execute_local(&mut self, entry: &Rc<Entry>, binary: bool) -> Flow {
+    /// As PostgreSQL: a portal that gives rows has none left, any other runs once (PortalRunMulti and its callers in
+    /// src/backend/tcop/pquery.c).
+    fn execute_ended(&mut self, name: &[u8], again: Option<Rc<[u8]>>) -> Flow {
+        if !self.extended().held.is_empty()
+            && let Err(flow) = self.place_held()
+        {
+            return flow;
+        }
+        if !self.queue.is_empty() {
+            return self.wait_for_replies();
+        }
+        if self.transaction.as_ref().is_some_and(|transaction| transaction.failed) {
+            return self.refused(ProxyError::failed_transaction());
+        }
+        match again {
+            Some(complete) => {
+                self.say(complete.to_vec());
+                Flow::Done
+            }
+            None => {
+                let text = format!("portal \"{}\" cannot be run", String::from_utf8_lossy(name));
+                self.refused(ProxyError::new("55000", text))
+            }
+        }
+    }
+
+    fn execute_local(&mut self, name: &[u8], entry: &Rc<Entry>, binary: bool) -> Flow {
         if !self.extended().held.is_empty() {
             // A local answer changes the session, so what is before it must be known to be good.
             if let Err(flow) = self.place_held() {
                 return flow;
             }
         }
-        if let Some(flow) = self.for_all_participants(
-            &entry.routed.plan,
-            entry.sql.get(entry.routed.text.clone()).unwrap_or_default(),
-            false,
-        ) {
+        let text = entry.sql.get(entry.routed.text.clone()).unwrap_or_default();
+        // What gives rows gives them again, and the end of a transaction is the end of its portals.
+        let runs_once = matches!(
+            entry.routed.plan.effect,
+            Effect::Begin { .. }
+                | Effect::Savepoint(..)
+                | Effect::Set { .. }
+                | Effect::SetTransaction { .. }
+                | Effect::ResetAll
+                | Effect::Deallocate(_)
+        );
+        if let Some(flow) = self.for_all_participants(&entry.routed.plan, text, false) {
+            if runs_once && matches!(flow, Flow::DoneThen(_)) {
+                self.end_portal(name, None);
+            }
             return flow;
         }
-        let text = entry.sql.get(entry.routed.text.clone()).unwrap_or_default();
         match self.local(&entry.routed, text, By::Extended { binary }) {
             Ok(Some(bytes)) => {
+                if runs_once {
+                    self.end_portal(name, None);
+                }
                 self.say(bytes);
                 Flow::Done
             }
@@ -487,8 +531,10 @@ impl Session {
                         portal: name.into(),
                     },
                 };
-                // A second Execute must not run it again; with rows left, it is a portal of another kind.
-                self.extended().portals.remove(name);
+                // A second Execute must not run it again; with rows, it is a portal of another kind. Rows of one that had
+                // its name before are nobody's.
+                self.running.close(&Name::Portal(name.into()));
+                self.end_portal(name, None);
                 Flow::DoneThen(Next::Multi(Box::new(MultiWork::Statement(statement))))
             }
             Destination::Refused(error) => self.refused(error),

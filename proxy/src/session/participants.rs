@@ -399,6 +399,11 @@ impl<'a> Participants<'a> {
         self.session.suspend_portal(name);
     }
 
+    /// It has no rows left; `again`: CommandComplete of none, which is what another Execute says.
+    pub fn end_portal(&mut self, name: &[u8], again: Vec<u8>) {
+        self.session.end_portal(name, Some(again.into()));
+    }
+
     /// Out of the participants, and back among them.
     pub fn take_server(&mut self, at: usize) -> Box<Server> {
         self.session.take_server(at)
