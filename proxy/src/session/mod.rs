@@ -4,7 +4,8 @@
 //!
 //! - `startup`: login, settings of the startup packet, keys; `reported`: what the client is told of settings.
 //! - `io`: the only place that polls sockets on the data path. Client bytes go to `messages`, server bytes to `replies`.
-//! - `messages` -> `simple` | `extended` | `local`: what a client message means; composes bytes for a server.
+//! - `messages` -> `simple` | `extended` with `describe` and `execute` | `local`: what a client message means; composes bytes
+//!   for a server.
 //! - `statements`: what the client's statements are called on servers, and which server has them.
 //! - `dispatch`: which server: route, enlistment, replica or primary, what it must hear first.
 //! - `motion`, with `motion_ddl` (PURE): what must wait, or cannot go on, because its buckets move.
@@ -12,7 +13,8 @@
 //! - `config`: `SELECT set_config(...)`.
 //! - `changed`: what DDL in the open transaction has changed; `in_use`: what an open cursor keeps from being changed.
 //! - `effects`: what a statement that a server ran means for the session.
-//! - `replies`: what a server's message means; a queue of expected replies says what to pass on, swallow or add.
+//! - `replies`: what a server's message means; a queue of expected replies says what to pass on, swallow or add;
+//!   `errors`: what an error ends.
 //! - `checkout`: waiting for a connection, and what happens when one is lost; `hang_up`: when the client is.
 //! - `transaction`, `settings`, `prepared`: PURE state.
 //! - `admin`: sessions of the console.
@@ -35,9 +37,12 @@ mod checkout;
 pub mod client;
 mod config;
 pub mod current;
+mod describe;
 mod dispatch;
 mod drawn;
 mod effects;
+mod errors;
+mod execute;
 mod extended;
 mod hang_up;
 mod in_use;

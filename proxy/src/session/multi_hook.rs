@@ -141,7 +141,7 @@ impl Session {
             }
             Err(Failure::Server(message)) => {
                 self.worker.stats.server_errors.add(1);
-                let deadlocked = self.is_deadlock(&message).then(super::replies::deadlock);
+                let deadlocked = self.is_deadlock(&message).then(super::errors::deadlock);
                 self.client_output().extend_from_slice(deadlocked.as_deref().unwrap_or(&message));
                 self.skip = work.is_extended();
             }
