@@ -124,6 +124,11 @@ impl ProxyError {
         .retry(Retry::Safe)
     }
 
+    /// Nobody will read it; it ends what was done for the client.
+    pub fn client_gone() -> Self {
+        Self::new("08006", "the client's connection ended")
+    }
+
     pub fn failed_transaction() -> Self {
         Self::new("25P02", "current transaction is aborted, commands ignored until end of transaction block")
     }

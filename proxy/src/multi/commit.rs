@@ -21,7 +21,10 @@ const FAIL: &str = "ROLLBACK TO SAVEPOINT shard_proxy_abort";
 
 /// Commits on all participants, or on none.
 pub(super) async fn commit(p: &mut Participants<'_>) -> Result<(), Failure> {
+    // A client that hangs up now has said COMMIT, or its statement is done: a decision is carried out.
+    p.go_on_without_client(true);
     let result = commit_all(p).await;
+    p.go_on_without_client(false);
     if result.is_err() {
         rollback_rest(p).await;
     }

@@ -282,9 +282,14 @@ impl Gathering<'_> {
             return Ok(None);
         }
         let mut bytes = 0;
-        let pour = Pour { scratch: self.scratch, table: 0, own: self.default.is_none(), alien: true };
+        let pour = self.pour(&table, true);
         pour.run(p, &parts, (oids, tail), &mut bytes).await?;
         Ok(Some(query))
+    }
+
+    fn pour(&self, temporary: &str, alien: bool) -> Pour {
+        let into = format!("COPY {temporary} FROM STDIN (FORMAT binary)");
+        Pour { scratch: self.scratch, into, own: self.default.is_none(), alien, locks: false }
     }
 
     /// Brings the tables' rows together.
@@ -316,7 +321,7 @@ impl Gathering<'_> {
                 Some(oids) => (oids, tail),
                 None => (b"", &[0; 6]),
             };
-            let pour = Pour { scratch: self.scratch, table: n, own: self.default.is_none(), alien: false };
+            let pour = self.pour(&temporary, false);
             let rows = pour.run(p, &queries, values, &mut bytes).await?;
             if let Some(carried) = carried {
                 exchange::ask(p, self.scratch, &carried.back).await?.ok()?;

@@ -6,7 +6,7 @@ use super::pour::without_position;
 use super::scatter::client_gone;
 use crate::error::ProxyError;
 use crate::route::plan::{Around, Effect};
-use crate::session::multi_hook::{Message, MultiStatement, Name, Participants, Protocol, Running};
+use crate::session::multi_hook::{Gathered, Message, MultiStatement, Name, Participants, Protocol, Running};
 use crate::wire::build;
 
 pub(super) struct Answer {
@@ -55,7 +55,7 @@ pub(super) async fn run(
         Protocol::Extended { describe, .. } => (*describe, *describe),
     };
     // Said with the first row, or at the end: an error comes without it, as from one server.
-    let mut first = described.filter(|_| described_first && around == Around::Nothing);
+    let mut first = described.clone().filter(|_| described_first && around == Around::Nothing);
     let mut heading = match around {
         Around::Explain { text: true, .. } => {
             Some(super::explain::line("The shards' rows were brought to one server; what it did with them:"))
@@ -90,7 +90,8 @@ pub(super) async fn run(
         _ => return Ok(Answer { complete, kept: false }),
     };
     let server = p.take_server(scratch);
-    p.keep(name, Running::Gathered(server, statement.routed.plan.clone()));
+    let described = described.filter(|_| around == Around::Cursor);
+    p.keep(name, Running::Gathered(Gathered { server, plan: statement.routed.plan.clone(), described }));
     Ok(Answer { complete, kept: true })
 }
 

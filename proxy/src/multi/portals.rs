@@ -10,7 +10,10 @@ use super::last::{Say, execute, limit, relay};
 use super::scatter::{complete, same_shape};
 use super::statement::Texts;
 use crate::error::ProxyError;
-use crate::session::multi_hook::{Message, MultiStatement, Name, Participants, Protocol, Running};
+use crate::route::Resolved;
+use crate::route::analyse::last_word;
+use crate::route::plan::Broadcast;
+use crate::session::multi_hook::{Gathered, Message, MultiStatement, Name, Participants, Protocol, Running};
 use crate::wire::{build, read};
 
 pub(super) const SUSPENDED: &[u8] = b"s\0\0\0\x04";
@@ -81,20 +84,21 @@ pub(super) async fn resume(p: &mut Participants<'_>, portal: &[u8], max_rows: i3
     let (complete, rest) = match running {
         Running::Each { .. } => fetch(p, running, max_rows.max(0)).await?,
         Running::Told { rows, tag } => told(p, rows, tag, max_rows).await,
-        Running::Gathered(server, plan) => {
-            let at = p.add_server(server);
+        Running::Gathered(gathered) => {
+            let at = p.add_server(gathered.server);
             let result = more(p, at, b"", max_rows.max(0)).await;
             if matches!(&result, Ok(complete) if complete.first() == Some(&b's')) {
                 let server = p.take_server(at);
-                (result?, Some(Running::Gathered(server, plan)))
+                (result?, Some(Running::Gathered(Gathered { server, ..gathered })))
             } else {
                 give_back(p, at).await;
                 (result?, None)
             }
         }
     };
-    if let Some(rest) = rest {
-        p.keep_again(name, rest, depth);
+    match rest {
+        Some(rest) => p.keep_again(name, rest, depth),
+        None => p.end_portal(portal, none_left(&complete)),
     }
     p.reply(&complete).await;
     Ok(())
@@ -110,7 +114,7 @@ pub(super) fn hold(p: &mut Participants<'_>, statement: &MultiStatement, rows: V
 /// What is due at the end of a statement whose CommandComplete this is: PortalSuspended, if rows of it are held.
 pub(super) fn ended(p: &mut Participants<'_>, statement: &MultiStatement, complete: Vec<u8>) -> Vec<u8> {
     let Protocol::Extended { portal, .. } = &statement.protocol else { return complete };
-    if limit(statement) == 0 || complete.first() != Some(&b'C') {
+    if complete.first() != Some(&b'C') {
         return complete;
     }
     let name = Name::Portal(portal.clone());
@@ -123,8 +127,35 @@ pub(super) fn ended(p: &mut Participants<'_>, statement: &MultiStatement, comple
             p.keep_again(name, running, depth);
             complete
         }
-        None => complete,
+        None => {
+            if gives_rows(statement, &complete, p.standard_strings()) {
+                p.end_portal(portal, none_left(&complete));
+            }
+            complete
+        }
     }
+}
+
+/// Whether its portal gives rows, though there may be none (ChoosePortalStrategy in src/backend/tcop/pquery.c).
+fn gives_rows(statement: &MultiStatement, complete: &[u8], standard_strings: bool) -> bool {
+    if matches!(statement.resolved, Resolved::All(Broadcast::Ddl | Broadcast::DdlAutocommit)) {
+        return false;
+    }
+    let tag = String::from_utf8_lossy(read::body(complete).cstr().unwrap_or_default()).into_owned();
+    match tag.split(' ').next() {
+        Some("SELECT" | "FETCH" | "EXPLAIN" | "SHOW") => true,
+        Some("INSERT" | "UPDATE" | "DELETE" | "MERGE") => {
+            let text = String::from_utf8_lossy(statement.text()).into_owned();
+            last_word(&text, standard_strings, "returning").is_some()
+        }
+        _ => false,
+    }
+}
+
+/// The same CommandComplete for no rows.
+fn none_left(of: &[u8]) -> Vec<u8> {
+    let tag = String::from_utf8_lossy(read::body(of).cstr().unwrap_or_default()).into_owned();
+    complete(&tag, 0)
 }
 
 /// More of what a write returned; the tag counts the rows of the last portion.

@@ -1,30 +1,32 @@
-//! Rows of several shards into a temporary table of one server: binary results are passed on as a binary COPY.
+//! Rows of several servers into a temporary table of another: binary results are passed on as a binary COPY.
 
 use super::Failure;
 use super::exchange::{self, gather};
 use super::limits::{GATHER, GATHER_CHUNK};
 use super::scatter::drain;
 use crate::error::ProxyError;
-use crate::route::temporary_name;
 use crate::session::multi_hook::{Message, Participants};
 use crate::wire::{build, read};
 
 /// `PGCOPY\n\377\r\n\0`, no flags, no extension (src/backend/commands/copyto.c).
-pub(super) const COPY_HEAD: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
-pub(super) const COPY_TAIL: &[u8] = &[0xff, 0xff];
+const COPY_HEAD: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
+const COPY_TAIL: &[u8] = &[0xff, 0xff];
 
 pub(super) struct Pour {
     pub(super) scratch: usize,
-    pub(super) table: usize,
+    /// The COPY FROM STDIN (FORMAT binary) that takes the rows.
+    pub(super) into: String,
     /// The servers that are read take part in no transaction: what is not read to its end is closed.
     pub(super) own: bool,
     /// The query is not the client's text: errors name no position in it.
     pub(super) alien: bool,
+    /// The queries lock rows: one server after the other, so that two of us wait for each other on none of them.
+    pub(super) locks: bool,
 }
 
 impl Pour {
     /// Runs a query on each of the servers `from`; returns how many rows there were. `values`: parameter types, and what
-    /// stands behind the names in Bind.
+    /// stands behind the names in Bind. After an error the connection `scratch` is to be closed if it is not ready.
     pub(super) async fn run(
         &self,
         p: &mut Participants<'_>,
@@ -34,26 +36,21 @@ impl Pour {
     ) -> Result<u64, Failure> {
         self.open(p).await?;
         p.server(self.scratch).unsynced = true;
-        for (at, select) in from {
-            let server = p.server(*at);
-            server.unnamed = 0;
-            build::parse(&mut server.out, b"", select.as_bytes(), oids);
-            super::commit::bind_execute(&mut server.out, &binary_results(tail), false);
-            server.out.extend_from_slice(build::SYNC);
-        }
+        let tail = binary_results(tail);
         let mut result = Ok(());
-        for (at, _) in from {
-            if p.flush(*at).await.is_err() {
-                result = Err(Failure::from(exchange::lost(p, *at)));
+        if !self.locks {
+            for (at, select) in from {
+                result = result.and(ask(p, *at, select, (oids, &tail)).await);
             }
         }
-        let mut chunk = Vec::with_capacity(COPY_HEAD.len() + 5);
-        let start = build::begin(&mut chunk, b'd');
-        chunk.extend_from_slice(COPY_HEAD);
-        build::end(&mut chunk, start);
-        p.push(self.scratch, &chunk);
+        self.push(p, COPY_HEAD);
         let mut rows = 0;
-        for (at, _) in from {
+        for (at, select) in from {
+            if self.locks {
+                // Those behind a failure are not asked: nobody would read their answers.
+                result?;
+                result = ask(p, *at, select, (oids, &tail)).await;
+            }
             result = match result {
                 Ok(()) => self.pump(p, *at, &mut rows, bytes).await,
                 // What was only read is not read to its end for nothing.
@@ -70,11 +67,8 @@ impl Pour {
             };
         }
         result?;
-        let out = &mut p.server(self.scratch).out;
-        let start = build::begin(out, b'd');
-        out.extend_from_slice(COPY_TAIL);
-        build::end(out, start);
-        out.extend_from_slice(b"c\0\0\0\x04");
+        self.push(p, COPY_TAIL);
+        p.push(self.scratch, b"c\0\0\0\x04");
         p.flush(self.scratch).await.map_err(|_| exchange::lost(p, self.scratch))?;
         p.server(self.scratch).unsynced = false;
         gather(p, self.scratch).await?.ok()?;
@@ -82,8 +76,7 @@ impl Pour {
     }
 
     async fn open(&self, p: &mut Participants<'_>) -> Result<(), Failure> {
-        let into = format!("COPY pg_temp.{} FROM STDIN (FORMAT binary)", temporary_name(self.table));
-        exchange::send(p, self.scratch, into.as_bytes()).await?;
+        exchange::send(p, self.scratch, self.into.as_bytes()).await?;
         loop {
             let message = p.receive(self.scratch).await.map_err(|_| exchange::lost(p, self.scratch))?;
             match message[0] {
@@ -95,6 +88,13 @@ impl Pour {
                 _ => {}
             }
         }
+    }
+
+    fn push(&self, p: &mut Participants<'_>, bytes: &[u8]) {
+        let out = &mut p.server(self.scratch).out;
+        let start = build::begin(out, b'd');
+        out.extend_from_slice(bytes);
+        build::end(out, start);
     }
 
     /// One shard's rows: a DataRow in binary is a tuple of COPY in binary, byte for byte (src/backend/commands/copyfrom.c
@@ -144,10 +144,8 @@ impl Pour {
 
     async fn send(&self, p: &mut Participants<'_>, chunk: &mut Vec<u8>) -> Result<(), Failure> {
         if !chunk.is_empty() {
-            let out = &mut p.server(self.scratch).out;
-            let start = build::begin(out, b'd');
-            out.append(chunk);
-            build::end(out, start);
+            self.push(p, chunk);
+            chunk.clear();
             p.flush(self.scratch).await.map_err(|_| exchange::lost(p, self.scratch))?;
         }
         // An error (a full disk) shows before the end.
@@ -161,7 +159,16 @@ impl Pour {
     }
 }
 
-pub(super) fn too_much() -> Failure {
+async fn ask(p: &mut Participants<'_>, at: usize, select: &str, (oids, tail): (&[u8], &[u8])) -> Result<(), Failure> {
+    let server = p.server(at);
+    server.unnamed = 0;
+    build::parse(&mut server.out, b"", select.as_bytes(), oids);
+    super::commit::bind_execute(&mut server.out, tail, false);
+    server.out.extend_from_slice(build::SYNC);
+    p.flush(at).await.map_err(|_| exchange::lost(p, at).into())
+}
+
+fn too_much() -> Failure {
     ProxyError::new("54000", format!("the rows that this query would bring together exceed {GATHER} bytes"))
         .hint("Add a condition on the sharding key, or one that the shards can apply to their own rows.")
         .into()

@@ -14,7 +14,7 @@ use crate::error::ProxyError;
 use crate::route::analyse::{ExecuteParts, execute_parts, prepare_parts};
 use crate::route::plan::Effect;
 use crate::session::multi_hook::{Described, Message, OfPortal, Participants};
-use crate::session::prepared::{Entry, shape};
+use crate::session::prepared::{Entry, OF_EXECUTE, shape};
 use crate::wire::{build, read};
 
 /// Asks a server of this shard, which takes part in the transaction if there is one. Not a function: what is asked borrows
@@ -132,7 +132,7 @@ fn within(
     }
     let query = String::from_utf8_lossy(prepared.source());
     // The query may end in a comment.
-    let whole = format!("{before}{query}\n{behind}");
+    let whole = format!("{before}{query}\n{OF_EXECUTE} {behind}");
     let entry = p.prepared_entry(whole.as_bytes(), &prepared.oids);
     entry.map(Some).map_err(|error| moved(error.into(), |_| None))
 }
@@ -171,22 +171,31 @@ pub(super) async fn tell(
     Ok(())
 }
 
-/// A RowDescription with the format codes of a Bind (PortalSetResultFormat in src/backend/tcop/pquery.c).
-fn in_formats(mut description: Message, results: &[u8]) -> Message {
-    let codes: Vec<&[u8]> = results.get(2..).unwrap_or_default().chunks_exact(2).collect();
-    if description[0] != b'T' || codes.is_empty() {
-        return description;
+/// Where the format codes of a RowDescription's columns stand. `None`: it is none.
+pub(super) fn formats(description: &[u8]) -> Option<Vec<Range<usize>>> {
+    if description.first() != Some(&b'T') {
+        return None;
     }
-    let mut reader = read::body(&description);
+    let mut reader = read::body(description);
     let mut places = Vec::new();
     // Type byte, length and number of columns stand before the first; the format is the last of a column's 18 bytes.
     let mut at = 7;
-    for _ in 0..reader.u16().unwrap_or(0) {
-        let (Some(name), Some(_)) = (reader.cstr(), reader.bytes(18)) else { break };
-        at += name.len() + 1 + 18;
+    for _ in 0..reader.u16()? {
+        at += reader.cstr()?.len() + 1;
+        reader.bytes(18)?;
+        at += 18;
         places.push(at - 2..at);
     }
-    for (n, place) in places.into_iter().enumerate() {
+    Some(places)
+}
+
+/// A RowDescription with the format codes of a Bind (PortalSetResultFormat in src/backend/tcop/pquery.c).
+fn in_formats(mut description: Message, results: &[u8]) -> Message {
+    let codes: Vec<&[u8]> = results.get(2..).unwrap_or_default().chunks_exact(2).collect();
+    if codes.is_empty() {
+        return description;
+    }
+    for (n, place) in formats(&description).unwrap_or_default().into_iter().enumerate() {
         let code = if codes.len() == 1 { codes.first() } else { codes.get(n) };
         if let Some(code) = code {
             description[place].copy_from_slice(code);

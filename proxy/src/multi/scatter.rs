@@ -168,7 +168,7 @@ pub(super) async fn drain(p: &mut Participants<'_>, at: usize) -> Result<(), Pro
 }
 
 pub(super) fn client_gone() -> Failure {
-    ProxyError::new("08006", "the client's connection ended while rows were sent").into()
+    ProxyError::client_gone().into()
 }
 
 /// Rows of another type must not be put behind these: user types may have another OID on each shard (H23).

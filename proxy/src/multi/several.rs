@@ -7,9 +7,8 @@ use super::exchange::{self, gather};
 use super::{Failure, commit, prepared, statement};
 use crate::error::ProxyError;
 use crate::route::plan::{Broadcast, Effect, SavepointVerb};
-use crate::route::tokens::{TokenKind, tokens};
 use crate::route::{Resolved, Routed, RoutedStatement};
-use crate::session::multi_hook::{Destination, MultiStatement, Participants, Place, Protocol};
+use crate::session::multi_hook::{Destination, MultiStatement, Participants, Place, Protocol, set_modes};
 use crate::wire::build;
 
 /// Statement after statement; each one's replies are said as it ends, as PostgreSQL does. BEGIN within the message
@@ -86,26 +85,13 @@ pub(super) async fn run(p: &mut Participants<'_>, sql: &Rc<[u8]>, routed: &Route
 
 /// BEGIN with what it says of the transaction: servers that have begun hear it as SET TRANSACTION, and refuse what comes too
 /// late, as PostgreSQL does, to which the modes of BEGIN are just that (standard_ProcessUtility in src/backend/tcop/utility.c).
-async fn begin(p: &mut Participants<'_>, text: &str, read_only: bool) -> Result<(), Failure> {
-    let set = modes(text, p.standard_strings()).map(|modes| format!("SET TRANSACTION {modes}"));
-    if let Some(set) = &set {
-        statement::everywhere(p, set, &[]).await?;
+async fn begin(p: &mut Participants<'_>, text: &str, read_only: Option<bool>) -> Result<(), Failure> {
+    p.warn_in_progress();
+    if let Some(set) = set_modes(text, p.standard_strings()) {
+        statement::everywhere(p, &set, &[]).await?;
     }
-    let writes = set.as_ref().is_some_and(|set| set.to_ascii_lowercase().contains("write"));
-    p.begin(text, (read_only || writes).then_some(read_only), set.as_deref())?;
+    p.begin(text, read_only)?;
     Ok(())
-}
-
-/// What stands behind `BEGIN [WORK | TRANSACTION]`, if anything does.
-fn modes(text: &str, standard_strings: bool) -> Option<&str> {
-    let all = tokens(text.as_bytes(), standard_strings)?;
-    let is = |n: usize, word: &str| {
-        let piece = all.get(n).and_then(|token| text.get(token.range.clone())).unwrap_or_default();
-        piece.eq_ignore_ascii_case(word)
-    };
-    let first = if is(1, "work") || is(1, "transaction") { 2 } else { 1 };
-    let last = all.iter().rposition(|token| token.kind != TokenKind::Semicolon)?;
-    text.get(all.get(first)?.range.start..all[last].range.end).filter(|modes| !modes.is_empty())
 }
 
 fn only_in_block(verb: &str) -> ProxyError {
@@ -275,23 +261,9 @@ async fn relay(p: &mut Participants<'_>, at: usize, late: bool) -> Result<(), Fa
                     due = description.take().into_iter().flatten().chain(due).collect();
                 }
                 if !p.reply(&due).await {
-                    return Err(ProxyError::new("08006", "the client's connection ended").into());
+                    return Err(ProxyError::client_gone().into());
                 }
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_modes_of_begin() {
-        let modes = |text| modes(text, true);
-        assert_eq!(modes("BEGIN"), None);
-        assert_eq!(modes("start /* READ ONLY */ transaction ;"), None);
-        assert_eq!(modes("BEGIN work READ ONLY, deferrable -- not\n;"), Some("READ ONLY, deferrable"));
-        assert_eq!(modes("Begin Isolation Level Serializable"), Some("Isolation Level Serializable"));
     }
 }

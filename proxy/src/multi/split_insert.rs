@@ -90,10 +90,13 @@ async fn alone_on(
         b'C' => Say::Last(Vec::new(), message),
         _ => Say::Nothing,
     };
+    // It commits by itself: a cancel request could end its wait for a standby, and show what the standby does not have.
+    p.go_on_without_client(true);
     let result = match p.flush(at).await {
         Ok(()) => relay(p, at, &mut say).await,
         Err(error) => Err(error.into()),
     };
+    p.go_on_without_client(false);
     // It was sent, and it is a transaction of its own: nobody can say what became of it.
     let unknown = p.server(at).dirty.then(|| ProxyError::outcome_unknown(p.shard_id(at).0));
     if unknown.is_some() {

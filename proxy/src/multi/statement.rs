@@ -8,6 +8,7 @@ use crate::error::ProxyError;
 use crate::route::Resolved;
 use crate::route::plan::{Access, Around, Broadcast, Effect, How, Refusal};
 use crate::session::multi_hook::{MultiStatement, Participants, Protocol};
+use crate::session::prepared::{says_it_exists, tag_of_execute};
 use crate::wire::{build, read};
 
 /// Runs it, and outside of any transaction commits it before its last reply.
@@ -24,7 +25,11 @@ pub(super) async fn run(p: &mut Participants<'_>, statement: &MultiStatement) ->
         return Err(ProxyError::new("25P01", message).into());
     }
     if let Resolved::All(Broadcast::DdlAutocommit) = statement.resolved {
-        return one_by_one(p, statement).await;
+        // Half done on one shard it is worse than done, so nobody's leaving stops it.
+        p.go_on_without_client(true);
+        let result = one_by_one(p, statement).await;
+        p.go_on_without_client(false);
+        return result;
     }
     if let Resolved::SplitInsert(rows) = &statement.resolved
         && p.indices().is_empty()
@@ -242,8 +247,11 @@ async fn everywhere_alike(
         p.reply(notice).await;
     }
     say_rows(p, statement, reply.description.as_ref(), &reply.rows).await;
+    let tag = reply.tag.as_deref().unwrap_or_default();
+    let exists = reply.notices.iter().any(|notice| says_it_exists(notice));
+    let text = String::from_utf8_lossy(statement.text());
     let mut complete = Vec::new();
-    build::command_complete(&mut complete, reply.tag.as_deref().unwrap_or_default());
+    build::command_complete(&mut complete, tag_of_execute(&text, tag.as_bytes(), exists).unwrap_or(tag));
     Ok(complete)
 }
 

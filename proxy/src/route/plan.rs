@@ -224,7 +224,8 @@ impl Refusal {
 pub enum Effect {
     None,
     Begin {
-        read_only: bool,
+        /// What it says of it.
+        read_only: Option<bool>,
     },
     Commit {
         chain: bool,

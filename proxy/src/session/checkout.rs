@@ -1,15 +1,18 @@
 //! Waiting for a server, giving it back, and losing it.
 
+use std::future::poll_fn;
 use std::time::{Duration, Instant};
 
 use smallvec::SmallVec;
 
 use super::client::Activity;
+use super::hang_up::{cancel, poll_gone};
 use super::{Expect, Next, Session, Want};
 use crate::error::{ProxyError, Retry};
 use crate::limits;
 use crate::pool::connect::ConnectError;
 use crate::pool::{AcquireError, Role, Server};
+use crate::route::plan::Effect;
 use crate::wire::build;
 use crate::worker::{UserSpace, Worker};
 
@@ -18,25 +21,35 @@ impl Session {
     pub(super) async fn checkout(&mut self, want: Want) {
         self.worker.stats.pool_waits.add(1);
         self.info.set_activity(Activity::WaitingForServer, Instant::now());
+        let (worker, space, info) = (&self.worker, &self.space, &self.info);
+        let (stream, input, hang_up) = (&mut self.stream, &mut self.input, self.hang_up);
+        let mut gone = false;
         let taken = async {
             match want {
                 Want::Pool(pool) => match pool.take().await {
                     Ok(server) => Ok(server),
                     // A replica that cannot be had: the primary serves every read, too.
-                    Err(_) => take_primary(&self.worker, &self.space, pool.shard, false).await,
+                    Err(_) => take_primary(worker, space, pool.shard, false).await,
                 },
-                Want::Primary(shard) => take_primary(&self.worker, &self.space, shard, false).await,
-                Want::Scratch(shard) => take_primary(&self.worker, &self.space, shard, true).await,
+                Want::Primary(shard) => take_primary(worker, space, shard, false).await,
+                Want::Scratch(shard) => take_primary(worker, space, shard, true).await,
             }
         };
         let result = tokio::select! {
             biased;
             result = taken => result,
             // Nothing has reached a server: the proxy says what the server would have said (H38).
-            () = self.info.cancelled.notified() => {
+            () = info.cancelled.notified() => {
                 Err(ProxyError::new("57014", "canceling statement due to user request").retry(Retry::Safe))
             }
+            () = poll_fn(|cx| poll_gone(stream, input, hang_up, cx)) => {
+                gone = true;
+                Err(ProxyError::client_gone())
+            }
         };
+        if gone {
+            self.hung_up();
+        }
         match result {
             Ok(server) => {
                 self.add_server(server);
@@ -138,15 +151,11 @@ impl Session {
                 _ => self.worker.control.freshness.end_write(mark),
             }
         }
-        // An open session of ours that nobody listens to may still be busy: cancel it rather than let it run on. Not a
-        // write: a commit that waits for its synchronous standby would become visible before the standby has it.
-        if in_flight && !wrote {
+        // An open session of ours that nobody listens to may still be busy: cancel it rather than let it run on. Not what may
+        // commit: while it waits for its synchronous standby it would become visible before the standby has it.
+        if in_flight && (!wrote || !self.may_commit()) {
             for server in self.servers.iter().filter(|s| s.dirty) {
-                let key = server.key.clone();
-                tokio::task::spawn_local(async move {
-                    let _ = tokio::time::timeout(limits::CANCEL_TIMEOUT, crate::pool::connect::cancel(&key))
-                        .await;
-                });
+                cancel(server.key.clone());
             }
         }
         let now = self.worker.now.get();
@@ -158,6 +167,17 @@ impl Session {
             pool.put(server, now);
         }
         self.info.serving.borrow_mut().clear();
+    }
+
+    /// May what is outstanding end its transaction by committing?
+    fn may_commit(&self) -> bool {
+        let commits = |expect: &Expect| match expect {
+            Expect::Query(Some(pending)) | Expect::Execute(Some(pending)) => {
+                pending.plans.iter().any(|(plan, _)| matches!(plan.effect, Effect::Commit { .. }))
+            }
+            _ => false,
+        };
+        self.transaction.is_none() || self.queue.iter().any(commits)
     }
 
     /// A paused server of another role than it had: its statement is given up.

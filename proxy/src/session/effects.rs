@@ -22,9 +22,10 @@ impl Session {
                 Effect::Begin { read_only } if self.transaction.is_none() => {
                     // BEGIN makes what ran before it in the same batch a part of the transaction.
                     let before = self.implicit_before.take().unwrap_or_else(|| self.settings.clone());
-                    self.transaction = Some(Box::new(Transaction::new(text, *read_only, before)));
+                    self.transaction = Some(Box::new(Transaction::new(text, *read_only == Some(true), before)));
                     Ok(())
                 }
+                Effect::Begin { read_only } => self.begun_again(text, *read_only),
                 Effect::Commit { chain } => {
                     self.transaction_ended(true, *chain);
                     Ok(())

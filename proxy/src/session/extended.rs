@@ -1,4 +1,4 @@
-//! The extended protocol: Parse, Bind, Describe, Execute, Close, Flush, Sync.
+//! The extended protocol: Parse, Bind and Close. `describe` and `execute` have the messages in between.
 //!
 //! A client's statement is an entry of the worker's registry; which server has it is that server's matter. So Parse
 //! sends nothing when the text is known: ParseComplete is ours, and the Bind that follows names the entry. A shard
@@ -8,9 +8,7 @@ use std::rc::Rc;
 
 use super::config::is_custom;
 use super::dispatch::Destination;
-use super::local::By;
 use super::motion::Denied;
-use super::multi_hook::{Described, MultiStatement, MultiWork, Protocol};
 use super::portals::{BindParams, Portal};
 use super::prepared::Entry;
 use super::running::Name;
@@ -29,7 +27,7 @@ impl Session {
         self.extended.get_or_insert_default()
     }
 
-    fn malformed(what: &str) -> Flow {
+    pub(super) fn malformed(what: &str) -> Flow {
         Flow::DoneThen(Next::Close(Some(Box::new(ProxyError::protocol(format!("invalid {what} message"))))))
     }
 
@@ -224,7 +222,7 @@ impl Session {
     fn is_local_now(&self, effect: &Effect) -> bool {
         let enlisted = self.servers.iter().filter(|s| s.enlisted).count();
         match effect {
-            Effect::Begin { .. } => enlisted == 0,
+            Effect::Begin { .. } => enlisted == 0 || (self.transaction.is_some() && self.has_several()),
             // Several participants: the end is not one server's to say.
             Effect::Commit { .. } | Effect::Rollback { .. } => enlisted != 1 || self.has_several(),
             Effect::Savepoint(..)
@@ -254,7 +252,7 @@ impl Session {
     }
 
     /// The index of a portal's server; `None`: its transaction is over, and the portal with it.
-    fn server_of(&self, key: &Rc<ServerKey>) -> Option<usize> {
+    pub(super) fn server_of(&self, key: &Rc<ServerKey>) -> Option<usize> {
         self.servers.iter().position(|server| server.enlisted && Rc::ptr_eq(&server.key, key))
     }
 
@@ -266,7 +264,12 @@ impl Session {
         self.set_portal(name, Portal::Running);
     }
 
-    fn portal(&mut self, name: &[u8]) -> Option<Portal> {
+    /// `again`: CommandComplete without rows, if it is a portal that gives rows.
+    pub(super) fn end_portal(&mut self, name: &[u8], again: Option<Rc<[u8]>>) {
+        self.set_portal(name, Portal::Ended { again });
+    }
+
+    pub(super) fn portal(&mut self, name: &[u8]) -> Option<Portal> {
         self.extended().portals.get(name)
     }
 
@@ -275,227 +278,6 @@ impl Session {
         match self.portal(name) {
             Some(Portal::Server { key, .. }) => self.server_of(&key).is_some(),
             portal => portal.is_some(),
-        }
-    }
-
-    pub(super) fn on_describe(&mut self, message: &[u8]) -> Flow {
-        let Some((kind, name)) = read::named(message) else { return Self::malformed("Describe") };
-        if kind == b'S' {
-            return self.describe_statement(name);
-        }
-        match self.portal(name) {
-            Some(Portal::Server { key, entry }) => {
-                let Some(at) = self.server_of(&key) else {
-                    return self.refused(no_portal(name));
-                };
-                if at != self.active && !self.queue.is_empty() {
-                    return self.wait_for_replies();
-                }
-                self.active = at;
-                self.servers[at].out.extend_from_slice(message);
-                self.queue.push_back(Expect::DescribePortal(entry));
-            }
-            Some(Portal::Local { entry, binary }) => {
-                match self.local_description(&entry.routed.plan.effect, binary) {
-                    Some(bytes) if self.extended().held.is_empty() => self.say(bytes),
-                    Some(bytes) => self.extended().held.push(Held::Ours(bytes.into())),
-                    None => self.answer(build::NO_DATA),
-                }
-            }
-            Some(Portal::Sql { entry, results }) => {
-                return self.describe_sql_prepared(&entry, Described::Portal(results));
-            }
-            Some(Portal::Multi { entry, bind, .. }) => {
-                self.set_portal(name, Portal::Multi { entry, bind, describe: true });
-            }
-            Some(Portal::Running) => {
-                return self.refused(ProxyError::not_supported(
-                    "a portal over several shards is described before it is executed first",
-                    "Describe it after Bind.",
-                ));
-            }
-            None => return self.refused(no_portal(name)),
-        }
-        Flow::Done
-    }
-
-    fn describe_statement(&mut self, name: &[u8]) -> Flow {
-        if let Some(flow) = self.await_names() {
-            return flow;
-        }
-        let entry = match self.statement(name) {
-            Ok(entry) => entry,
-            Err(error) => return self.refused(error),
-        };
-        if let Effect::SqlExecute { .. } = entry.routed.plan.effect {
-            return self.describe_sql_prepared(&entry, Described::Statement);
-        }
-        if let Effect::Cursor(Some(cursor)) = &entry.routed.plan.effect
-            && self.running.has(&Name::Cursor(cursor.clone()))
-        {
-            // Its rows are on a server of their own, which a Parse does not reach.
-            return self.refused(ProxyError::not_supported(
-                "a description of FETCH from a cursor over several shards before it is bound",
-                "Describe the portal instead of the statement, or use the simple protocol.",
-            ));
-        }
-        if needs_no_server(&entry) {
-            let mut bytes = b"t\0\0\0\x06\0\0".to_vec();
-            match self.local_description(&entry.routed.plan.effect, false) {
-                Some(row) => bytes.extend_from_slice(&row),
-                None => bytes.extend_from_slice(build::NO_DATA),
-            }
-            if self.extended().held.is_empty() {
-                self.say(bytes);
-            } else {
-                self.extended().held.push(Held::Ours(bytes.into()));
-            }
-            return Flow::Done;
-        }
-        let known = entry.description.borrow().clone();
-        match known {
-            Some(bytes) if self.extended().held.is_empty() => self.say(bytes.to_vec()),
-            Some(bytes) => self.extended().held.push(Held::Ours(bytes[..].into())),
-            None => self.extended().held.push(Held::Describe(entry)),
-        }
-        Flow::Done
-    }
-
-    pub(super) fn on_execute(&mut self, message: &[u8]) -> Flow {
-        let Some((name, max_rows)) = read::execute(message) else { return Self::malformed("Execute") };
-        match self.portal(name) {
-            Some(Portal::Server { key, entry }) => {
-                // What was asked behind the Bind is answered before the rows.
-                if !self.extended().held.is_empty()
-                    && let Err(flow) = self.place_held()
-                {
-                    return flow;
-                }
-                let Some(at) = self.server_of(&key) else {
-                    return self.refused(no_portal(name));
-                };
-                if at != self.active && !self.queue.is_empty() {
-                    return self.wait_for_replies();
-                }
-                self.active = at;
-                self.servers[at].out.extend_from_slice(message);
-                self.servers[at].unsynced = true;
-                let effect = &entry.routed.plan.effect;
-                self.unsettled |= self.may_rename(effect) || matches!(effect, Effect::Declare(_));
-                let text = entry.sql.get(entry.routed.text.clone()).unwrap_or_default();
-                self.queue.push_back(Expect::Execute(Self::pending(&entry.routed.plan, text)));
-                Flow::Done
-            }
-            Some(Portal::Local { entry, binary }) => self.execute_local(&entry, binary),
-            Some(Portal::Sql { entry, results }) => self.execute_sql_prepared(name, &entry, results, max_rows),
-            Some(Portal::Multi { entry, bind, describe }) => {
-                self.execute_multi(name, entry, bind, describe, max_rows)
-            }
-            Some(Portal::Running) => {
-                if !self.running.has(&Name::Portal(name.into())) {
-                    return self.refused(no_portal(name));
-                }
-                if !self.extended().held.is_empty()
-                    && let Err(flow) = self.place_held()
-                {
-                    return flow;
-                }
-                if !self.queue.is_empty() {
-                    return self.wait_for_replies();
-                }
-                let work = MultiWork::Resume { portal: name.into(), max_rows };
-                Flow::DoneThen(Next::Multi(Box::new(work)))
-            }
-            None => self.refused(no_portal(name)),
-        }
-    }
-
-    fn execute_local(&mut self, entry: &Rc<Entry>, binary: bool) -> Flow {
-        if !self.extended().held.is_empty() {
-            // A local answer changes the session, so what is before it must be known to be good.
-            if let Err(flow) = self.place_held() {
-                return flow;
-            }
-        }
-        if let Some(flow) = self.for_all_participants(
-            &entry.routed.plan,
-            entry.sql.get(entry.routed.text.clone()).unwrap_or_default(),
-            false,
-        ) {
-            return flow;
-        }
-        let text = entry.sql.get(entry.routed.text.clone()).unwrap_or_default();
-        match self.local(&entry.routed, text, By::Extended { binary }) {
-            Ok(Some(bytes)) => {
-                self.say(bytes);
-                Flow::Done
-            }
-            Ok(None) => self.refused(ProxyError::not_supported(
-                "this statement cannot be bound before and executed after another one of the same batch",
-                "Send Sync between them.",
-            )),
-            Err(error) => self.refused(error),
-        }
-    }
-
-    fn execute_multi(
-        &mut self,
-        name: &[u8],
-        entry: Rc<Entry>,
-        bind: Rc<[u8]>,
-        describe: bool,
-        max_rows: i32,
-    ) -> Flow {
-        if !self.extended().held.is_empty()
-            && let Err(flow) = self.place_held()
-        {
-            return flow;
-        }
-        if !self.queue.is_empty() {
-            return self.wait_for_replies();
-        }
-        if let Some(error) = self.failure.take() {
-            return self.refused(*error);
-        }
-        if !entry.settings.routes_like(self.routing()) {
-            let error = ProxyError::not_supported(
-                "what names mean has changed between this statement's Bind and its Execute",
-                "Bind it again.",
-            );
-            return self.refused(error);
-        }
-        let Some(parsed) = read::bind(&bind) else { return Self::malformed("Bind") };
-        let params =
-            BindParams { bind: parsed, oids: &entry.oids, utf8: self.routing().client_encoding_is_utf8 };
-        let destination = self.destination(&entry.routed, &entry.sql, &params);
-        match self.admit(&entry.routed, &entry.sql, &params, &destination) {
-            Ok(()) => {}
-            Err(Denied::Hold) => return self.hold_message(),
-            Err(Denied::Never(error)) => return self.refused(error),
-        }
-        match destination {
-            Destination::Multi(resolved) => {
-                let statement = MultiStatement {
-                    resolved,
-                    sql: Rc::from(&*entry.sql),
-                    routed: entry.routed.clone(),
-                    protocol: Protocol::Extended {
-                        entry: entry.clone(),
-                        bind: bind.clone(),
-                        describe,
-                        max_rows,
-                        portal: name.into(),
-                    },
-                };
-                // A second Execute must not run it again; with rows left, it is a portal of another kind.
-                self.extended().portals.remove(name);
-                Flow::DoneThen(Next::Multi(Box::new(MultiWork::Statement(statement))))
-            }
-            Destination::Refused(error) => self.refused(error),
-            // The map changed between Bind and Execute.
-            Destination::Shard(_) => {
-                self.refused(ProxyError::new("40001", "the shard map changed while the statement was bound"))
-            }
         }
     }
 
@@ -543,6 +325,6 @@ pub(super) fn is_ours(entry: &Entry) -> bool {
     }
 }
 
-fn no_portal(name: &[u8]) -> ProxyError {
+pub(super) fn no_portal(name: &[u8]) -> ProxyError {
     ProxyError::new("34000", format!("portal \"{}\" does not exist", String::from_utf8_lossy(name)))
 }

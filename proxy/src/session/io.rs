@@ -13,6 +13,7 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::hang_up::HangUp;
 use super::{Next, Session};
 use crate::error::ProxyError;
 use crate::limits;
@@ -28,7 +29,12 @@ impl Session {
                 // Boxed: what is rare must not make every session's task bigger.
                 Next::Checkout(want) => Box::pin(self.checkout(want)).await,
                 Next::Hold => Box::pin(self.wait_for_move()).await,
-                Next::Multi(work) => Box::pin(super::multi_hook::run(&mut self, *work)).await,
+                Next::Multi(work) => {
+                    Box::pin(super::multi_hook::run(&mut self, *work)).await;
+                    if self.hang_up == HangUp::Noticed {
+                        break;
+                    }
+                }
                 Next::Refresh => {
                     let control = self.worker.control.clone();
                     let _ = Box::pin(tokio::time::timeout(limits::REFRESH_WAIT, control.refresh())).await;
@@ -144,6 +150,9 @@ impl Session {
                     continue 'progress;
                 }
             }
+            if self.is_held() && self.is_hung_up(cx) {
+                return Poll::Ready(Next::Close(None));
+            }
             return Poll::Pending;
         }
     }
@@ -220,7 +229,11 @@ impl Session {
 
     /// Sends what was composed to client and servers, waiting as long as it takes. For `multi` only.
     pub(super) async fn flush_client(&mut self) -> std::io::Result<()> {
-        poll_fn(|cx| self.poll_flush(cx)).await
+        let flushed = poll_fn(|cx| self.poll_flush(cx)).await;
+        if flushed.is_err() {
+            self.hung_up();
+        }
+        flushed
     }
 
     /// Reads from the client into `input`. For `multi` only. `false`: the client is gone.
@@ -231,7 +244,10 @@ impl Session {
                 self.input.extend_from_slice(&chunk[..size]);
                 true
             }
-            _ => false,
+            _ => {
+                self.hung_up();
+                false
+            }
         }
     }
 

@@ -1,7 +1,7 @@
 //! Statements that the session answers itself.
 
 use super::settings::Value;
-use super::transaction::Transaction;
+use super::transaction::{Transaction, set_modes};
 use super::{ReadSetting, Session};
 use crate::error::ProxyError;
 use crate::route::{Resolved, RoutedStatement};
@@ -22,6 +22,15 @@ pub(super) enum By {
     Extended { binary: bool },
 }
 
+pub(super) fn in_progress(out: &mut Vec<u8>) {
+    build::warning(out, "25001", "there is already a transaction in progress");
+}
+
+pub(super) fn begin_tag(text: &[u8]) -> &'static str {
+    let starts = text.get(..5).is_some_and(|word| word.eq_ignore_ascii_case(b"start"));
+    if starts { "START TRANSACTION" } else { "BEGIN" }
+}
+
 type Table = (Vec<(&'static str, u32)>, Vec<Vec<Cell>>, String);
 
 impl Session {
@@ -37,19 +46,15 @@ impl Session {
         let sql = || String::from_utf8_lossy(text).into_owned();
         let mut out = Vec::new();
         match &statement.plan.effect {
-            Effect::Begin { read_only } if !enlisted => {
+            Effect::Begin { read_only } if !enlisted || self.says_nothing_to_several(&sql()) => {
                 if self.transaction.is_some() {
-                    build::warning(&mut out, "25001", "there is already a transaction in progress");
+                    in_progress(&mut out);
+                    self.begun_again(&sql(), *read_only)?;
                 } else {
-                    self.transaction =
-                        Some(Box::new(Transaction::new(&sql(), *read_only, self.settings.clone())));
+                    let read_only = *read_only == Some(true);
+                    self.transaction = Some(Box::new(Transaction::new(&sql(), read_only, self.settings.clone())));
                 }
-                let tag = if text.len() >= 5 && text[..5].eq_ignore_ascii_case(b"start") {
-                    "START TRANSACTION"
-                } else {
-                    "BEGIN"
-                };
-                build::command_complete(&mut out, tag);
+                build::command_complete(&mut out, begin_tag(text));
             }
             Effect::Commit { chain } | Effect::Rollback { chain } if !enlisted => {
                 let rollback = matches!(statement.plan.effect, Effect::Rollback { .. });
@@ -163,6 +168,22 @@ impl Session {
             _ => return Ok(None),
         }
         Ok(Some(out))
+    }
+
+    /// A BEGIN without modes, within a block that several servers take part in: they need not hear it.
+    fn says_nothing_to_several(&self, text: &str) -> bool {
+        let has_modes = || set_modes(text, self.routing().standard_conforming_strings).is_some();
+        self.transaction.is_some() && self.has_several() && !has_modes()
+    }
+
+    /// BEGIN within a block sets the block's modes, for servers that join later, too.
+    pub(super) fn begun_again(&mut self, text: &str, read_only: Option<bool>) -> Result<(), ProxyError> {
+        let set = set_modes(text, self.routing().standard_conforming_strings);
+        set.map_or(Ok(()), |set| self.hold(&set))?;
+        if let (Some(transaction), Some(read_only)) = (&mut self.transaction, read_only) {
+            transaction.read_only = read_only;
+        }
+        Ok(())
     }
 
     pub(super) fn hold(&mut self, sql: &str) -> Result<(), ProxyError> {

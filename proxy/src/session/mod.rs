@@ -4,7 +4,8 @@
 //!
 //! - `startup`: login, settings of the startup packet, keys; `reported`: what the client is told of settings.
 //! - `io`: the only place that polls sockets on the data path. Client bytes go to `messages`, server bytes to `replies`.
-//! - `messages` -> `simple` | `extended` | `local`: what a client message means; composes bytes for a server.
+//! - `messages` -> `simple` | `extended` with `describe` and `execute` | `local`: what a client message means; composes bytes
+//!   for a server.
 //! - `statements`: what the client's statements are called on servers, and which server has them.
 //! - `dispatch`: which server: route, enlistment, replica or primary, what it must hear first.
 //! - `motion`, with `motion_ddl` (PURE): what must wait, or cannot go on, because its buckets move.
@@ -12,13 +13,14 @@
 //! - `config`: `SELECT set_config(...)`.
 //! - `changed`: what DDL in the open transaction has changed; `in_use`: what an open cursor keeps from being changed.
 //! - `effects`: what a statement that a server ran means for the session.
-//! - `replies`: what a server's message means; a queue of expected replies says what to pass on, swallow or add.
-//! - `checkout`: waiting for a connection, and what happens when one is lost.
+//! - `replies`: what a server's message means; a queue of expected replies says what to pass on, swallow or add;
+//!   `errors`: what an error ends.
+//! - `checkout`: waiting for a connection, and what happens when one is lost; `hang_up`: when the client is.
 //! - `transaction`, `settings`, `prepared`: PURE state.
 //! - `admin`: sessions of the console.
 //! - `sql_prepared`: what SQL PREPARE and EXECUTE make of the protocol's prepared statements.
 //! - `drawn`: numbers of sequences, drawn ahead; `current` (PURE): those that currval() tells.
-//! - `multi_hook`, `participants`: the door to `crate::multi`, for what spans several shards.
+//! - `multi_hook`, `participants` with `participant_io`: the door to `crate::multi`, for what spans several shards.
 //!
 //! Invariants:
 //!
@@ -35,10 +37,14 @@ mod checkout;
 pub mod client;
 mod config;
 pub mod current;
+mod describe;
 mod dispatch;
 mod drawn;
 mod effects;
+mod errors;
+mod execute;
 mod extended;
+mod hang_up;
 mod in_use;
 mod io;
 mod local;
@@ -47,6 +53,7 @@ mod motion;
 mod motion_ddl;
 pub mod multi_hook;
 mod naming;
+mod participant_io;
 mod participants;
 mod portals;
 pub mod prepared;
@@ -77,6 +84,7 @@ use crate::route::plan::Plan;
 use crate::shared::State;
 use crate::worker::{UserSpace, Worker};
 use client::ClientInfo;
+use hang_up::HangUp;
 pub(crate) use local::overrides;
 use multi_hook::MultiWork;
 use portals::Portals;
@@ -141,6 +149,7 @@ pub struct Session {
     sync_owed: bool,
     has_temp: bool,
     closing: bool,
+    hang_up: HangUp,
     /// What currval() and lastval() tell of the numbers drawn for it.
     current: current::Current,
     /// The next Bind is ours, made of an EXECUTE: the client hears nothing of it.
@@ -252,6 +261,8 @@ struct Pending {
     rolled_back: bool,
     /// It may be COPY FROM STDIN.
     copies: bool,
+    /// IF NOT EXISTS has found one.
+    exists: bool,
 }
 
 impl Pending {

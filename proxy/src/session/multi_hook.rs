@@ -14,7 +14,9 @@ use std::sync::Arc;
 
 use super::client::Activity;
 use super::config::config_row;
+use super::hang_up::HangUp;
 use super::prepared::Entry;
+use super::local::{begin_tag, in_progress};
 use super::transaction::Transaction;
 use super::{Flow, Next, Pending, Session};
 use crate::multi::Failure;
@@ -24,7 +26,8 @@ use crate::wire::build;
 
 pub use super::dispatch::{Destination, Place};
 pub use super::participants::{Message, Participants};
-pub use super::running::{Name, Running};
+pub use super::running::{Gathered, Name, Running};
+pub use super::transaction::set_modes;
 
 /// What a session asks of `crate::multi`.
 pub enum MultiWork {
@@ -104,7 +107,11 @@ impl MultiWork {
 pub(super) async fn run(session: &mut Session, work: MultiWork) {
     // So that maintenance sees that it waits for servers.
     session.info.set_activity(Activity::Active, session.worker.now.get());
+    session.hang_up = HangUp::Watched;
     let result = crate::multi::run(&mut Participants::new(session), &work).await;
+    if session.hang_up == HangUp::Watched {
+        session.hang_up = HangUp::Ignored;
+    }
     session.statement_state = None;
     if matches!(work, MultiWork::FailOthers) {
         session.set_activity();
@@ -134,7 +141,7 @@ impl Session {
             }
             Err(Failure::Server(message)) => {
                 self.worker.stats.server_errors.add(1);
-                let deadlocked = self.is_deadlock(&message).then(super::replies::deadlock);
+                let deadlocked = self.is_deadlock(&message).then(super::errors::deadlock);
                 self.client_output().extend_from_slice(deadlocked.as_deref().unwrap_or(&message));
                 self.skip = work.is_extended();
             }
@@ -166,6 +173,7 @@ impl Session {
         let failed = self.transaction.as_ref().is_some_and(|t| t.failed && t.untold.is_none());
         let tag = match &plan.effect {
             Effect::Commit { .. } | Effect::Rollback { .. } => "",
+            Effect::Begin { .. } if self.transaction.is_some() => begin_tag(text),
             Effect::Savepoint(SavepointVerb::Savepoint, _) => "SAVEPOINT",
             Effect::Savepoint(SavepointVerb::Release, _) => "RELEASE",
             Effect::Savepoint(SavepointVerb::RollbackTo, _) => "ROLLBACK",
@@ -185,10 +193,16 @@ impl Session {
                 MultiWork::Rollback { tag: true, chain: *chain, ready }
             }
             _ => {
-                let sql = String::from_utf8_lossy(text).into_owned();
+                let mut sql = String::from_utf8_lossy(text).into_owned();
                 let mut answer = Vec::new();
                 if let Effect::SetConfig { value: ConfigValue::Text(value), .. } = &plan.effect {
                     config_row(&mut answer, value, ready);
+                }
+                if let Effect::Begin { .. } = plan.effect {
+                    // Without modes there is nothing that a server must hear.
+                    sql = set_modes(&sql, self.routing().standard_conforming_strings)?;
+                    // Whatever comes of them.
+                    in_progress(self.client_output());
                 }
                 build::command_complete(&mut answer, tag);
                 MultiWork::Everywhere { sql, answer, plan: plan.clone(), ready }

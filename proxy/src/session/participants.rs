@@ -1,14 +1,12 @@
 //! A session's servers, lent to `crate::multi`.
 
-use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
 
 use shard_config::{Bucket, KeyHash, ShardId};
 
 use super::dispatch::{Destination, position};
-use super::local::By;
+use super::local::{By, begin_tag, in_progress};
 use super::motion::Denied;
 use super::portals::BindParams;
 use super::prepared::Entry;
@@ -19,14 +17,14 @@ use crate::control;
 use crate::error::ProxyError;
 use crate::motion::Hidden;
 use crate::pool::server::ServerKey;
-use crate::pool::{Pool, Role, Server};
+use crate::pool::{Role, Server};
 use crate::replica::{Freshness, WriteMark};
 use crate::route::plan::{Plan, Refusal};
 use crate::route::{ApplyPlan, GatherPlan, NoParams, Params, RoutedStatement};
-use crate::session::client::{Activity, ClientInfo};
+use crate::session::client::Activity;
 use crate::shared::State;
 use crate::twophase::Gid;
-use crate::wire::{build, frame, read};
+use crate::wire::{build, read};
 
 /// A whole message of a server.
 pub type Message = Vec<u8>;
@@ -139,25 +137,24 @@ impl<'a> Participants<'a> {
         Ok(())
     }
 
-    /// BEGIN while shards have joined an implicit transaction: what they did becomes a part of the block. `set`: its modes
-    /// as SET TRANSACTION, which they have heard.
-    pub fn begin(&mut self, text: &str, read_only: Option<bool>, set: Option<&str>) -> Result<(), ProxyError> {
+    /// Of a BEGIN within a block, before anything else is said of it.
+    pub fn warn_in_progress(&mut self) {
+        if self.session.transaction.is_some() {
+            in_progress(self.session.client_output());
+        }
+    }
+
+    /// BEGIN while shards have joined an implicit transaction, which have heard its modes: what they did becomes a part of
+    /// the block.
+    pub fn begin(&mut self, text: &str, read_only: Option<bool>) -> Result<(), ProxyError> {
         match &mut self.session.transaction {
             None => {
                 let transaction = Transaction::new(text, read_only == Some(true), self.session.settings.clone());
                 self.session.transaction = Some(Box::new(transaction));
             }
-            Some(transaction) => {
-                transaction.read_only = read_only.unwrap_or(transaction.read_only);
-                let text = "there is already a transaction in progress";
-                build::warning(self.session.client_output(), "25001", text);
-                // For servers that join later.
-                set.map_or(Ok(()), |set| self.session.hold(set))?;
-            }
+            Some(_) => self.session.begun_again(text, read_only)?,
         }
-        let start = text.get(..5).is_some_and(|word| word.eq_ignore_ascii_case("start"));
-        let tag = if start { "START TRANSACTION" } else { "BEGIN" };
-        build::command_complete(self.session.client_output(), tag);
+        build::command_complete(self.session.client_output(), begin_tag(text.as_bytes()));
         Ok(())
     }
 
@@ -266,24 +263,6 @@ impl<'a> Participants<'a> {
         }
     }
 
-    /// Keeps what a server reported, and passes it on.
-    pub fn parameter_status(&mut self, at: usize, message: &[u8]) {
-        let mut reader = read::body(message);
-        if let (Some(name), Some(value)) = (reader.cstr(), reader.cstr()) {
-            let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-            self.session.servers[at].set_parameter(&text(name), &text(value));
-        }
-        self.session.client_output().extend_from_slice(message);
-    }
-
-    /// With the default shard's numbers for types and tables (H23).
-    fn described(&self, at: usize, message: Message) -> Message {
-        match message.first() {
-            Some(b'T' | b't') => self.session.described(at, &message).unwrap_or(message),
-            _ => message,
-        }
-    }
-
     /// Does any shard number types or tables otherwise than the default shard?
     pub fn has_other_numbers(&self) -> bool {
         !self.session.worker.state().catalog.oids.is_empty()
@@ -292,29 +271,6 @@ impl<'a> Participants<'a> {
     /// A client's parameter types as this server numbers them.
     pub fn parameter_types(&self, at: usize, oids: &[u8]) -> Vec<u8> {
         self.session.declared(at, oids).unwrap_or_else(|| oids.to_vec())
-    }
-
-    /// A message that has arrived whole; does not wait.
-    pub fn try_receive(&mut self, at: usize) -> Result<Option<Message>, ProxyError> {
-        let server = &mut self.session.servers[at];
-        let mut chunk = [0; 8192];
-        loop {
-            if let Ok(Some(size)) = frame::server_frame(&server.partial)
-                && size <= server.partial.len()
-            {
-                let rest = server.partial.split_off(size);
-                let message = std::mem::replace(&mut server.partial, rest);
-                return Ok(Some(self.described(at, message)));
-            }
-            match server.poll_read(&mut Context::from_waker(Waker::noop()), &mut chunk) {
-                Poll::Pending => return Ok(None),
-                Poll::Ready(Ok(size)) if size > 0 => server.partial.extend_from_slice(&chunk[..size]),
-                Poll::Ready(_) => {
-                    server.dirty = true;
-                    return Err(ProxyError::outcome_unknown(server.pool.shard_id));
-                }
-            }
-        }
     }
 
     /// Is an explicit transaction block open?
@@ -443,6 +399,11 @@ impl<'a> Participants<'a> {
         self.session.suspend_portal(name);
     }
 
+    /// It has no rows left; `again`: CommandComplete of none, which is what another Execute says.
+    pub fn end_portal(&mut self, name: &[u8], again: Vec<u8>) {
+        self.session.end_portal(name, Some(again.into()));
+    }
+
     /// Out of the participants, and back among them.
     pub fn take_server(&mut self, at: usize) -> Box<Server> {
         self.session.take_server(at)
@@ -499,114 +460,6 @@ impl<'a> Participants<'a> {
         ProxyError::no_primary(shard, "the server that this transaction runs on has lost its role")
     }
 
-    /// A simple query of our own; the first error, if any, as one of ours with the server's SQLSTATE left out.
-    pub async fn simple(&mut self, at: usize, sql: &[u8]) -> Result<(), ProxyError> {
-        let shard = self.session.servers[at].pool.shard_id;
-        let info = self.session.info.clone();
-        let server = &mut self.session.servers[at];
-        let pool = server.pool.clone();
-        let answer = unless_retired(&info, &pool, crate::pool::pool::round_trip(server, sql)).await;
-        let why = match answer {
-            Some(Ok(())) => return Ok(()),
-            Some(Err(why)) => why,
-            None => "the server lost its role".to_owned(),
-        };
-        // It is not known what it has heard: never again.
-        self.session.servers[at].dirty = true;
-        Err(ProxyError::new("08006", format!("shard {shard}: {why}")))
-    }
-
-    /// Appends bytes for a server; `flush` sends them.
-    pub fn push(&mut self, at: usize, bytes: &[u8]) {
-        self.session.servers[at].out.extend_from_slice(bytes);
-    }
-
-    pub async fn flush(&mut self, at: usize) -> Result<(), ProxyError> {
-        let info = self.session.info.clone();
-        let server = &mut self.session.servers[at];
-        let pool = server.pool.clone();
-        match unless_retired(&info, &pool, std::future::poll_fn(|cx| server.poll_flush(cx))).await {
-            Some(Ok(())) => Ok(()),
-            _ => {
-                self.session.servers[at].dirty = true;
-                Err(ProxyError::outcome_unknown(pool.shard_id))
-            }
-        }
-    }
-
-    /// The next whole message of a server. `Err`: the server is lost; it will not be used again.
-    pub async fn receive(&mut self, at: usize) -> Result<Message, ProxyError> {
-        let info = self.session.info.clone();
-        let pool = self.session.servers[at].pool.clone();
-        let shard = pool.shard_id;
-        let mut chunk = [0; 8192];
-        loop {
-            // Not what is about buckets that may be somebody else's by now (H8).
-            let passes = self.session.may_pass_on();
-            let server = &mut self.session.servers[at];
-            match frame::server_frame(&server.partial) {
-                Ok(Some(_)) if !passes => {
-                    server.dirty = true;
-                    return Err(ProxyError::outcome_unknown(shard));
-                }
-                Ok(Some(size)) if size <= server.partial.len() => {
-                    let message = server.partial[..size].to_vec();
-                    server.partial.drain(..size);
-                    if message[0] == b'Z' {
-                        server.status = message.get(5).copied().unwrap_or(b'?');
-                        server.unsynced = false;
-                    }
-                    return Ok(self.described(at, message));
-                }
-                Ok(_) if server.partial.len() <= crate::limits::SERVER_MESSAGE => {}
-                _ => {
-                    server.dirty = true;
-                    return Err(ProxyError::outcome_unknown(shard));
-                }
-            }
-            let read = std::future::poll_fn(|cx| server.poll_read(cx, &mut chunk));
-            match unless_retired(&info, &pool, read).await {
-                Some(Ok(size)) if size > 0 => server.partial.extend_from_slice(&chunk[..size]),
-                _ => {
-                    server.dirty = true;
-                    return Err(ProxyError::outcome_unknown(shard));
-                }
-            }
-        }
-    }
-
-    /// Bytes for the client, sent before this returns (so memory stays bounded). `false`: the client is gone.
-    pub async fn reply(&mut self, bytes: &[u8]) -> bool {
-        self.session.client_output().extend_from_slice(bytes);
-        if self.session.output.len() < crate::limits::SPARE_BUFFER {
-            return true;
-        }
-        self.session.flush_client().await.is_ok()
-    }
-
-    /// Sends what `reply` has collected.
-    pub async fn flush_replies(&mut self) -> bool {
-        self.session.flush_client().await.is_ok()
-    }
-
-    /// The next whole message of the client (COPY data). `None`: the client is gone or breaks the protocol.
-    pub async fn client_message(&mut self) -> Option<Message> {
-        loop {
-            let input = &mut self.session.input;
-            match frame::client_frame(input) {
-                Ok(Some(size)) if size <= input.len() => {
-                    let rest = input.split_off(size);
-                    return Some(std::mem::replace(input, rest));
-                }
-                Ok(_) => {}
-                Err(_) => return None,
-            }
-            if !self.session.read_client().await {
-                return None;
-            }
-        }
-    }
-
     /// Never pool this connection again.
     pub fn discard(&mut self, at: usize) {
         self.session.servers[at].dirty = true;
@@ -618,19 +471,4 @@ impl<'a> Participants<'a> {
         self.session.end_transaction(committed);
         self.session.info.set_activity(Activity::Idle, self.session.worker.now.get());
     }
-}
-
-/// What a server answers. `None`: it has lost its role and does not answer. A paused server never closes its
-/// connection, so maintenance wakes who waits for one (`ClientInfo::give_up_retired`).
-async fn unless_retired<T>(info: &ClientInfo, pool: &Pool, answer: impl Future<Output = T>) -> Option<T> {
-    let mut answer = std::pin::pin!(answer);
-    std::future::poll_fn(|cx| {
-        info.watch(cx.waker());
-        match answer.as_mut().poll(cx) {
-            Poll::Ready(answer) => Poll::Ready(Some(answer)),
-            Poll::Pending if info.give_up_retired.get() && pool.is_retired() => Poll::Ready(None),
-            Poll::Pending => Poll::Pending,
-        }
-    })
-    .await
 }

@@ -51,6 +51,9 @@ pub(super) enum Portal {
     Multi { entry: Rc<Entry>, bind: Rc<[u8]>, describe: bool },
     /// Has given some of its rows (see `running`).
     Running,
+    /// Was run to its end, here or over several shards: this is said when it is executed again. Without it, it had no rows
+    /// and cannot be run.
+    Ended { again: Option<Rc<[u8]>> },
 }
 
 #[derive(Default)]

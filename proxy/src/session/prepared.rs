@@ -13,6 +13,21 @@ use rustc_hash::FxHashMap;
 use crate::limits;
 use crate::route::RoutedStatement;
 use crate::session::settings::Settings;
+use crate::wire::read;
+
+/// Stands in a CREATE TABLE AS where EXECUTE stood: it tells whose tag is due.
+pub const OF_EXECUTE: &str = "/* shard_proxy: EXECUTE */";
+
+/// The tag of CREATE TABLE AS EXECUTE ... WITH NO DATA, when this is the server's tag of what it became. PostgreSQL runs the
+/// prepared statement, for no rows (ExecuteQuery in src/backend/commands/prepare.c), but only if there is no such table yet.
+pub fn tag_of_execute(text: &str, tag: &[u8], exists: bool) -> Option<&'static str> {
+    (tag == b"CREATE TABLE AS" && !exists && text.contains(OF_EXECUTE)).then_some("SELECT 0")
+}
+
+/// Is it the NOTICE that IF NOT EXISTS has found such a table?
+pub fn says_it_exists(notice: &[u8]) -> bool {
+    read::error_field(notice, b'C') == Some(b"42P07")
+}
 
 #[derive(Debug)]
 pub struct Entry {

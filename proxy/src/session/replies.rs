@@ -4,18 +4,15 @@
 //! parameter reports, descriptions) their body. Rows stay in the read buffer and leave from there.
 
 use super::multi_hook::MultiWork;
-use super::prepared::shape;
+use super::prepared::{says_it_exists, shape, tag_of_execute};
 use super::{Expect, Next, Session};
-use crate::control::deadlock::deadlock_detected;
-use crate::error::ProxyError;
 use crate::limits;
-use crate::pool::Role;
 use crate::route::plan::Effect;
 use crate::wire::frame::{HEADER, server_frame};
-use crate::wire::read;
+use crate::wire::{build, read};
 
 /// What to do with a message.
-enum Verdict {
+pub(super) enum Verdict {
     Pass,
     Swallow,
     /// Pass, perhaps another in its place, unless the statement is asked of another server after all.
@@ -215,16 +212,7 @@ impl Session {
                 Some(Expect::Hidden | Expect::Prologue | Expect::Abort) => Verdict::Swallow,
                 _ => Verdict::Pass,
             },
-            b'E' => match (self.error(at, message), self.prologue_error.take()) {
-                (Verdict::Pass, None) if self.is_deadlock(message) => Verdict::Instead(deadlock()),
-                // Kept for the error that follows from it.
-                (Verdict::Swallow, kept) => {
-                    self.prologue_error = kept;
-                    Verdict::Swallow
-                }
-                (Verdict::Pass, Some(cause)) => Verdict::Instead(cause),
-                (verdict, _) => verdict,
-            },
+            b'E' => self.error(at, message),
             b'S' => {
                 let mut reader = read::body(message);
                 if let (Some(name), Some(value)) = (reader.cstr(), reader.cstr()) {
@@ -234,8 +222,12 @@ impl Session {
                 // Also of a hidden SET: what the client hears is what its own settings are.
                 Verdict::Pass
             }
-            b'N' => match self.queue.front() {
+            b'N' => match self.queue.front_mut() {
                 Some(Expect::Hidden | Expect::Prologue | Expect::Abort | Expect::Poison) => Verdict::Swallow,
+                Some(Expect::Execute(Some(pending))) => {
+                    pending.exists |= says_it_exists(message);
+                    Verdict::Pass
+                }
                 _ => Verdict::Pass,
             },
             b'G' => {
@@ -262,11 +254,10 @@ impl Session {
                 let pending = pending.take();
                 self.queue.pop_front();
                 self.send_owed_sync(at);
-                if let Some(mut pending) = pending {
-                    note_rollback(&mut pending, message);
-                    self.finish_effect(at, &pending);
-                }
-                Verdict::Pass
+                let Some(mut pending) = pending else { return Verdict::Pass };
+                note_rollback(&mut pending, message);
+                self.finish_effect(at, &pending);
+                other_tag(&pending, message).map_or(Verdict::Pass, Verdict::Instead)
             }
             Some(Expect::Query(pending)) => {
                 if let Some(pending) = pending {
@@ -325,64 +316,6 @@ impl Session {
         }
     }
 
-    fn error(&mut self, at: usize, message: &[u8]) -> Verdict {
-        self.copy_in = false;
-        let server = &mut self.servers[at];
-        let sqlstate = read::error_field(message, b'C').unwrap_or_default();
-        let fatal = read::error_field(message, b'V').is_some_and(|s| s != b"ERROR");
-        if fatal {
-            // The end of the connection follows, and with it the verdict on the statement.
-            server.dirty = true;
-        }
-        // Standbys also cancel reads that are in the way of replay (40001 there, 25006 for what must write).
-        let of_replica = server.role == Role::Replica && (sqlstate == b"25006" || sqlstate == b"40001");
-        if of_replica && !self.retry.is_empty() && !self.answered {
-            return Verdict::Retry;
-        }
-        match self.queue.front_mut() {
-            Some(Expect::Abort) => return Verdict::Swallow,
-            Some(Expect::Prologue) if !fatal => {
-                self.prologue_error = Some(message.into());
-                return Verdict::Swallow;
-            }
-            Some(Expect::Hidden | Expect::Prologue) => {
-                let text =
-                    String::from_utf8_lossy(read::error_field(message, b'M').unwrap_or(b"?")).into_owned();
-                tracing::warn!(client = %self.info.address, text, "a server refused the session's settings");
-                return Verdict::Broken("the server refused the session's settings");
-            }
-            Some(Expect::Query(pending)) => {
-                if let Some(pending) = pending {
-                    pending.failed = true;
-                }
-                self.worker.stats.server_errors.add(1);
-                return Verdict::Pass;
-            }
-            None => return if fatal { Verdict::Swallow } else { Verdict::Pass },
-            _ => {}
-        }
-        self.worker.stats.server_errors.add(1);
-        if sqlstate == b"0A000" && matches!(self.queue.front(), Some(Expect::Bind | Expect::HiddenBind)) {
-            // "cached plan must not change result type": DDL that we have not heard of yet. Whoever prepared by
-            // name gets this error as from PostgreSQL; who parses anew must not get it again.
-            self.worker.registry.borrow_mut().clear();
-        }
-        let poison = matches!(self.queue.front(), Some(Expect::Poison));
-        // The server ignores everything up to Sync: no replies will come for it.
-        let until = self.queue.iter().position(|e| matches!(e, Expect::Sync | Expect::HiddenSync));
-        self.skip = !self.queue.iter().any(|e| matches!(e, Expect::Sync));
-        self.drop_expected(until.unwrap_or(usize::MAX));
-        if self.sync_owed {
-            self.skip = false;
-            self.send_owed_sync(at);
-        }
-        self.implicit_failed();
-        if let Some(transaction) = &mut self.transaction {
-            transaction.failed = true;
-        }
-        if poison { Verdict::Swallow } else { Verdict::Pass }
-    }
-
     /// With the default shard's numbers for types and tables (H23); `None`: as it is.
     pub(super) fn described(&self, at: usize, message: &[u8]) -> Option<Vec<u8>> {
         let state = self.worker.state();
@@ -391,40 +324,6 @@ impl Session {
             return None;
         }
         oids.get(&self.servers[at].pool.shard_id)?.described(message)
-    }
-
-    /// What the server was told to cancel because of a deadlock over several shards.
-    pub(super) fn is_deadlock(&self, error: &[u8]) -> bool {
-        self.info.deadlocked.get() && read::error_field(error, b'C') == Some(b"57014")
-    }
-
-    /// Forgets the first `count` expected replies, which will not come.
-    pub(super) fn drop_expected(&mut self, count: usize) {
-        for _ in 0..count {
-            let Some(expect) = self.queue.pop_front() else { return };
-            let name = match expect {
-                Expect::HiddenParse(entry) => {
-                    self.forget_on_server(entry.id);
-                    None
-                }
-                Expect::Parse(entry, name) => {
-                    self.forget_on_server(entry.id);
-                    name
-                }
-                Expect::OursParse(name) => name,
-                _ => None,
-            };
-            if let (Some(name), Some(extended)) = (name, &mut self.extended) {
-                extended.statements.remove(&name);
-            }
-        }
-    }
-
-    fn forget_on_server(&mut self, id: u64) {
-        if let Some(server) = self.servers.get_mut(self.active) {
-            server.forget(id);
-            server.unnamed = 0;
-        }
     }
 
     fn ready_for_query(&mut self, at: usize, message: &[u8], finished: &mut bool) -> Verdict {
@@ -493,19 +392,6 @@ impl Session {
         self.set_activity();
     }
 
-    /// An error on one server of a transaction block: the others still hold the locks that one server would have
-    /// released with it.
-    fn others_hold_on(&self, at: usize) -> bool {
-        self.servers.get(at).is_some_and(|s| s.status == b'E') && self.servers.iter().any(|s| s.enlisted && s.status == b'T')
-    }
-
-    fn broken(&mut self, why: &'static str) -> Option<Next> {
-        for server in &mut self.servers {
-            server.dirty = true;
-        }
-        tracing::error!(client = %self.info.address, why, expected = ?self.queue.front(), "session closed");
-        Some(Next::Close(Some(Box::new(ProxyError::new("08P01", why).fatal()))))
-    }
 }
 
 impl Expect {
@@ -530,8 +416,13 @@ fn note_rollback(pending: &mut super::Pending, message: &[u8]) {
     }
 }
 
-pub(super) fn deadlock() -> Box<[u8]> {
+fn other_tag(pending: &super::Pending, message: &[u8]) -> Option<Box<[u8]>> {
+    let [(plan, text)] = pending.plans.as_slice() else { return None };
+    if !matches!(plan.effect, Effect::Pin(_) | Effect::CreatesObject) {
+        return None;
+    }
+    let tag = tag_of_execute(text, read::body(message).cstr()?, pending.exists)?;
     let mut bytes = Vec::new();
-    deadlock_detected().write(&mut bytes);
-    bytes.into()
+    build::command_complete(&mut bytes, tag);
+    Some(bytes.into())
 }

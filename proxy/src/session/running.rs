@@ -25,10 +25,17 @@ pub enum Name {
 pub enum Running {
     /// A portal of this name on each server; those before `next` have no rows left.
     Each { servers: Vec<Rc<ServerKey>>, portal: String, next: usize },
-    /// The unnamed portal, or the cursor, of this connection, for this plan.
-    Gathered(Box<Server>, Arc<Plan>),
+    /// The unnamed portal, or the cursor, of this connection.
+    Gathered(Gathered),
     /// What a write has returned and the client has not asked for yet; the tag that is said behind the last row.
     Told { rows: std::vec::IntoIter<Vec<u8>>, tag: Vec<u8> },
+}
+
+pub struct Gathered {
+    pub server: Box<Server>,
+    pub plan: Arc<Plan>,
+    /// A cursor's columns as the client's own query has them: the connection's cursor is one over temporary tables.
+    pub described: Option<Vec<u8>>,
 }
 
 struct Kept {
@@ -62,14 +69,14 @@ impl All {
     /// What the connections of their own have read.
     pub fn gathered(&self) -> impl Iterator<Item = &Plan> {
         self.kept.iter().filter_map(|kept| match &kept.running {
-            Running::Gathered(_, plan) => Some(&**plan),
+            Running::Gathered(gathered) => Some(&*gathered.plan),
             Running::Each { .. } | Running::Told { .. } => None,
         })
     }
 
     fn note_keys(&self) {
         let keys = self.kept.iter().filter_map(|kept| match &kept.running {
-            Running::Gathered(server, _) => Some(server.key.clone()),
+            Running::Gathered(gathered) => Some(gathered.server.key.clone()),
             Running::Each { .. } | Running::Told { .. } => None,
         });
         *self.keys.borrow_mut() = keys.collect();
@@ -146,7 +153,7 @@ impl All {
 /// Its connection goes back to its pool when the server has forgotten the rows. Others' portals end with their
 /// transaction.
 fn finish(running: Running) {
-    let Running::Gathered(mut server, _) = running else { return };
+    let Running::Gathered(Gathered { mut server, .. }) = running else { return };
     tokio::task::spawn_local(async move {
         let ended = tokio::time::timeout(limits::CANCEL_TIMEOUT, round_trip(&mut server, b"ROLLBACK")).await;
         if matches!(ended, Ok(Ok(()))) {

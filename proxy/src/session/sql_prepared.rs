@@ -58,7 +58,11 @@ impl Session {
     ) -> Flow {
         let portal = Some(OfPortal { name: name.into(), results, max_rows });
         let (plan, text) = (entry.routed.plan.clone(), text_of(entry));
-        self.in_turn(MultiWork::Prepared { plan, text, portal })
+        let flow = self.in_turn(MultiWork::Prepared { plan, text, portal });
+        if matches!(entry.routed.plan.effect, Effect::SqlPrepare(_)) && matches!(flow, Flow::DoneThen(_)) {
+            self.end_portal(name, None);
+        }
+        flow
     }
 
     /// When everything before it in the batch was answered.

@@ -422,6 +422,7 @@ impl Session {
             sync_owed: false,
             has_temp: false,
             closing: false,
+            hang_up: super::HangUp::Ignored,
             current: Default::default(),
             hidden_bind: false,
             schema_changed: false,

@@ -7,6 +7,7 @@ use std::rc::Rc;
 
 use super::settings::Settings;
 use crate::limits;
+use crate::route::tokens::{TokenKind, tokens};
 
 #[derive(Debug)]
 pub struct Transaction {
@@ -88,7 +89,8 @@ impl Transaction {
     pub fn next(&self) -> Self {
         let begin = self.prologue.first().map_or("BEGIN", String::as_str);
         let next = Self::new(begin, self.read_only, self.settings_before.clone());
-        Self { drew_elsewhere: self.drew_elsewhere, ..next }
+        let modes = self.prologue.iter().skip(1).filter(|sql| begins_with(sql, ["set", "transaction"])).cloned();
+        Self { drew_elsewhere: self.drew_elsewhere, prologue: next.prologue.into_iter().chain(modes).collect(), ..next }
     }
 
     /// One simple query that brings a server to where the transaction is.
@@ -98,12 +100,7 @@ impl Transaction {
 
     /// What was set for this transaction only, in order.
     pub fn local_settings(&self) -> Vec<String> {
-        let local = |sql: &&String| {
-            let mut words = sql.split_ascii_whitespace();
-            let mut is = |word: &str| words.next().is_some_and(|w| w.eq_ignore_ascii_case(word));
-            is("set") && is("local")
-        };
-        self.prologue.iter().filter(local).cloned().collect()
+        self.prologue.iter().filter(|sql| begins_with(sql, ["set", "local"])).cloned().collect()
     }
 
     /// Remembers a statement for servers that join later. `false` when there are too many.
@@ -157,6 +154,25 @@ impl Transaction {
     }
 }
 
+fn begins_with(sql: &str, words: [&str; 2]) -> bool {
+    let mut found = sql.split_ascii_whitespace();
+    words.iter().all(|word| found.next().is_some_and(|w| w.eq_ignore_ascii_case(word)))
+}
+
+/// The modes of a BEGIN or START TRANSACTION, if it has any, as SET TRANSACTION. Within a transaction that has begun they are
+/// just that (standard_ProcessUtility in src/backend/tcop/utility.c).
+pub fn set_modes(text: &str, standard_strings: bool) -> Option<String> {
+    let all = tokens(text.as_bytes(), standard_strings)?;
+    let is = |n: usize, word: &str| {
+        let piece = all.get(n).and_then(|token| text.get(token.range.clone())).unwrap_or_default();
+        piece.eq_ignore_ascii_case(word)
+    };
+    let first = if is(1, "work") || is(1, "transaction") { 2 } else { 1 };
+    let last = all.iter().rposition(|token| token.kind != TokenKind::Semicolon)?;
+    let modes = text.get(all.get(first)?.range.start..all[last].range.end).filter(|modes| !modes.is_empty())?;
+    Some(format!("SET TRANSACTION {modes}"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::settings::SettingsTable;
@@ -193,5 +209,28 @@ mod tests {
         assert!(!tx.failed);
         assert_eq!(tx.prologue(), "BEGIN ISOLATION LEVEL SERIALIZABLE;SAVEPOINT a\n");
         assert!(tx.rollback_to("b").is_none());
+    }
+
+    #[test]
+    fn and_chain_keeps_what_was_set_of_the_transaction() {
+        let none = SettingsTable::new("app", 0).none();
+        let mut tx = Transaction::new("BEGIN", false, none.clone());
+        assert!(tx.hold("SET LOCAL x = 1"));
+        assert!(tx.hold("set transaction READ ONLY"));
+        assert!(tx.savepoint("a", "SAVEPOINT a", (none.clone(), None)));
+        assert!(tx.hold("SET TRANSACTION DEFERRABLE"));
+        assert!(tx.rollback_to("a").is_some());
+        assert_eq!(tx.next().prologue(), "BEGIN;set transaction READ ONLY\n");
+    }
+
+    #[test]
+    fn the_modes_of_begin() {
+        let modes = |text| set_modes(text, true);
+        let set = |modes: &str| Some(format!("SET TRANSACTION {modes}"));
+        assert_eq!(modes("BEGIN"), None);
+        assert_eq!(modes("start /* READ ONLY */ transaction ;"), None);
+        assert_eq!(modes("BEGIN work READ ONLY, deferrable -- not\n;"), set("READ ONLY, deferrable"));
+        assert_eq!(modes("SET TRANSACTION READ ONLY"), set("READ ONLY"));
+        assert_eq!(modes("Begin Isolation Level Serializable"), set("Isolation Level Serializable"));
     }
 }

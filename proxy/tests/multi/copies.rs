@@ -151,6 +151,12 @@ impl Raw {
 
     /// Table and type OIDs of each RowDescription that answers one Query.
     pub async fn columns(&mut self, sql: &str) -> Vec<(u32, u32)> {
+        let number = |fields: &[u8], at: usize| u32::from_be_bytes(fields[at..at + 4].try_into().unwrap());
+        self.fields(sql).await.iter().map(|(_, fields)| (number(fields, 0), number(fields, 6))).collect()
+    }
+
+    /// The same, with all that is said of each column: its name, then table, attribute, type, length, modifier and format.
+    pub async fn fields(&mut self, sql: &str) -> Vec<(Vec<u8>, Vec<u8>)> {
         let mut out = bytes::BytesMut::new();
         postgres_protocol::message::frontend::query(sql, &mut out).unwrap();
         self.stream.write_all(&out).await.unwrap();
@@ -163,10 +169,8 @@ impl Raw {
                 b'T' => {
                     let mut rest = &body[2..];
                     while let Some(end) = rest.iter().position(|byte| *byte == 0) {
-                        let fields = &rest[end + 1..];
-                        let number = |at: usize| u32::from_be_bytes(fields[at..at + 4].try_into().unwrap());
-                        columns.push((number(0), number(6)));
-                        rest = &fields[18..];
+                        columns.push((rest[..end].to_vec(), rest[end + 1..end + 19].to_vec()));
+                        rest = &rest[end + 19..];
                     }
                 }
                 _ => {}
@@ -180,6 +184,11 @@ impl Raw {
         postgres_protocol::message::frontend::query(sql, &mut out).unwrap();
         self.stream.write_all(&out).await.unwrap();
         self.answers(1).await
+    }
+
+    /// Sends these messages and reads nothing.
+    pub async fn start(&mut self, messages: &[u8]) {
+        self.stream.write_all(messages).await.unwrap();
     }
 
     /// Sends one Query and reads nothing.
@@ -214,6 +223,26 @@ impl Raw {
                     }
                 }
                 _ => {}
+            }
+        }
+    }
+
+    /// Everything that answers one Query but reports of settings: as `exchange`, with warnings, and rows as they are.
+    pub async fn said(&mut self, sql: &str) -> Vec<String> {
+        self.ask(sql).await;
+        let mut said = Vec::new();
+        loop {
+            let (tag, body) = self.message().await;
+            let text = String::from_utf8_lossy(&body).into_owned();
+            let fields = || text.split('\0').filter(|f| f.starts_with(['C', 'M'])).collect::<String>();
+            match tag {
+                b'S' => {}
+                b'E' | b'N' => said.push(format!("{}{}", char::from(tag), fields())),
+                b'T' => said.push("T".to_owned()),
+                _ => said.push(format!("{}{text}", char::from(tag))),
+            }
+            if tag == b'Z' {
+                return said;
             }
         }
     }

@@ -11,7 +11,7 @@ use tokio_postgres::Client;
 use crate::cluster::Cluster;
 use crate::proxy::{Proxy, World, code, key};
 
-async fn world(name: &str) -> World {
+pub async fn world(name: &str) -> World {
     let world = World::start(name).await;
     // On the first shard only, behind the proxy's back: it is a fault, not a schema.
     let hold = "CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS
@@ -23,7 +23,7 @@ async fn world(name: &str) -> World {
 }
 
 /// Takes the lock, starts an INSERT over shards 1, 2 and 3, and returns when its COMMIT waits.
-async fn commit_waits(world: &World) -> (Client, JoinHandle<Result<(), tokio_postgres::Error>>) {
+pub async fn commit_waits(world: &World) -> (Client, JoinHandle<Result<(), tokio_postgres::Error>>) {
     let holder = world.cluster.primaries[0].client("postgres").await;
     holder.batch_execute("SELECT pg_advisory_lock(77)").await.unwrap();
     let client = world.proxy.client().await;

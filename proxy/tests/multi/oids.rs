@@ -79,6 +79,23 @@ async fn h23_types_and_tables_have_one_number() {
         assert_eq!(raw.columns(&within).await, expected, "shard {shard} in a block");
     }
     assert_eq!(raw.columns("SELECT k, m, s FROM felt").await, expected);
+    // A cursor's columns come from where those of its query do.
+    for sql in [
+        "SELECT k, m, s FROM felt ORDER BY k",
+        "SELECT a.s AS other, b.k FROM felt a JOIN felt b ON a.m = b.m",
+        "SELECT m, count(*), 'x'::varchar(3) FROM felt GROUP BY m",
+        "SELECT k FROM felt",
+    ] {
+        let query = raw.fields(sql).await;
+        raw.query("BEGIN").await;
+        assert_eq!(raw.query(&format!("DECLARE c CURSOR FOR {sql}")).await, ["CDECLARE CURSOR", "ZT"]);
+        assert_eq!(raw.fields("FETCH c").await, query, "{sql}");
+        assert_eq!(raw.fields("MOVE c").await, []);
+        raw.query(&format!("DECLARE d BINARY CURSOR FOR {sql}")).await;
+        let binary = raw.fields("FETCH ALL FROM d").await;
+        assert!(binary.iter().zip(&query).all(|(b, q)| b.0 == q.0 && b.1[..16] == q.1[..16] && b.1[16..] == [0, 1]), "{sql}");
+        raw.query("ROLLBACK").await;
+    }
     let moods: Vec<String> = client
         .query("SELECT m::text AS label FROM felt WHERE m > $1 ORDER BY m, k", &[&Label("sad".into())])
         .await

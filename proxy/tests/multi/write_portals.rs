@@ -42,6 +42,128 @@ fn messages() -> Messages {
     Messages::default()
 }
 
+/// Executed again when they have ended, portals answer as those of the first shard's own server, which is one PostgreSQL.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn portals_that_have_ended_are_executed_again() {
+    let world = World::start("multi-ended-portals").await;
+    let mut raw = Raw::connect(world.proxy.port).await;
+    let mut one = Raw::connect(world.cluster.primaries[0].port).await;
+    let [a, b, c] = [key(1), key(2), key(3)];
+    let several = format!("INSERT INTO t VALUES ({a}, 1, 'x'), ({b}, 1, 'x'), ({c}, 1, 'x')");
+    let mut statements = vec![
+        several.clone(),
+        format!("{several} RETURNING id"),
+        format!("WITH w AS ({several} RETURNING id) INSERT INTO t SELECT {a}, 9, 'returning' FROM w LIMIT 1"),
+        format!("INSERT INTO t VALUES ({a}, 1, 'x')"),
+        format!("INSERT INTO t VALUES ({a}, 1, 'x') RETURNING id"),
+        "EXECUTE prepared".to_owned(),
+        "COPY (SELECT id FROM t ORDER BY k) TO STDOUT".to_owned(),
+    ];
+    let others = [
+        "UPDATE t SET note = 'y'",
+        "UPDATE t SET note = 'y' RETURNING k",
+        "UPDATE t SET note = 'y' WHERE id = 99 RETURNING k",
+        "UPDATE t SET id = id + (SELECT count(*) FROM t)",
+        "DELETE FROM t",
+        "DELETE FROM t RETURNING note AS returning",
+        "SELECT k FROM t",
+        "SELECT count(*) FROM t",
+        "SELECT k FROM t WHERE id = 99",
+        "INSERT INTO rates VALUES ('EUR', 1)",
+        "INSERT INTO rates VALUES ('EUR', 1) RETURNING rate",
+        "CREATE TABLE new (k int8)",
+        "CREATE TABLE new AS EXECUTE prepared WITH NO DATA",
+        "SAVEPOINT s",
+        "SET work_mem = '4MB'",
+        "BEGIN READ WRITE",
+        "PREPARE another AS SELECT 1",
+        "DEALLOCATE prepared",
+        "LOCK t",
+        "SHOW work_mem",
+        "",
+    ];
+    statements.extend(others.map(str::to_owned));
+    for sql in &statements {
+        for (portal, rows) in [("", 0), ("p", 0), ("", 1), ("p", 2), ("p", 3), ("p", 4)] {
+            let batch = || {
+                let bound = messages().parse("", sql).bind(portal, "");
+                bound.execute(portal, rows).execute(portal, rows).execute(portal, rows).sync()
+            };
+            let mut answers = Vec::new();
+            for session in [&mut raw, &mut one] {
+                session.query("PREPARE prepared AS SELECT id FROM t").await;
+                let mut said = session.query("BEGIN").await;
+                said.extend(session.query(&format!("INSERT INTO t VALUES ({a}, 5), ({b}, 5), ({c}, 5)")).await);
+                said.extend(session.exchange(&batch()).await);
+                // In a block that has failed nothing runs, whatever has ended.
+                said.extend(session.exchange(&messages().execute(portal, rows).sync()).await);
+                said.extend(session.query("ROLLBACK").await);
+                session.query("DEALLOCATE ALL").await;
+                answers.push(said);
+            }
+            assert_eq!(answers[0], answers[1], "{sql} as {portal:?}, {rows} rows at a time");
+        }
+    }
+}
+
+/// BEGIN within a block sets its modes, whoever takes part in it, and who joins later.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn begin_within_a_block() {
+    let world = World::start("multi-begin-again").await;
+    let mut raw = Raw::connect(world.proxy.port).await;
+    let mut one = Raw::connect(world.cluster.primaries[0].port).await;
+    let insert = |shard: u16| format!("INSERT INTO t VALUES ({}, 1)", key(shard));
+    let (first, second, all) = (insert(1), insert(2), "SELECT count(*) FROM t".to_owned());
+    let show = "SHOW transaction_read_only".to_owned();
+    let own = |list: &[&str]| list.iter().map(|sql| (*sql).to_owned()).collect::<Vec<_>>();
+    let scripts = [
+        own(&["BEGIN", "BEGIN READ ONLY", &show, &first]),
+        own(&["BEGIN", "START TRANSACTION READ ONLY, ISOLATION LEVEL SERIALIZABLE", "SHOW transaction_isolation", &all, &second]),
+        own(&["BEGIN READ ONLY", "BEGIN", &show, "BEGIN READ WRITE", &first]),
+        own(&["BEGIN; BEGIN READ ONLY", &first]),
+        own(&["BEGIN", "SAVEPOINT s", "BEGIN READ ONLY", "ROLLBACK TO s", &first]),
+        own(&["BEGIN", "BEGIN READ ONLY", "COMMIT AND CHAIN", &show, &first]),
+        // One takes part, and another joins.
+        own(&["BEGIN", &first, "BEGIN READ ONLY", &show, &second]),
+        own(&["BEGIN", &first, "BEGIN", &second]),
+        // Several take part.
+        own(&["BEGIN", &all, "BEGIN", "BEGIN READ ONLY", &show, &first]),
+        own(&["BEGIN", &all, "BEGIN READ ONLY", &second]),
+        own(&["BEGIN", &all, "START TRANSACTION ISOLATION LEVEL SERIALIZABLE", "BEGIN"]),
+        own(&["BEGIN", "nonsense", "BEGIN READ ONLY"]),
+    ];
+    for script in &scripts {
+        let mut answers = Vec::new();
+        for session in [&mut raw, &mut one] {
+            let mut said = Vec::new();
+            for sql in script {
+                said.extend(session.said(sql).await);
+            }
+            said.extend(session.query("ROLLBACK").await);
+            answers.push(said);
+        }
+        assert_eq!(answers[0], answers[1], "{script:?}");
+    }
+    // By the other protocol.
+    let batch = |sql: &str| messages().parse("", sql).bind("", "").execute("", 0).sync();
+    for before in [None, Some(&first), Some(&all)] {
+        let mut answers = Vec::new();
+        for session in [&mut raw, &mut one] {
+            let mut said = session.query("BEGIN").await;
+            if let Some(before) = before {
+                said.extend(session.query(before).await);
+            }
+            said.extend(session.exchange(&batch("BEGIN")).await);
+            said.extend(session.exchange(&batch("BEGIN READ ONLY")).await);
+            said.extend(session.said(&show).await);
+            said.extend(session.query(&second).await);
+            said.extend(session.query("ROLLBACK").await);
+            answers.push(said);
+        }
+        assert_eq!(answers[0], answers[1], "after {before:?}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn portals_of_writes_and_of_execute() {
     let world = World::start("multi-write-portals").await;

@@ -56,6 +56,30 @@ END;
 SELECT tenant_id, id FROM filled WHERE id > 50 ORDER BY 1, 2;
 --! end filled
 --! script
+BEGIN;
+BEGIN READ ONLY;
+SHOW transaction_read_only;
+INSERT INTO filled (tenant_id, id) VALUES ({k1}, 70);
+ROLLBACK;
+BEGIN;
+SELECT count(*) FROM filled;
+START TRANSACTION READ ONLY;
+SHOW transaction_read_only;
+UPDATE filled SET a = 1;
+ROLLBACK;
+BEGIN;
+UPDATE filled SET a = 1 WHERE tenant_id = {k1};
+BEGIN READ ONLY;
+UPDATE filled SET a = 1 WHERE tenant_id = {k2};
+ROLLBACK;
+BEGIN;
+SAVEPOINT s;
+BEGIN READ ONLY;
+ROLLBACK TO s;
+UPDATE filled SET a = 1 WHERE tenant_id = {k2};
+COMMIT;
+--! end filled
+--! script
 BEGIN READ ONLY;
 SELECT count(*) FROM filled;
 INSERT INTO filled (tenant_id, id) VALUES ({k1}, 60);
@@ -192,8 +216,9 @@ EXPLAIN EXECUTE nosuch;
 CREATE TEMP TABLE copied AS EXECUTE p ({k1}, 2);
 SELECT * FROM copied;
 EXECUTE p ({k1}, 2);
---! deviates the tag is that of the query by itself, CREATE TABLE AS
 CREATE TEMP TABLE empty AS EXECUTE p ({k1}, 2) WITH NO DATA;
+CREATE TEMP TABLE IF NOT EXISTS empty AS EXECUTE p ({k1}, 2) WITH NO DATA;
+SELECT * FROM empty;
 --! end
 --! script
 PREPARE q (int) AS SELECT count(*), sum(id) FROM customers WHERE id > $1;

@@ -1,7 +1,7 @@
 //! A write over several shards that no shard can do by itself (`How::Apply`).
 //!
 //! PostgreSQL runs the client's own text on a connection of its own to the default shard, over copies of what it reads
-//! and of the rows that it may change (`load`, `shape`); those rows are locked where they are first, so that what was
+//! and of the rows that it may change (`shape`); those rows are locked where they are first, so that what was
 //! read is what is written. What happened to the copies (`images`) is then done to the rows, within the
 //! transaction (`changes`, `place`): a row whose key now belongs to another shard is deleted here and inserted there. Sequences are
 //! drawn from on the default shard, for all shards (H26); a reference table gets the same rows everywhere, whatever
@@ -14,7 +14,6 @@
 
 mod changes;
 mod images;
-mod load;
 mod order;
 mod place;
 mod shape;
@@ -23,12 +22,11 @@ use self::changes::{Change, Computed};
 use self::images::Tail;
 #[cfg(any(test, fuzzing))]
 pub(super) use self::images::any_tail;
-use self::load::Load;
 use self::order::Order;
 use self::shape::{Column, Shape, before, broken, full_name, names, quote, rows};
 use super::exchange::{self, Reply, gather};
 use super::gather::{check_views, parameter_oids, select_of};
-use super::pour::{self, binary_results};
+use super::pour::{self, Pour};
 use super::limits::GATHER_ANALYZE_ROWS;
 use super::{Failure, carry, commit};
 use crate::catalog::TableKind;
@@ -125,7 +123,14 @@ fn client_tail(statement: &MultiStatement) -> &[u8] {
     }
 }
 
+/// Of a query without parameters.
+const NO_VALUES: (&[u8], &[u8]) = (b"", &[0; 6]);
+
 impl Applying<'_> {
+    fn pour(&self, into: String, locks: bool) -> Pour {
+        Pour { scratch: self.scratch, into, own: false, alien: false, locks }
+    }
+
     async fn compute(&self, p: &mut Participants<'_>) -> Result<Computed, Failure> {
         let mut begin = String::from("BEGIN READ WRITE");
         for text in p.local_settings() {
@@ -281,17 +286,11 @@ impl Applying<'_> {
                 condition(shard)
             )
         };
-        let tail = binary_results(client_tail(self.statement));
-        let load = Load {
-            into: format!(
-                "COPY {} ({stored}, shard_at, shard_table, shard_ctid) FROM STDIN (FORMAT binary)",
-                rows(n)
-            ),
-            from: self.targets[n].iter().map(|(shard, at)| (*at, select(*shard))).collect(),
-            parameters: filter.map(|_| (oids, &tail[..])),
-            locks: true,
-        };
-        load.run(p, self.scratch, bytes).await?;
+        let into =
+            format!("COPY {} ({stored}, shard_at, shard_table, shard_ctid) FROM STDIN (FORMAT binary)", rows(n));
+        let from: Vec<_> = self.targets[n].iter().map(|(shard, at)| (*at, select(*shard))).collect();
+        let values = filter.map_or(NO_VALUES, |_| (oids, client_tail(self.statement)));
+        self.pour(into, true).run(p, &from, values, bytes).await?;
         if let Some(carried) = carried {
             exchange::ask(p, self.scratch, &carried.back).await?.ok()?;
         }
@@ -309,13 +308,9 @@ impl Applying<'_> {
         let temporary = format!("pg_temp.{}", temporary_name(n));
         let carried = carry::as_text(p, self.scratch, &temporary).await?;
         let list = carried.as_ref().map_or("*".to_owned(), |carried| carried.list(None));
-        let load = Load {
-            into: format!("COPY {temporary} FROM STDIN (FORMAT binary)"),
-            from: from.into_iter().map(|at| (at, select_of(p, at, table, &list, false))).collect(),
-            parameters: None,
-            locks: false,
-        };
-        let rows = load.run(p, self.scratch, bytes).await?;
+        let from: Vec<_> = from.into_iter().map(|at| (at, select_of(p, at, table, &list, false))).collect();
+        let into = format!("COPY {temporary} FROM STDIN (FORMAT binary)");
+        let rows = self.pour(into, false).run(p, &from, NO_VALUES, bytes).await?;
         if let Some(carried) = carried {
             exchange::ask(p, self.scratch, &carried.back).await?.ok()?;
         }

@@ -353,7 +353,7 @@ fn tail_start(text: &str, standard: bool, insert: &nodes::InsertStmt) -> Result<
 }
 
 /// The last such word outside of parentheses that is not a column's name.
-pub(super) fn last_word(text: &str, standard: bool, wanted: &str) -> Option<Range<usize>> {
+pub fn last_word(text: &str, standard: bool, wanted: &str) -> Option<Range<usize>> {
     let all = tokens(text.as_bytes(), standard)?;
     let mut depth = 0usize;
     let mut previous = "";

@@ -6,13 +6,13 @@
 //! same to PostgreSQL (a whole row, a system column, a column that is only grouped because its key is), there is none, and
 //! the statement is answered in another way or refused.
 
-use std::ops::{ControlFlow, Range};
+use std::ops::ControlFlow;
 
 use pg_raw_parse::walk::{Recurse, walk_manual};
 use pg_raw_parse::{ConstValue, Node, nodes};
 
-use super::apply::last_word;
-use super::gather::{GatherTable, Source, Spread, What, condition_span, name_span};
+use super::edits::{self, Edit};
+use super::gather::{GatherTable, Source, Spread, What, name_span};
 use super::ir::{Builder, Result};
 use super::names::Found;
 use super::write::name as quote_name;
@@ -20,8 +20,6 @@ use crate::catalog::{Catalog, TableKind};
 use crate::motion::Hidden;
 use crate::route::plan::Refusal;
 use crate::route::tokens::{TokenKind, tokens};
-
-type Edit = (Range<usize>, String);
 
 /// True for rows of the table that may be seen; `alias` in front of the key's name. `None`: it is not sharded.
 pub fn shown(catalog: &Catalog, hidden: &Hidden, schema: &str, name: &str, alias: Option<&str>) -> Option<String> {
@@ -112,18 +110,7 @@ impl Builder<'_> {
         let Some(shown) = shown(self.context.catalog, hidden, schema, name, Some(alias)) else {
             return Ok(Vec::new());
         };
-        let standard = self.context.standard_conforming_strings;
-        Ok(match condition_span(self.text, standard, 0) {
-            // Either may end in a comment.
-            Some(span) => vec![
-                (span.start..span.start, " (".to_owned()),
-                (span.end..span.end, format!("\n) AND {shown} ")),
-            ],
-            None => {
-                let end = last_word(self.text, standard, "returning").map_or(self.text.len(), |word| word.start);
-                vec![(end..end, format!("\n WHERE {shown} "))]
-            }
-        })
+        Ok(edits::condition(self.text, self.context.standard_conforming_strings, &shown))
     }
 
     /// `standard`: how strings are read, which in views does not depend on the session.
@@ -260,17 +247,8 @@ fn last_name(reference: &nodes::ColumnRef) -> Option<String> {
     reference.fields().iter().next_back().and_then(|field| field.as_str().map(str::to_owned))
 }
 
-fn apply(text: &str, mut edits: Vec<Edit>) -> Result<String> {
-    edits.sort_by_key(|(range, _)| (range.start, range.end));
-    let mut out = String::with_capacity(text.len() + 64 * edits.len());
-    let mut from = 0;
-    for (range, replacement) in edits {
-        out.push_str(text.get(from..range.start).ok_or_else(|| cannot("its text"))?);
-        out.push_str(&replacement);
-        from = range.end;
-    }
-    out.push_str(text.get(from..).ok_or_else(|| cannot("its text"))?);
-    Ok(out)
+fn apply(text: &str, edits: Vec<Edit>) -> Result<String> {
+    edits::apply(text, edits).ok_or_else(|| cannot("its text"))
 }
 
 pub(super) fn cannot(what: &str) -> Refusal {

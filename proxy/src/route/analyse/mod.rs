@@ -6,7 +6,7 @@
 //! - [`scatter`]: if not, whether every shard can answer for its own rows; [`split`], with [`groups`] and [`write`]: a
 //!   query cut into the shards' parts and what PostgreSQL makes of them; [`gather`]: what to bring together if neither.
 //! - [`apply`]: writes that are done to copies first.
-//! - [`tenant`]: the text for a session that sees one key only.
+//! - [`tenant`]: the text for a session that sees one key only; [`edits`]: how texts are changed.
 //! - [`hide`]: what a shard runs that must not show rows on their way.
 //! - [`around`]: the query within COPY, EXPLAIN and DECLARE.
 //! - [`physical`]: what is one server's own, such as a row's address.
@@ -22,6 +22,7 @@ mod constraints;
 mod copy;
 mod ddl;
 mod dml;
+mod edits;
 mod expr;
 mod facts;
 mod from;
@@ -58,6 +59,7 @@ use gather::GatherPlan;
 use ir::{BlockId, Builder, Result};
 
 pub use syntax::split;
+pub use apply::last_word;
 pub use tokens::{ExecuteParts, execute_parts, prepare_parts};
 
 /// A plan and how much of the text it depends on.

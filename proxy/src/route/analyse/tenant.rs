@@ -4,12 +4,10 @@
 //! condition, an INSERT that does not give the key gets the value. So the server itself applies it, and it holds whatever
 //! else the statement says; the router then proves what it always proves. What cannot be written so is refused.
 
-use std::ops::Range;
-
 use pg_raw_parse::{Node, nodes};
 
 use super::apply::Command;
-use super::gather::condition_span;
+use super::edits::{self, Edit};
 use super::ir::{Builder, Result};
 use super::names::Found;
 use super::utility::quote;
@@ -28,8 +26,7 @@ pub struct Restricted {
     pub inserts: bool,
 }
 
-/// What stands in the place of what.
-type Edits = Vec<(Range<usize>, String)>;
+type Edits = Vec<Edit>;
 
 /// `None`: there is nothing to restrict, or the text is no statement and is reported as it is. What could not be looked
 /// at is not let through.
@@ -118,7 +115,7 @@ impl Builder<'_> {
                     if self.write.as_ref().is_some_and(|write| write.assigns(key)) {
                         return Err(refusal("a change of the sharding key", "RESET shard.key first."));
                     }
-                    self.condition_edit(&format!("{}.{column} = {}", quoted(alias), quote(value)), &all, &mut edits)?;
+                    self.condition_edit(&format!("{}.{column} = {}", quoted(alias), quote(value)), &mut edits)?;
                 }
                 _ => return Err(refusal("MERGE into a sharded table", "RESET shard.key first, and bind the key.")),
             }
@@ -126,16 +123,8 @@ impl Builder<'_> {
         if !keyed {
             return Ok(None);
         }
-        edits.sort_by_key(|(range, _)| range.start);
-        let mut out = String::with_capacity(self.text.len() + 64 * edits.len());
-        let mut from = 0;
-        for (range, replacement) in &edits {
-            out.push_str(self.text.get(from..range.start).ok_or_else(unreadable)?);
-            out.push_str(replacement);
-            from = range.end;
-        }
-        out.push_str(self.text.get(from..).ok_or_else(unreadable)?);
-        Ok(Some(Restricted { text: out, inserts }))
+        let text = edits::apply(self.text, edits).ok_or_else(unreadable)?;
+        Ok(Some(Restricted { text, inserts }))
     }
 
     fn whole_tables(&self, relations: &pg_raw_parse::list::NodeList, verb: &str) -> Result<Option<Restricted>> {
@@ -188,33 +177,11 @@ impl Builder<'_> {
     }
 
     /// `WHERE (...) AND condition`.
-    fn condition_edit(&self, condition: &str, all: &[Token], edits: &mut Edits) -> Result<()> {
+    fn condition_edit(&self, condition: &str, edits: &mut Edits) -> Result<()> {
         if self.seen.cursor {
             return Err(refusal("WHERE CURRENT OF", "RESET shard.key first."));
         }
-        if let Some(span) = condition_span(self.text, self.context.standard_conforming_strings, 0) {
-            // Within it FROM items of subqueries may be replaced, too: it stays as it is, between two edits.
-            edits.push((span.start..span.start, " (".to_owned()));
-            // The condition may end in a comment.
-            edits.push((span.end..span.end, format!("\n) AND {condition} ")));
-            return Ok(());
-        }
-        let mut depth = 0usize;
-        let mut end = self.text.len();
-        for token in all {
-            match token.kind {
-                TokenKind::Open => depth += 1,
-                TokenKind::Close => depth = depth.saturating_sub(1),
-                TokenKind::Word if depth == 0 => {
-                    let word = self.text.get(token.range.clone()).unwrap_or_default();
-                    if word.eq_ignore_ascii_case("returning") {
-                        end = token.range.start;
-                    }
-                }
-                _ => {}
-            }
-        }
-        edits.push((end..end, format!("\nWHERE {condition} ")));
+        edits.extend(edits::condition(self.text, self.context.standard_conforming_strings, condition));
         Ok(())
     }
 

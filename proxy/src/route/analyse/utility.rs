@@ -360,7 +360,7 @@ fn transaction(t: &nodes::TransactionStmt) -> Result<Plan> {
     let name = || t.savepoint_name().unwrap_or_default().to_owned();
     let effect = match t.kind {
         TransactionStmtKind::TRANS_STMT_BEGIN | TransactionStmtKind::TRANS_STMT_START => {
-            Effect::Begin { read_only: read_only(t.options()).unwrap_or(false) }
+            Effect::Begin { read_only: read_only(t.options()) }
         }
         TransactionStmtKind::TRANS_STMT_COMMIT => Effect::Commit { chain: t.chain },
         TransactionStmtKind::TRANS_STMT_ROLLBACK => Effect::Rollback { chain: t.chain },

@@ -5,13 +5,13 @@ use super::check;
 #[test]
 fn transactions_and_settings() {
     check(&[
-        ("BEGIN", "session r Begin { read_only: false }"),
-        ("begin read only", "session r Begin { read_only: true }"),
+        ("BEGIN", "session r Begin { read_only: None }"),
+        ("begin read only", "session r Begin { read_only: Some(true) }"),
         (
             "START TRANSACTION ISOLATION LEVEL SERIALIZABLE, READ ONLY, DEFERRABLE",
-            "session r Begin { read_only: true }",
+            "session r Begin { read_only: Some(true) }",
         ),
-        ("BEGIN ISOLATION LEVEL REPEATABLE READ READ WRITE", "session r Begin { read_only: false }"),
+        ("BEGIN ISOLATION LEVEL REPEATABLE READ READ WRITE", "session r Begin { read_only: Some(false) }"),
         ("COMMIT", "session r Commit { chain: false }"),
         ("END", "session r Commit { chain: false }"),
         ("COMMIT AND CHAIN", "session r Commit { chain: true }"),
@@ -92,7 +92,7 @@ fn transactions_and_settings() {
         ("EXPLAIN ANALYZE INSERT INTO t VALUES (1), (2)", "refuse 0A000"),
         (
             "BEGIN; SELECT * FROM t WHERE k = 1; COMMIT",
-            "session r Begin { read_only: false }; key #0 r; session r Commit { chain: false }",
+            "session r Begin { read_only: None }; key #0 r; session r Commit { chain: false }",
         ),
         ("SELECT 1; SELEC 2; SELECT 3", "refuse 42601"),
         ("SELECT FROM WHERE", "refuse 42601"),

@@ -62,9 +62,9 @@ fn h30_tables_become_queries_of_the_rows_that_may_be_seen() {
 
 #[test]
 fn h30_targets_get_a_condition() {
-    check("UPDATE t SET x = 1", "UPDATE t SET x = 1\n WHERE {t.k} ");
+    check("UPDATE t SET x = 1", "UPDATE t SET x = 1\nWHERE {t.k} ");
     check("DELETE FROM t x WHERE x.x = 1 OR true -- all", "DELETE FROM t x WHERE ( x.x = 1 OR true -- all\n) AND {x.k} ");
-    check("UPDATE t SET x = 2 RETURNING x", "UPDATE t SET x = 2 \n WHERE {t.k} RETURNING x");
+    check("UPDATE t SET x = 2 RETURNING x", "UPDATE t SET x = 2 \nWHERE {t.k} RETURNING x");
     check("DELETE FROM t WHERE x = 1 RETURNING k", "DELETE FROM t WHERE ( x = 1 \n) AND {t.k} RETURNING k");
     check(
         "UPDATE t SET x = o.x FROM t o WHERE o.k = t.k",
