@@ -21,3 +21,5 @@ SELECT id FROM orders WHERE row_number() OVER () = 1;
 SELECT sum(id) OVER nosuch FROM orders;
 SELECT id, sum(id) OVER (ROWS BETWEEN CURRENT ROW AND 1 PRECEDING) FROM orders;
 SELECT ntile(0) OVER (ORDER BY id) FROM orders;
+SELECT * FROM (SELECT tenant_id, id, count(*) OVER () AS n FROM customers) x WHERE tenant_id = {k1};
+SELECT * FROM (SELECT tenant_id, id, rank() OVER (ORDER BY total DESC NULLS LAST, tenant_id, id) AS r FROM orders) x WHERE tenant_id = {k2};
