@@ -13,6 +13,8 @@ mod copies;
 mod deadlocks;
 #[path = "multi/faults.rs"]
 mod faults;
+#[path = "multi/grow.rs"]
+mod grow;
 #[path = "multi/lease.rs"]
 mod lease;
 #[path = "multi/motion.rs"]
