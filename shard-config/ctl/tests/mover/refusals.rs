@@ -133,7 +133,8 @@ async fn a_second_move_of_a_bucket_in_motion_is_refused() {
 async fn nothing_moves_to_a_shard_that_a_proxy_does_not_know_or_that_lacks_reference_rows() {
     let mut bed = Bed::start(3).await;
     let with_reference = "[[user]]\nname = \"a\"\npassword = \"b\"\n[[shard]]\nid = 1\nprimary = \"h:1\"\n\
-                          [[table]]\nname = \"public.plain\"\nkind = \"reference\"\n";
+                          [[table]]\nname = \"public.plain\"\nkind = \"reference\"\n\
+                          [[table]]\nname = \"public.later\"\nkind = \"reference\"\n";
     bed.servers.config.tables = shard_config::Config::parse(with_reference).unwrap().tables;
     let (one, three) = (bed.shard(1).await, bed.shard(3).await);
     one.run("INSERT INTO public.plain VALUES (1), (2)").await.unwrap();
