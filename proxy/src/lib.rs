@@ -4,7 +4,7 @@
 //! The data path, in reading order: `listen` accepts -> `worker` (one thread, everything its clients share; `progress`: what it follows) ->
 //! `session` (one state machine a client) -> `route` (PURE: text -> shard) -> `pool` (server connections). Beside
 //! it: `wire` (PURE: frames), `auth` (SCRAM both ways), `replica` (read-your-writes), `multi` and `twophase`
-//! (statements and transactions over several shards), `oids` and `sequences` (PURE), `control` (one thread that watches the shards and publishes
+//! (statements and transactions over several shards), `oids` and `sequences` (PURE), `grow` (lists that grow while they are read), `control` (one thread that watches the shards and publishes
 //! `shared::State`), `motion` (buckets on their way to another shard), `admin`, `http` and `metrics` (what operators see), `peers` (cancel requests for other proxies).
 //!
 //! Invariants:
@@ -33,6 +33,7 @@ pub mod control;
 pub mod error;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
+pub mod grow;
 pub mod http;
 pub mod limits;
 pub mod listen;

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use shard_config::Config;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpListener;
 
@@ -40,5 +41,16 @@ pub async fn accept(listener: std::net::TcpListener, workers: Vec<WorkerHandle>)
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         }
+    }
+}
+
+/// One descriptor a client, and some for servers.
+pub fn raise_open_files(config: &Config) {
+    let pools = (config.pool.primary_max + config.pool.replica_max) as u64 * config.shards.len() as u64;
+    let wanted = u64::from(config.proxy.max_clients) + pools * config.users.len() as u64 + 500;
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return };
+    if soft < wanted && setrlimit(Resource::RLIMIT_NOFILE, wanted.min(hard), hard).is_err() || hard < wanted {
+        tracing::warn!(wanted, hard, "few file descriptors: raise the limit (ulimit -n)");
     }
 }

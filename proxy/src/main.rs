@@ -56,7 +56,7 @@ fn main() -> anyhow::Result<()> {
         println!("{}: ok", arguments.config.display());
         return Ok(());
     }
-    raise_open_files(&config);
+    listen::raise_open_files(&config);
     fault::arm(config.proxy.listen.ip())?;
     let listener = listen::bind(config.proxy.listen)?;
     let shared = Arc::new(Shared::new(initial_state(config.clone())));
@@ -80,7 +80,7 @@ fn main() -> anyhow::Result<()> {
 fn initial_state(config: Arc<Config>) -> State {
     let ids: Vec<_> = config.shards.iter().map(|s| (s.id, s.weight)).collect();
     let mut shards: Vec<_> =
-        ids.iter().map(|(id, _)| ShardState { id: *id, primary: None, replicas: Vec::new() }).collect();
+        ids.iter().map(|(id, _)| ShardState { id: *id, owns: true, primary: None, replicas: Vec::new() }).collect();
     shards.sort_by_key(|s| s.id.0);
     let map = Arc::new(ShardMap::weighted(&ids, config.key.buckets));
     State { config, map, catalog: Arc::default(), following: Following::default(), shards }
@@ -143,17 +143,18 @@ async fn serve(
             result = &mut accepting => return result,
             _ = terminate.recv() => return drain(&workers).await,
             _ = interrupt.recv() => return drain(&workers).await,
-            _ = reload.recv() => match control.reload().await {
-                Ok(config) => {
-                    let users = Arc::new(Users::new(&config));
-                    for worker in &workers {
-                        let _ = worker.mail.send(Mail::Reload(users.clone())).await;
-                    }
-                    tracing::info!("configuration reloaded");
-                }
-                Err(error) => tracing::error!(%error, "configuration not reloaded"),
-            },
+            // Beside this loop: a new shard may be slow to answer, and clients go on being accepted meanwhile.
+            _ = reload.recv() => {
+                tokio::spawn(reloaded(control.clone()));
+            }
         }
+    }
+}
+
+async fn reloaded(control: Handle) {
+    match control.reload().await {
+        Ok(()) => tracing::info!("configuration reloaded"),
+        Err(error) => tracing::error!(error = %format!("{error:#}"), "configuration not reloaded"),
     }
 }
 
@@ -170,15 +171,4 @@ async fn drain(workers: &[WorkerHandle]) -> anyhow::Result<()> {
     };
     let _ = tokio::time::timeout(limits::DRAIN + Duration::from_secs(1), all).await;
     Ok(())
-}
-
-/// One descriptor a client, and some for servers.
-fn raise_open_files(config: &Config) {
-    let pools = (config.pool.primary_max + config.pool.replica_max) as u64 * config.shards.len() as u64;
-    let wanted = u64::from(config.proxy.max_clients) + pools * config.users.len() as u64 + 500;
-    use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return };
-    if soft < wanted && setrlimit(Resource::RLIMIT_NOFILE, wanted.min(hard), hard).is_err() || hard < wanted {
-        tracing::warn!(wanted, hard, "few file descriptors: raise the limit (ulimit -n)");
-    }
 }

@@ -1,9 +1,12 @@
-//! How far a worker has followed the catalog: what it serves by, and whether what it had routed before has ended.
+//! How far a worker has followed the catalog and the configuration: what it serves by, and whether what it had routed
+//! before has ended.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
+use crate::session::client::Activity;
+use crate::shared::State;
 use crate::worker::Worker;
 
 /// How far a worker has followed the catalog (`motion`). Written by the worker only.
@@ -15,19 +18,54 @@ pub struct Progress {
     pub drained: AtomicU64,
     /// Statements that wait because their buckets move.
     pub holding: AtomicU64,
+    /// So many shards are written to by whatever is for all of them; what began when there were fewer has ended.
+    pub shards: AtomicUsize,
     /// Who keeps `drained` back.
     pub waits_for: Mutex<Option<String>>,
 }
 
+/// Transactions that began before shards were added: a reference table's row that one of them has written is not on the new
+/// shards.
+#[derive(Debug, Default)]
+pub(crate) struct Growing {
+    /// How many shards there are.
+    shards: usize,
+    /// Clients, and how many of their transactions had ended.
+    before: Vec<(u32, u32)>,
+}
+
 impl Worker {
+    /// Notes how many shards everything knows; returns whether something is under way that does not know all of them.
+    fn note_shards(&self, state: &State) -> bool {
+        let count = state.shards.len();
+        if self.progress.shards.load(Ordering::Relaxed) >= count {
+            return false;
+        }
+        let mut growing = self.growing.borrow_mut();
+        let clients = self.clients.borrow();
+        if growing.shards != count {
+            growing.shards = count;
+            growing.before = clients.values().map(|info| (info.id, info.ended.get())).collect();
+        }
+        growing.before.retain(|(id, ended)| {
+            clients.get(id).is_some_and(|info| info.ended.get() == *ended && info.activity.get() != Activity::Idle)
+        });
+        let is_over = growing.before.is_empty();
+        if is_over {
+            self.progress.shards.store(count, Ordering::Release);
+        }
+        !is_over
+    }
+
     /// Serves by the newest state, and says so; returns whether something of an older one must still end.
     pub(crate) fn note_progress(&self) -> bool {
         let state = self.state().clone();
         let following = &state.following;
         let version = following.version;
         self.progress.serving.store(version, Ordering::Release);
+        let growing = self.note_shards(&state);
         if self.progress.drained.load(Ordering::Relaxed) >= version {
-            return false;
+            return growing;
         }
         let waits_for = following.motions.as_deref().and_then(|motions| {
             self.clients.borrow().values().find_map(|info| {
@@ -45,6 +83,6 @@ impl Worker {
         if !undrained {
             self.progress.drained.store(version, Ordering::Release);
         }
-        undrained
+        undrained || growing
     }
 }

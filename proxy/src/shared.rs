@@ -26,6 +26,9 @@ pub struct State {
 #[derive(Debug, Clone)]
 pub struct ShardState {
     pub id: ShardId,
+    /// The map gives it something. One that owns nothing may lack rows of reference tables: it was added after they were
+    /// copied to it, and before every proxy knew it.
+    pub owns: bool,
     /// `None` while no server has proved to be the primary (same system identifier, highest timeline: H5).
     pub primary: Option<Endpoint>,
     /// Reachable and streaming replicas only.

@@ -13,6 +13,8 @@ mod copies;
 mod deadlocks;
 #[path = "multi/faults.rs"]
 mod faults;
+#[path = "multi/grow.rs"]
+mod grow;
 #[path = "multi/hang_up.rs"]
 mod hang_up;
 #[path = "multi/lease.rs"]

@@ -80,6 +80,9 @@ CREATE TABLE IF NOT EXISTS shard_catalog.proxy (
     held int NOT NULL DEFAULT 0,
     note text
 );
+-- The numbers of the shards that it knows: what is for all shards goes to each of these, and whatever began when it knew fewer
+-- has ended. NULL: of a proxy that is older than this column.
+ALTER TABLE shard_catalog.proxy ADD COLUMN IF NOT EXISTS shards int[];
 
 -- On every shard that a move concerns: who owns the scope since which epoch. Written before the catalog's map (H6).
 CREATE TABLE IF NOT EXISTS shard_catalog.ownership (

@@ -122,7 +122,8 @@ section! {
 }
 
 section! {
-    /// A shard: a primary and its replicas. Repeated.
+    /// A shard: a primary and its replicas. Repeated. Shards with numbers above all others, and replicas, may be added
+    /// while a proxy runs.
     ShardServers = "[[shard]]" {
         /// From 1; never given to another shard later.
         "id" id: ShardId = required,

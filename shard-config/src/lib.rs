@@ -28,6 +28,7 @@ pub mod assign;
 pub mod bucket;
 pub mod change;
 pub mod config;
+pub mod digest;
 pub mod key;
 pub mod map;
 pub mod plan;

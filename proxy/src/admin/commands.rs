@@ -137,8 +137,9 @@ pub const COMMANDS: &[Command] = &[
             ("held", INT8),
             ("self", TEXT),
             ("note", TEXT),
+            ("shards", TEXT),
         ],
-        help: "Every proxy that the catalog knows: its lease, what it serves by, and whom it waits for.",
+        help: "Every proxy that the catalog knows: its lease, what it serves by, whom it waits for, which shards it knows.",
     },
     Command {
         name: "show tables",

@@ -47,7 +47,7 @@ impl World {
         for shard in map.shards().into_iter().chain(shards) {
             ensure!(
                 parts.config.shard(shard).is_some(),
-                "the catalog names shard {shard}, which is not configured"
+                "the catalog names shard {shard}, which this proxy does not know: add it to the configuration file and RELOAD"
             );
         }
         let old_motions = before.motions.as_deref().filter(|_| known);
@@ -144,7 +144,7 @@ impl World {
             return;
         }
         let mark = |shard: ShardId, bucket| {
-            if let Some(position) = self.servers.shards.iter().position(|known| known.id == shard) {
+            if let Some(position) = self.servers.position(shard) {
                 self.freshness.end_write(self.freshness.begin_write(position, bucket));
             }
         };

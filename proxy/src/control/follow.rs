@@ -43,10 +43,10 @@ SELECT $1, $2, $3::text::jsonb, 'the first map' WHERE NOT EXISTS (SELECT FROM sh
 
 /// `make_interval` and not a text: the lease is five seconds, here and in `motion::lease`.
 const RENEWAL: &str = "
-INSERT INTO shard_catalog.proxy (id, name, address, backend_tag, lease_until, version, drained, epoch, held, note)
-VALUES ($1, $2, $3, $4, clock_timestamp() + make_interval(secs => 5), $5, $6, $7, $8, $9)
+INSERT INTO shard_catalog.proxy (id, name, address, backend_tag, lease_until, version, drained, epoch, held, note, shards)
+VALUES ($1, $2, $3, $4, clock_timestamp() + make_interval(secs => 5), $5, $6, $7, $8, $9, $10)
 ON CONFLICT (id) DO UPDATE SET lease_until = excluded.lease_until, version = excluded.version, drained = excluded.drained,
-    epoch = excluded.epoch, held = excluded.held, note = excluded.note";
+    epoch = excluded.epoch, held = excluded.held, note = excluded.note, shards = excluded.shards";
 
 const TIDY: &str =
     "DELETE FROM shard_catalog.proxy WHERE lease_until < clock_timestamp() - interval '1 minute'";
@@ -60,6 +60,8 @@ struct Said {
     epoch: u64,
     held: u64,
     note: Option<String>,
+    /// Their numbers.
+    shards: Vec<i32>,
 }
 
 #[derive(Debug)]
@@ -117,7 +119,7 @@ impl Follower {
     /// The default shard's position and primary.
     fn home(&self) -> Option<(usize, Placed)> {
         let home = self.world.config().proxy.default_shard;
-        let position = self.servers.shards.iter().position(|shard| shard.id == home)?;
+        let position = self.servers.position(home)?;
         Some((position, self.world.primary(position)?))
     }
 
@@ -195,7 +197,8 @@ impl Follower {
             }
         }
         let progress = self.progress();
-        let important = (progress.version, progress.drained) != (session.said.version, session.said.drained);
+        let told = |said: &Said| (said.version, said.drained, said.shards.clone());
+        let important = told(&progress) != told(&session.said);
         let due = if progress == session.said { RENEW } else { FOLLOW_POLL };
         if important || session.renewed.elapsed() >= due {
             let sent = boottime_ms();
@@ -243,7 +246,7 @@ impl Follower {
         let config = self.world.config();
         let tag = crate::pool::backend_tag().to_string();
         let address = config.proxy.listen.to_string();
-        let values: [&(dyn tokio_postgres::types::ToSql + Sync); 9] = [
+        let values: [&(dyn tokio_postgres::types::ToSql + Sync); 10] = [
             &&*self.id,
             &config.proxy.name,
             &address,
@@ -253,6 +256,7 @@ impl Follower {
             &(said.epoch as i64),
             &i32::try_from(said.held).unwrap_or(i32::MAX),
             &said.note,
+            &said.shards,
         ];
         self.step(session.client.execute(&session.renewal, &values)).await?;
         (session.said, session.renewed) = (said, Instant::now());
@@ -263,21 +267,24 @@ impl Follower {
     fn progress(&self) -> Said {
         let state = self.shared.load();
         let (version, epoch) = (state.following.version, state.map.epoch());
-        let mut said = Said { version, drained: version, epoch, held: 0, note: None };
+        let mut shards = state.shards.len();
+        let mut said = Said { version, drained: version, epoch, ..Said::default() };
         for worker in self.workers.get().map_or(&[][..], Vec::as_slice) {
             let progress = &worker.progress;
             said.version = said.version.min(progress.serving.load(Ordering::Acquire));
             said.drained = said.drained.min(progress.drained.load(Ordering::Acquire));
+            shards = shards.min(progress.shards.load(Ordering::Acquire));
             said.held += progress.holding.load(Ordering::Relaxed);
             if said.note.is_none() {
                 said.note.clone_from(&progress.waits_for.lock());
             }
         }
+        said.shards = state.shards[..shards].iter().map(|shard| i32::from(shard.id.0)).collect();
         // Of a write whose client or server was lost nobody knows whether it is over.
         let motions = state.following.motions.as_deref();
         for motion in motions.map_or(&[][..], |motions| motions.list()) {
             for shard in [motion.source, motion.target] {
-                let position = self.servers.shards.iter().position(|known| known.id == shard);
+                let position = self.servers.position(shard);
                 let doubts = position.map_or_else(Vec::new, |at| self.world.freshness.doubts(at));
                 let concerned = doubts.iter().any(|bucket| {
                     bucket.is_none_or(|bucket| motion.scope.may_contain_bucket(bucket, state.map.buckets()))
@@ -318,15 +325,17 @@ pub struct ProxyStatus {
     pub epoch: i64,
     pub held: i32,
     pub note: Option<String>,
+    /// The numbers of those that it knows; `None`: it is too old to say so.
+    pub shards: Option<Vec<i32>>,
 }
 
 const PROXIES: &str = "
-SELECT id, name, address, extract(epoch FROM lease_until - clock_timestamp())::float8, version, drained, epoch, held, note
+SELECT id, name, address, extract(epoch FROM lease_until - clock_timestamp())::float8, version, drained, epoch, held, note, shards
 FROM shard_catalog.proxy ORDER BY name, id";
 
 async fn home_client(servers: &Servers, world: &World) -> anyhow::Result<deadpool_postgres::Object> {
     let home = world.config().proxy.default_shard;
-    let position = servers.shards.iter().position(|shard| shard.id == home).context("no default shard")?;
+    let position = servers.position(home).context("no default shard")?;
     let primary = world.primary(position).context("the default shard has no primary")?;
     servers.server(position, primary.slot).client().await
 }
@@ -345,6 +354,7 @@ pub(super) async fn proxies(servers: &Servers, world: &World) -> anyhow::Result<
                 epoch: row.try_get(6)?,
                 held: row.try_get(7)?,
                 note: row.try_get(8)?,
+                shards: row.try_get(9)?,
             })
         };
         rows.into_iter().map(status).collect()

@@ -7,11 +7,11 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tokio_postgres::error::SqlState;
-use tokio_postgres::{AsyncMessage, Client, Connection, NoTls, Socket};
+use tokio_postgres::{AsyncMessage, Client, Connection, NoTls, Row, Socket};
 
 use super::limits::{PROBE_BACKOFF_FIRST, PROBE_BACKOFF_LAST, PROBE_CONNECT, PROBE_QUERY};
 use super::roles::Observation;
-use super::servers::Servers;
+use super::servers::{Server, Servers};
 use crate::motion::boottime_ms;
 use crate::replica::{Freshness, Lsn};
 use crate::shared::Shared;
@@ -87,12 +87,21 @@ pub(super) async fn watch(
     let mut pause = PROBE_BACKOFF_FIRST;
     loop {
         let mut was_up = false;
-        let why = session(&servers, &freshness, shard, slot, poll, &reports, &nudge, &shared, &mut was_up).await;
+        let server = servers.server(shard, slot);
+        let why = tokio::select! {
+            why = session(&servers, &freshness, shard, slot, poll, &reports, &nudge, &shared, &mut was_up) => why,
+            () = server.wanted(false) => "it is not in the configuration any more".to_owned(),
+        };
         if was_up {
             pause = PROBE_BACKOFF_FIRST;
         }
         if reports.send(Report { shard, slot, news: News::Down(why) }).await.is_err() {
             return;
+        }
+        if !server.is_wanted() {
+            server.wanted(true).await;
+            pause = PROBE_BACKOFF_FIRST;
+            continue;
         }
         sleep(pause).await;
         pause = (pause * 2).min(PROBE_BACKOFF_LAST);
@@ -191,17 +200,39 @@ async fn probe(
     };
     Ok(Probe {
         moves,
-        observation: Observation {
-            in_recovery,
-            system_identifier: row.try_get(1)?,
-            timeline: row.try_get::<_, i32>(2)? as u32,
-            streaming: row.try_get(3)?,
-        },
+        observation: observation(&row)?,
         lsn: Lsn(row.try_get::<_, Option<i64>>(4)?.unwrap_or(0) as u64),
         sequence,
         gone: row.try_get(5)?,
         finished: row.try_get(6)?,
     })
+}
+
+fn observation(row: &Row) -> Result<Observation, tokio_postgres::Error> {
+    Ok(Observation {
+        in_recovery: row.try_get(0)?,
+        system_identifier: row.try_get(1)?,
+        timeline: row.try_get::<_, i32>(2)? as u32,
+        streaming: row.try_get(3)?,
+    })
+}
+
+/// Asks a server once who it is, on a connection of its own.
+pub(super) async fn observe(server: &Server) -> Result<Observation, String> {
+    let (client, connection) = server.connect.connect(NoTls).await.map_err(|error| describe(&error))?;
+    let none: (&[i32], &[&str]) = (&[], &[]);
+    let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 2] = [&none.0, &none.1];
+    let ask = client.query_one(PROBE, &parameters);
+    let row = tokio::select! {
+        // The question first: a connection that ends with it has failed it, too.
+        biased;
+        row = ask => row,
+        ended = connection => match ended {
+            Ok(()) => return Err("the server closed the connection".to_owned()),
+            Err(error) => Err(error),
+        },
+    };
+    row.and_then(|row| observation(&row)).map_err(|error| describe(&error))
 }
 
 async fn known(client: &Client) -> Result<ShardMoves, tokio_postgres::Error> {

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 /// Addresses of one shard: a primary and its replicas.
 pub const SERVERS_PER_SHARD_MAX: usize = 8;
+/// Shards that a reload may add before the next restart; their places are made when the proxy starts.
+pub const SHARDS_ADDED_MAX: usize = 64;
 /// Positions of the primary kept while a replica catches up; at 100 ms a sample, 12 s before thinning starts.
 pub const FRESHNESS_SAMPLES_MAX: usize = 128;
 /// Writes of unknown outcome watched per shard.
@@ -24,6 +26,8 @@ pub const DRIFT_SETTLE: Duration = Duration::from_millis(300);
 pub const PRIMARY_EXPECTED: Duration = Duration::from_secs(3);
 /// How often a shard that did not answer is asked again while a session waits to see its own DDL.
 pub const REFRESH_TRIES: u8 = 3;
+/// One question to the servers of a shard that is to be added.
+pub const JOIN_STEP: Duration = Duration::from_secs(5);
 /// Reading one shard's catalog.
 pub const CATALOG_READ: Duration = Duration::from_secs(20);
 /// Relations and functions of one database that are read; more is refused, not truncated.

@@ -2,18 +2,21 @@
 //!
 //! Rooms, in reading order: `servers` (addresses and control connections), `health` (one prober a server), `roles`
 //! (PURE: who is the primary), `memory` (what survives a restart), `raw` -> `build` (PURE: the catalog for routing),
-//! `schema` (DDL noticed, catalogs read again), `follow` with `accept` (the map, what moves, and this proxy's lease), `world`
+//! `schema` (DDL noticed, catalogs read again), `reload` (what a changed file may change) with `join` (a new shard is
+//! looked at) and `admit` (and known from then on), `follow` with `accept` (the map, what moves, and this proxy's lease), `world`
 //! (all of it becomes one `State`); `waits` (PURE) and `deadlock`.
 //!
 //! Invariants: nothing on the data path waits for this thread, except a session that asked for `refresh` after its own
 //! DDL; a primary is published only after its timeline is on disk; the map's epoch never goes back.
 
 mod accept;
+mod admit;
 mod build;
 mod builtin;
 pub mod deadlock;
 mod follow;
 mod health;
+mod join;
 pub mod limits;
 mod memory;
 mod raw;
@@ -40,11 +43,12 @@ pub use follow::ProxyStatus;
 pub use servers::Servers;
 pub use world::{ServerStatus, World};
 
+use crate::auth::users::Users;
 use crate::replica::Freshness;
 use crate::shared::Shared;
 use crate::twophase::{Gid, Outcome, Recovery, Resolve};
-use crate::worker::WorkerHandle;
-use crate::{admin, http};
+use crate::worker::{Mail, WorkerHandle};
+use crate::{admin, http, listen};
 
 /// What sessions, the admin console and the HTTP door hold of the control plane.
 #[derive(Debug, Clone)]
@@ -55,7 +59,9 @@ pub struct Handle {
     config_path: Arc<Path>,
     started: Instant,
     prepared: Arc<Mutex<Vec<(ShardId, u64)>>>,
-    requests: mpsc::Sender<schema::Refresh>,
+    requests: mpsc::Sender<schema::Ask>,
+    /// One reload at a time: each is a step from the configuration before it.
+    reloading: Arc<tokio::sync::Mutex<()>>,
     resolves: mpsc::Sender<Resolve>,
     ready: watch::Receiver<bool>,
     /// Of this process's row in `shard_catalog.proxy`.
@@ -76,7 +82,7 @@ impl Handle {
     /// Returns when the published state shows every DDL that was committed before the call (H39).
     pub async fn refresh(&self) {
         let (answer, answered) = oneshot::channel();
-        if self.requests.send(answer).await.is_ok() {
+        if self.requests.send(schema::Ask::Refresh(answer)).await.is_ok() {
             let _ = answered.await; // An error means that the proxy is shutting down.
         }
     }
@@ -88,13 +94,30 @@ impl Handle {
         let _ = ready.wait_for(|ready| *ready).await;
     }
 
-    /// Reads the configuration file again and publishes it; returns when the catalog follows its tables and
-    /// functions. The error says what is wrong with the file; then nothing has changed.
-    pub async fn reload(&self) -> anyhow::Result<Arc<Config>> {
-        let config = Arc::new(reload::read(&self.config_path, &self.world.config())?);
-        self.world.set_config(config.clone());
+    /// Reads the configuration file again and publishes it; returns when the catalog follows its tables and functions, and
+    /// the workers were told its users. The error says what is wrong with the file, or with a new shard; then nothing has
+    /// changed.
+    pub async fn reload(&self) -> anyhow::Result<()> {
+        let _alone = self.reloading.lock().await;
+        let (config, changes) = reload::read(&self.config_path, &self.world.config())?;
+        let config = Arc::new(config);
+        listen::raise_open_files(&config);
+        if changes.is_empty() {
+            self.world.set_config(config.clone());
+        } else {
+            let (answer, answered) = oneshot::channel();
+            let join = join::Join { config: config.clone(), changes, answer };
+            self.requests.send(schema::Ask::Join(join)).await.context("the proxy is shutting down")?;
+            answered.await.context("the proxy is shutting down")??;
+        }
         self.refresh().await;
-        Ok(config)
+        // Beside: a verifier takes a while to make, and this may be a thread that serves clients.
+        let users = tokio::task::spawn_blocking(move || Users::new(&config)).await.context("the users")?;
+        let users = Arc::new(users);
+        for worker in self.workers.get().map_or(&[][..], Vec::as_slice) {
+            let _ = worker.mail.send(Mail::Reload(users.clone())).await; // One that is gone has no clients.
+        }
+        Ok(())
     }
 
     /// A coordinator cannot tell what became of its transaction, or cannot finish it: finds out or decides, and
@@ -144,6 +167,7 @@ impl Control {
         let (ready_tx, ready) = watch::channel(false);
         let (stop, stopped) = watch::channel(false);
         let (door, doors) = mpsc::channel(1);
+        let (arrive, arrivals) = mpsc::channel(limits::CONTROL_QUEUE);
         let (resolves, resolve_queue) = mpsc::channel(limits::CONTROL_QUEUE);
         let prepared = Arc::default();
         let recovery = Recovery::new(servers.clone(), world.clone(), Arc::clone(&prepared));
@@ -169,6 +193,7 @@ impl Control {
             started: Instant::now(),
             prepared,
             requests,
+            reloading: Arc::default(),
             resolves,
             ready,
             id,
@@ -177,7 +202,7 @@ impl Control {
 
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().context("control runtime")?;
-        let schema = schema::SchemaWatch::new(servers, world, map_known, map_remembered);
+        let schema = schema::SchemaWatch::new(servers, world, arrive, map_known, map_remembered);
         let inner = handle.clone();
         let thread = std::thread::Builder::new()
             .name("control".to_owned())
@@ -185,7 +210,7 @@ impl Control {
                 runtime.block_on(run(
                     config,
                     inner,
-                    Tasks { schema, queue, nudge, follower, recovery, resolve_queue, doors, ready: ready_tx },
+                    Tasks { schema, queue, arrivals, nudge, follower, recovery, resolve_queue, doors, ready: ready_tx },
                     stopped,
                 ))
             })
@@ -218,7 +243,9 @@ impl Control {
 /// What the thread starts with.
 struct Tasks {
     schema: schema::SchemaWatch,
-    queue: mpsc::Receiver<schema::Refresh>,
+    queue: mpsc::Receiver<schema::Ask>,
+    /// Servers to watch beside those that were there at the start.
+    arrivals: mpsc::Receiver<(usize, u16)>,
     nudge: Arc<Notify>,
     follower: follow::Follower,
     recovery: Recovery,
@@ -228,18 +255,20 @@ struct Tasks {
 }
 
 async fn run(config: Arc<Config>, handle: Handle, start: Tasks, mut stopped: watch::Receiver<bool>) {
-    let Tasks { schema, queue, nudge, follower, recovery, resolve_queue, mut doors, ready } = start;
+    let Tasks { schema, queue, mut arrivals, nudge, follower, recovery, resolve_queue, mut doors, ready } = start;
     let poll = Duration::from_millis(config.reads.poll_ms);
     let (reports_tx, mut reports) = mpsc::channel(limits::CONTROL_QUEUE);
     let mut tasks = JoinSet::new();
+    let prober = |shard: usize, slot: u16| {
+        let (servers, freshness) = (handle.servers.clone(), handle.freshness.clone());
+        let (reports, nudge, shared) = (reports_tx.clone(), nudge.clone(), handle.world.shared.clone());
+        health::watch(servers, freshness, shard, slot, poll, reports, nudge, shared)
+    };
     for (shard, addresses) in handle.servers.shards.iter().enumerate() {
         for slot in 0..addresses.servers.len() as u16 {
-            let (servers, freshness) = (handle.servers.clone(), handle.freshness.clone());
-            let (reports, nudge, shared) = (reports_tx.clone(), nudge.clone(), handle.world.shared.clone());
-            tasks.spawn(health::watch(servers, freshness, shard, slot, poll, reports, nudge, shared));
+            tasks.spawn(prober(shard, slot));
         }
     }
-    drop(reports_tx);
     tasks.spawn(schema.run(queue, nudge.clone(), ready));
     tasks.spawn(recovery.run(resolve_queue));
     tasks.spawn(follower.run());
@@ -251,6 +280,9 @@ async fn run(config: Arc<Config>, handle: Handle, start: Tasks, mut stopped: wat
                 Some(report) => if handle.world.report(report) { nudge.notify_one() },
                 None => break,
             },
+            Some((shard, slot)) = arrivals.recv() => {
+                tasks.spawn(prober(shard, slot));
+            }
             Some((listener, context)) = doors.recv() => match TcpListener::from_std(listener) {
                 Ok(listener) => {
                     tasks.spawn(deadlock::watch(context.clone()));

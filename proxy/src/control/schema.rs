@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use futures_util::future::join_all;
-use shard_config::Config;
+use shard_config::{Config, ShardId};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_postgres::Client;
@@ -13,16 +13,17 @@ use tokio_postgres::Client;
 use super::limits::{
     CATALOG_READ, CONTROL_QUEUE, DRIFT_SETTLE, PRIMARY_EXPECTED, PROBE_QUERY, REFRESH_TRIES, SCHEMA_POLL,
 };
+use super::join::Join;
 use super::raw::{self, Part, RawCatalog};
 use super::roles::Placed;
-use super::servers::Servers;
+use super::servers::{Server, Servers};
 use super::world::World;
 use crate::catalog::Catalog;
 use crate::pool::connect::LOCK_CLASS;
 
 const BOOTSTRAP: &str = include_str!("bootstrap.sql");
 /// The version that `bootstrap.sql` writes; raise both together, for a change of the common part, too.
-const BOOTSTRAP_VERSION: i32 = 6;
+const BOOTSTRAP_VERSION: i32 = 7;
 const LOCK_BOOTSTRAP: i32 = 1;
 
 /// Tells the other proxies to look now: a DDL of ours on all shards is prepared, and so could not say so itself.
@@ -30,20 +31,28 @@ const ANNOUNCE: &str = "NOTIFY shard_catalog";
 
 const SIGNATURE: &str = "SELECT count(*), coalesce(sum(id), 0)::int8 FROM shard_catalog.schema_change";
 
-/// Asks for a look at the schema now; the answer comes when the published state shows every DDL that was committed
-/// before the request.
-pub(super) type Refresh = oneshot::Sender<()>;
+/// What is asked of the task.
+#[derive(Debug)]
+pub(super) enum Ask {
+    /// To look at the schema now; the answer comes when the published state shows every DDL that was committed before the
+    /// request.
+    Refresh(oneshot::Sender<()>),
+    Join(Join),
+}
 
 /// From what a catalog was built: the configuration, and each shard's catalog.
-type Built = (Arc<Config>, Vec<Option<RawCatalog>>);
+pub(super) type Built = (Arc<Config>, Vec<Option<RawCatalog>>);
 
 #[derive(Debug)]
 pub(super) struct SchemaWatch {
-    servers: Arc<Servers>,
-    world: Arc<World>,
+    pub(super) servers: Arc<Servers>,
+    pub(super) world: Arc<World>,
     system: Option<RawCatalog>,
-    shards: Vec<Seen>,
-    published: Option<Built>,
+    /// By position: as many as `servers` has.
+    pub(super) shards: Vec<Seen>,
+    pub(super) published: Option<Built>,
+    /// Position and slot of servers that need a prober.
+    pub(super) arrivals: mpsc::Sender<(usize, u16)>,
     /// The follower has read the map.
     map_known: watch::Receiver<bool>,
     /// A map is remembered from before.
@@ -51,11 +60,11 @@ pub(super) struct SchemaWatch {
 }
 
 #[derive(Debug, Default)]
-struct Seen {
+pub(super) struct Seen {
     /// The primary on which `shard_catalog` was last found or installed.
     installed: Option<Placed>,
     signature: Option<(i64, i64)>,
-    raw: Option<RawCatalog>,
+    pub(super) raw: Option<RawCatalog>,
     complaint: Option<String>,
 }
 
@@ -63,29 +72,39 @@ impl SchemaWatch {
     pub(super) fn new(
         servers: Arc<Servers>,
         world: Arc<World>,
+        arrivals: mpsc::Sender<(usize, u16)>,
         map_known: watch::Receiver<bool>,
         map_remembered: bool,
     ) -> Self {
         let shards = servers.shards.iter().map(|_| Seen::default()).collect();
-        Self { servers, world, system: None, shards, published: None, map_known, map_remembered }
+        Self { servers, world, system: None, shards, published: None, arrivals, map_known, map_remembered }
     }
 
     /// `ready` turns true once a catalog is published and the map is known.
     pub(super) async fn run(
         mut self,
-        mut requests: mpsc::Receiver<Refresh>,
+        mut requests: mpsc::Receiver<Ask>,
         nudge: Arc<Notify>,
         ready: watch::Sender<bool>,
     ) {
         let begun = Instant::now();
         let mut tick = interval(SCHEMA_POLL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut asked = Vec::with_capacity(CONTROL_QUEUE);
         let mut waiting = Vec::with_capacity(CONTROL_QUEUE);
         loop {
             tokio::select! {
-                n = requests.recv_many(&mut waiting, CONTROL_QUEUE) => if n == 0 { return },
+                n = requests.recv_many(&mut asked, CONTROL_QUEUE) => if n == 0 { return },
                 () = nudge.notified() => {}
                 _ = tick.tick() => {}
+            }
+            for ask in asked.drain(..) {
+                match ask {
+                    Ask::Refresh(answer) => waiting.push(answer),
+                    Ask::Join(Join { config, changes, answer }) => {
+                        let _ = answer.send(self.join(config, &changes).await); // Whoever asked may be gone.
+                    }
+                }
             }
             self.look().await;
             // Whoever waits did a DDL and relies on being shown it: a shard that gave no answer is asked again.
@@ -147,7 +166,7 @@ impl SchemaWatch {
         !self.shards.iter().enumerate().any(silent)
     }
 
-    async fn look(&mut self) {
+    pub(super) async fn look(&mut self) {
         self.look_at_shards().await;
         let Some((catalog, built)) = self.build() else { return };
         if self.new_drift(&catalog) {
@@ -166,7 +185,7 @@ impl SchemaWatch {
         let (servers, world) = (&self.servers, &self.world);
         let looks = self.shards.iter_mut().enumerate().map(|(index, seen)| async move {
             let Some(primary) = world.primary(index) else { return };
-            match timeout(CATALOG_READ, look_at(servers, index, primary, seen)).await {
+            match timeout(CATALOG_READ, look_at(servers.server(index, primary.slot), primary, seen)).await {
                 Ok(Ok(())) => seen.complaint = None,
                 Ok(Err(error)) => complain(servers, index, seen, format!("{error:#}")),
                 Err(_) => complain(servers, index, seen, "no answer".to_owned()),
@@ -197,31 +216,35 @@ impl SchemaWatch {
     }
 
     fn default_position(&self) -> usize {
-        self.servers.shards.iter().position(|s| s.id == self.world.config().proxy.default_shard).unwrap_or(0)
+        self.servers.position(self.world.config().proxy.default_shard).unwrap_or(0)
     }
 
     /// The default shard first.
-    fn by_preference(&self) -> Vec<usize> {
+    pub(super) fn by_preference(&self) -> Vec<usize> {
         let default = self.default_position();
         std::iter::once(default).chain((0..self.shards.len()).filter(move |i| *i != default)).collect()
     }
 
     /// `None` when nothing changed, or nothing was read yet.
     fn build(&self) -> Option<(Catalog, Built)> {
-        let system = self.system.as_ref()?;
         let config = self.world.config();
-        let order = self.by_preference();
-        let base = order.iter().copied().find(|i| self.shards[*i].raw.is_some())?;
-        let raws: Vec<Option<RawCatalog>> = self.shards.iter().map(|s| s.raw.clone()).collect();
-        if self.published.as_ref().is_some_and(|(of, before)| Arc::ptr_eq(of, &config) && *before == raws) {
+        let is_same = |raws: &[Option<RawCatalog>]| raws.iter().eq(self.shards.iter().map(|seen| &seen.raw));
+        if self.published.as_ref().is_some_and(|(of, before)| Arc::ptr_eq(of, &config) && is_same(before)) {
             return None;
         }
-        let others: Vec<_> = (0..raws.len())
-            .filter(|i| *i != base)
-            .filter_map(|i| raws[i].as_ref().map(|raw| (self.servers.shards[i].id, raw)))
-            .collect();
-        let catalog = super::build::build(&config, system, raws[base].as_ref()?, &others);
-        Some((catalog, (config, raws)))
+        self.build_with(&config, &[])
+    }
+
+    /// With `new` shards beside those that are known. `None` when nothing was read yet.
+    pub(super) fn build_with(&self, config: &Arc<Config>, new: &[(ShardId, &RawCatalog)]) -> Option<(Catalog, Built)> {
+        let system = self.system.as_ref()?;
+        let order = self.by_preference();
+        let base = order.iter().copied().find(|i| self.shards[*i].raw.is_some())?;
+        let known = self.servers.shards.iter().zip(&self.shards).enumerate().filter(|(i, _)| *i != base);
+        let known = known.filter_map(|(_, (shard, seen))| seen.raw.as_ref().map(|raw| (shard.id, raw)));
+        let others: Vec<_> = known.chain(new.iter().copied()).collect();
+        let catalog = super::build::build(config, system, self.shards[base].raw.as_ref()?, &others);
+        Some((catalog, (config.clone(), self.shards.iter().map(|seen| seen.raw.clone()).collect())))
     }
 
     fn new_drift(&self, catalog: &Catalog) -> bool {
@@ -252,8 +275,8 @@ fn complain(servers: &Servers, index: usize, seen: &mut Seen, why: String) {
     }
 }
 
-async fn look_at(servers: &Servers, index: usize, primary: Placed, seen: &mut Seen) -> anyhow::Result<()> {
-    let mut client = servers.server(index, primary.slot).client().await?;
+pub(super) async fn look_at(server: &Server, primary: Placed, seen: &mut Seen) -> anyhow::Result<()> {
+    let mut client = server.client().await?;
     if seen.installed != Some(primary) {
         install(&mut client).await.context("installing shard_catalog")?;
         seen.installed = Some(primary);

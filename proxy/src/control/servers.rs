@@ -5,29 +5,35 @@ use std::time::Duration;
 
 use anyhow::Context;
 use deadpool_postgres::{Manager, ManagerConfig, Object, Pool, RecyclingMethod, Runtime};
-use shard_config::{Config, HostPort, ShardId};
+use shard_config::{Config, HostPort, ShardId, ShardServers};
+use tokio::sync::watch;
 use tokio_postgres::NoTls;
 
-use super::limits::{CONTROL_POOL, PROBE_CONNECT, PROBE_QUERY, SERVERS_PER_SHARD_MAX};
+use super::limits::{CONTROL_POOL, PROBE_CONNECT, PROBE_QUERY, SERVERS_PER_SHARD_MAX, SHARDS_ADDED_MAX};
+use crate::grow::Grow;
 
 #[derive(Debug)]
 pub struct Servers {
     /// By position, as in `State::shards`.
-    pub shards: Vec<ShardAddresses>,
+    pub shards: Grow<ShardAddresses>,
 }
 
 #[derive(Debug)]
 pub struct ShardAddresses {
     pub id: ShardId,
-    /// By slot: the configured primary, then the configured replicas.
-    pub servers: Vec<Server>,
+    /// By slot: the configured primary, then the configured replicas, then what was added since.
+    pub servers: Grow<Server>,
 }
 
 pub struct Server {
     pub address: SocketAddr,
     /// For one connection of its own: the prober's.
     pub connect: tokio_postgres::Config,
+    /// As it was configured.
+    place: HostPort,
     pool: Pool,
+    /// False once a reload has taken it out of the configuration.
+    wanted: watch::Sender<bool>,
 }
 
 impl std::fmt::Debug for Server {
@@ -39,18 +45,15 @@ impl std::fmt::Debug for Server {
 impl Servers {
     /// Resolves every name once: an address that moves is a change of the configuration.
     pub fn new(config: &Config) -> anyhow::Result<Self> {
-        let shard = |servers: &shard_config::ShardServers| {
-            let addresses = std::iter::once(&servers.primary).chain(&servers.replicas);
-            let servers_of: Vec<Server> =
-                addresses.map(|a| Server::new(config, a)).collect::<Result<_, _>>()?;
-            anyhow::ensure!(
-                servers_of.len() <= SERVERS_PER_SHARD_MAX,
-                "shard {} has more than {SERVERS_PER_SHARD_MAX} servers",
-                servers.id
-            );
-            Ok(ShardAddresses { id: servers.id, servers: servers_of })
-        };
-        Ok(Self { shards: config.shards.iter().map(shard).collect::<Result<_, anyhow::Error>>()? })
+        let shards = Grow::with_capacity(config.shards.len() + SHARDS_ADDED_MAX);
+        for shard in &config.shards {
+            shards.push(ShardAddresses::new(config, shard)?).ok().context("room for the shards")?;
+        }
+        Ok(Self { shards })
+    }
+
+    pub fn position(&self, shard: ShardId) -> Option<usize> {
+        self.shards.iter().position(|known| known.id == shard)
     }
 
     pub fn server(&self, shard: usize, slot: u16) -> &Server {
@@ -58,8 +61,29 @@ impl Servers {
     }
 }
 
+impl ShardAddresses {
+    pub(super) fn new(config: &Config, shard: &ShardServers) -> anyhow::Result<Self> {
+        let (id, servers) = (shard.id, Grow::with_capacity(SERVERS_PER_SHARD_MAX));
+        for place in addresses(shard) {
+            let full = |_| anyhow::anyhow!("shard {id} has more than {SERVERS_PER_SHARD_MAX} servers");
+            servers.push(Server::new(config, place)?).map_err(full)?;
+        }
+        Ok(Self { id, servers })
+    }
+
+    /// The slot of a server that was configured under this address, now or before.
+    pub(super) fn slot_of(&self, place: &HostPort) -> Option<u16> {
+        self.servers.iter().position(|server| server.place == *place).map(|slot| slot as u16)
+    }
+}
+
+/// Every address of a shard, its configured primary first.
+pub(super) fn addresses(shard: &ShardServers) -> impl Iterator<Item = &HostPort> {
+    std::iter::once(&shard.primary).chain(&shard.replicas)
+}
+
 impl Server {
-    fn new(config: &Config, place: &HostPort) -> anyhow::Result<Self> {
+    pub(super) fn new(config: &Config, place: &HostPort) -> anyhow::Result<Self> {
         let address = (place.host.as_str(), place.port)
             .to_socket_addrs()
             .with_context(|| format!("the address of {place}"))?
@@ -89,7 +113,21 @@ impl Server {
             .recycle_timeout(Some(PROBE_QUERY))
             .build()
             .context("the control pool")?;
-        Ok(Self { address, connect, pool })
+        Ok(Self { address, connect, place: place.clone(), pool, wanted: watch::Sender::new(true) })
+    }
+
+    pub fn is_wanted(&self) -> bool {
+        *self.wanted.borrow()
+    }
+
+    pub(super) fn want(&self, wanted: bool) {
+        self.wanted.send_replace(wanted);
+    }
+
+    /// Returns when it is in the configuration, or is not any more.
+    pub(super) async fn wanted(&self, is: bool) {
+        // The sender is `self`, so the wait does not fail.
+        let _ = self.wanted.subscribe().wait_for(|wanted| *wanted == is).await;
     }
 
     pub async fn client(&self) -> anyhow::Result<Object> {

@@ -27,16 +27,18 @@ pub(super) struct Parts {
     pub(super) config: Arc<Config>,
     pub(super) map: Arc<ShardMap>,
     pub(super) following: Following,
-    catalog: Arc<Catalog>,
-    shards: Vec<Known>,
+    pub(super) catalog: Arc<Catalog>,
+    /// By position, as in `Servers`.
+    pub(super) shards: Vec<Known>,
     pub(super) memory: MemoryFile,
 }
 
+/// By slot.
 #[derive(Debug, Default)]
-struct Known {
-    seen: Vec<Option<Observation>>,
-    why_down: Vec<Option<String>>,
-    roles: Roles,
+pub(super) struct Known {
+    pub(super) seen: Vec<Option<Observation>>,
+    pub(super) why_down: Vec<Option<String>>,
+    pub(super) roles: Roles,
 }
 
 /// One server as `SHOW SHARDS` prints it.
@@ -207,7 +209,7 @@ impl World {
         let parts = self.parts.lock();
         let mut rows = Vec::new();
         for (addresses, known) in self.servers.shards.iter().zip(&parts.shards) {
-            for (slot, server) in addresses.servers.iter().enumerate() {
+            for (slot, server) in addresses.servers.iter().enumerate().filter(|(_, server)| server.is_wanted()) {
                 let slot16 = slot as u16;
                 let role = if known.roles.primary.is_some_and(|p| p.slot == slot16) {
                     "primary"
@@ -236,8 +238,10 @@ impl World {
             slot: placed.slot,
             timeline: placed.timeline,
         };
+        let owners = parts.map.shards();
         let shard = |(index, known): (usize, &Known)| ShardState {
             id: self.servers.shards[index].id,
+            owns: owners.contains(&self.servers.shards[index].id),
             primary: known.roles.primary.as_ref().map(|p| endpoint(index, p)),
             replicas: known.roles.replicas.iter().map(|p| endpoint(index, p)).collect(),
         };

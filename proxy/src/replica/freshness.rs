@@ -12,7 +12,8 @@ use parking_lot::Mutex;
 use shard_config::Bucket;
 
 use super::samples::{Lsn, Samples};
-use crate::control::limits::{ABANDONED_WRITES_MAX, SERVERS_PER_SHARD_MAX};
+use crate::control::limits::{ABANDONED_WRITES_MAX, SERVERS_PER_SHARD_MAX, SHARDS_ADDED_MAX};
+use crate::grow::Grow;
 
 /// High bits: writes in flight. Low bits: the sample number at the end of the last write.
 const PENDING_ONE: u64 = 1 << SEQUENCE_BITS;
@@ -82,7 +83,8 @@ struct Abandoned {
 /// Shared by all workers and the control thread. Shards are named by their position in `State::shards`.
 #[derive(Debug)]
 pub struct Freshness {
-    shards: Box<[Shard]>,
+    shards: Grow<Shard>,
+    buckets: u16,
 }
 
 /// A write in flight. Give it back by `Freshness::end_write` or `abandon_write`; it is a plain value, so that a
@@ -106,15 +108,23 @@ pub enum ReadChoice {
 
 impl Freshness {
     pub fn new(shards: usize, buckets: u16) -> Self {
-        let shard = |_| Shard {
+        let freshness = Self { shards: Grow::with_capacity(shards + SHARDS_ADDED_MAX), buckets };
+        (0..shards).for_each(|_| freshness.add_shard());
+        freshness
+    }
+
+    /// One more shard, of which nothing is known. (There is room for all that `Servers` has room for.)
+    pub fn add_shard(&self) {
+        let shard = Shard {
             sequence: AtomicU64::new(1),
-            buckets: (0..buckets).map(|_| Mark::default()).collect(),
-            whole: Mark(AtomicU64::new(1)), // What was written before this proxy started must be replayed, too.
+            buckets: (0..self.buckets).map(|_| Mark::default()).collect(),
+            whole: Mark(AtomicU64::new(1)), // What was written before this proxy knew it must be replayed, too.
             any: Mark(AtomicU64::new(1)),
             confirmed: std::array::from_fn(|_| AtomicU64::new(0)),
             cold: Mutex::default(),
         };
-        Self { shards: (0..shards).map(shard).collect() }
+        let added = self.shards.push(shard);
+        debug_assert!(added.is_ok(), "room for the shards");
     }
 
     /// Before the first byte of a write is forwarded. `bucket` is `None` when it may touch any bucket of the shard.

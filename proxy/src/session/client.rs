@@ -49,6 +49,8 @@ pub struct ClientInfo {
     pub kept: super::running::Keys,
     /// What its transaction, or its statement outside of any, has touched.
     pub touch: RefCell<Touch>,
+    /// Grows when a transaction, or a statement outside of any, is over.
+    pub ended: Cell<u32>,
     /// Set from outside, with a wake: give up servers that lost their role.
     pub give_up_retired: Cell<bool>,
     /// Its transaction is being ended for a deadlock: what its servers call cancelled is told as that.
@@ -75,6 +77,7 @@ impl ClientInfo {
             serving: RefCell::default(),
             kept: Default::default(),
             touch: RefCell::default(),
+            ended: Cell::new(0),
             give_up_retired: Cell::new(false),
             deadlocked: Cell::new(false),
             cancelled: Notify::new(),

@@ -170,8 +170,10 @@ impl Session {
         }
         let count = state.shards.len().max(1);
         let first = self.info.id as usize % count;
-        let up = |shard: &usize| state.shards.get(*shard).is_some_and(|s| s.primary.is_some());
-        (0..count).map(|n| (first + n) % count).find(up).unwrap_or(first)
+        let all = || (0..count).map(|n| (first + n) % count);
+        let owns = |shard: &usize| state.shards.get(*shard).is_some_and(|s| s.owns);
+        let up = |shard: &usize| state.shards.get(*shard).is_some_and(|s| s.owns && s.primary.is_some());
+        all().find(up).or_else(|| all().find(owns)).unwrap_or(first)
     }
 
     /// The replica that may serve this read, if one may. `alone`: nothing else is in the same implicit transaction.

@@ -298,6 +298,7 @@ impl Session {
             && !self.servers.iter().any(|server| server.enlisted);
         if over {
             self.info.touch.borrow_mut().clear();
+            self.info.ended.set(self.info.ended.get().wrapping_add(1));
         }
     }
 

@@ -72,8 +72,9 @@ impl<'a> Participants<'a> {
         self.session.worker.state().shards.get(shard).map_or(ShardId(0), |s| s.id)
     }
 
+    /// Of the shards that the statement is for: one that was added since is not among them.
     pub fn shard_count(&self) -> usize {
-        self.session.worker.state().shards.len()
+        self.state().shards.len()
     }
 
     pub fn position(&self, shard: ShardId) -> Option<usize> {
@@ -93,7 +94,7 @@ impl<'a> Participants<'a> {
     /// One that is in the transaction already, else any that is up.
     pub fn preferred_shard(&self) -> usize {
         let enlisted = self.session.servers.iter().find(|s| s.enlisted).map(|s| s.shard);
-        let up = || self.session.worker.state().shards.iter().position(|s| s.primary.is_some());
+        let up = || self.session.worker.state().shards.iter().position(|s| s.owns && s.primary.is_some());
         enlisted.or_else(up).unwrap_or(0)
     }
 

@@ -230,7 +230,7 @@ impl Recovery {
 /// A connection to the shard's primary; `None` while it has none.
 pub(super) async fn client(servers: &Servers, world: &World, shard: ShardId) -> anyhow::Result<Option<Object>> {
     let index =
-        servers.shards.iter().position(|s| s.id == shard).with_context(|| format!("no shard {shard}"))?;
+        servers.position(shard).with_context(|| format!("no shard {shard}"))?;
     match world.primary(index) {
         Some(primary) => Ok(Some(servers.server(index, primary.slot).client().await?)),
         None => Ok(None),

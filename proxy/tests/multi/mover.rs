@@ -23,12 +23,15 @@ pub fn buckets_of(keys: &[i64]) -> Scope {
 pub struct Mover {
     pub catalog: Client,
     pub map: ShardMap,
+    /// Those that may own something.
+    shards: Vec<ShardId>,
 }
 
 impl Mover {
     pub async fn new(world: &World) -> Self {
         let catalog = world.cluster.primaries[0].client("postgres").await;
-        Self { catalog, map: ShardMap::even(&SHARDS, 4096) }
+        let shards = (1..=world.cluster.primaries.len() as u16).map(ShardId).collect();
+        Self { catalog, map: ShardMap::even(&SHARDS, 4096), shards }
     }
 
     /// One transaction; returns its version.
@@ -57,7 +60,7 @@ impl Mover {
     /// The next epoch, and the stage, in one transaction.
     pub async fn flip(&mut self, id: i64, scope: &Scope, from: u16, to: u16, stage: &str) -> i64 {
         let epoch = self.map.epoch();
-        self.map = self.map.apply_scope(epoch, scope, ShardId(from), ShardId(to), &SHARDS).unwrap();
+        self.map = self.map.apply_scope(epoch, scope, ShardId(from), ShardId(to), &self.shards).unwrap();
         let ranges: Vec<(u16, u16, u16)> = self.map.ranges().iter().map(|(a, b, s)| (*a, *b, s.0)).collect();
         let overrides: Vec<(i64, u16)> = self.map.overrides().iter().map(|(h, s)| (h.get(), s.0)).collect();
         self.change(&format!(

@@ -343,14 +343,14 @@ async fn run(arguments: &Arguments) -> anyhow::Result<Ended> {
         Verb::Finish { id, .. } => return moves::wish(&servers(arguments)?, *id, Wish::Finish, 0, screen).await,
         Verb::Diff { id } => return moves::diff(&servers(arguments)?, *id).await,
         Verb::Serve => {
-            let servers = servers(arguments)?;
+            servers(arguments)?; // A mistake in the file ends it now, and is tried again later.
             let json = arguments.json;
             let say = |text: String| match json {
                 true => println!("{}", serde_json::json!({ "said": text })),
                 false => eprintln!("{}  {text}", chrono::Utc::now().format("%F %T")),
             };
             tokio::select! {
-                ended = shardctl::serve::serve(&servers, say) => ended?,
+                ended = shardctl::serve::serve(|| servers(arguments), say) => ended?,
                 _ = tokio::signal::ctrl_c() => {}
             }
             let text = "ended; moves under way stay as they are\n".to_owned();

@@ -3,6 +3,7 @@
 //! several may run: a move has one runner, and a request is taken once.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -82,8 +83,9 @@ impl Request {
     }
 }
 
-/// Serves until it is ended. `say` gets a line for a person.
-pub async fn serve(servers: &Servers, say: impl Fn(String)) -> anyhow::Result<()> {
+/// Serves until it is ended. `servers` reads the configuration, for whatever begins anew: shards may have been added since. `say`
+/// gets a line for a person.
+pub async fn serve(servers: impl Fn() -> anyhow::Result<Servers>, say: impl Fn(String)) -> anyhow::Result<()> {
     let mut moves: BTreeMap<i64, JoinHandle<()>> = BTreeMap::new();
     let mut requests: BTreeMap<i64, JoinHandle<()>> = BTreeMap::new();
     let (tell, mut told) = tokio::sync::mpsc::channel::<String>(LINES);
@@ -92,7 +94,7 @@ pub async fn serve(servers: &Servers, say: impl Fn(String)) -> anyhow::Result<()
     loop {
         let looked = async {
             if control.as_ref().is_none_or(|db| db.client.is_closed()) {
-                let db = servers.control("shardctl serve").await?;
+                let db = servers()?.control("shardctl serve").await?;
                 catalog::install(&db).await?;
                 control = Some(db);
             }
@@ -100,16 +102,16 @@ pub async fn serve(servers: &Servers, say: impl Fn(String)) -> anyhow::Result<()
             moves.retain(|_, task| !task.is_finished());
             requests.retain(|_, task| !task.is_finished());
             for id in orphans(db).await? {
-                moves.entry(id).or_insert_with(|| {
-                    let (servers, tell) = (servers.clone(), tell.clone());
-                    tokio::spawn(async move { go_on(&servers, id, &tell).await })
-                });
+                if let Entry::Vacant(place) = moves.entry(id) {
+                    let (servers, tell) = (servers()?, tell.clone());
+                    place.insert(tokio::spawn(async move { go_on(&servers, id, &tell).await }));
+                }
             }
             for request in open_requests(db).await? {
-                requests.entry(request.id).or_insert_with(|| {
-                    let (servers, tell) = (servers.clone(), tell.clone());
-                    tokio::spawn(async move { answer(&servers, request, &tell).await })
-                });
+                if let Entry::Vacant(place) = requests.entry(request.id) {
+                    let (servers, tell) = (servers()?, tell.clone());
+                    place.insert(tokio::spawn(async move { answer(&servers, request, &tell).await }));
+                }
             }
             anyhow::Ok(())
         };
@@ -118,7 +120,7 @@ pub async fn serve(servers: &Servers, say: impl Fn(String)) -> anyhow::Result<()
             Err(error) => {
                 control = None;
                 if !failing {
-                    say(format!("the catalog cannot be read, it is tried again: {error:#}"));
+                    say(format!("the configuration or the catalog cannot be read, it is tried again: {error:#}"));
                 }
                 failing = true;
             }

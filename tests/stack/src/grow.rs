@@ -45,14 +45,30 @@ pub(crate) fn add_shard(options: &Options) -> Result<bool> {
         return Err(error.context("the shard was not added"));
     }
     stack.say(&format!("shard{shard} runs and has the schema"));
-    // One after the other: clients of a proxy that ends connect again, or to another one.
     for n in 1..=before.proxies {
-        let name = format!("proxy{n}");
-        stack.stop(std::slice::from_ref(&name))?;
-        stack.start(&name)?;
-        stack.say(&format!("{name} knows shard{shard}"));
+        let told = tell(&stack, &before, n);
+        if n > 1 || told.is_ok() {
+            told.with_context(|| format!("shard{shard} was added, and proxy{n} does not know it yet"))?;
+            stack.say(&format!("proxy{n} knows shard{shard}"));
+            continue;
+        }
+        // Nobody knows it, so it can go again.
+        stack.undo();
+        stack.change(|state| state.shards = model)?;
+        stack.configure_proxy(n)?;
+        return told.context("the shard was not added").map(|()| true);
     }
     Ok(true)
+}
+
+/// The proxy takes its new configuration over while its clients go on. One that does not run reads it when it starts.
+fn tell(stack: &Stack, before: &State, n: u16) -> Result<()> {
+    let name = format!("proxy{n}");
+    stack.configure_proxy(n)?;
+    if before.running(&name).is_none() {
+        return Ok(());
+    }
+    stack.psql(before.port(&name)?, "admin", "RELOAD").map(drop)
 }
 
 fn make(stack: &Stack, model: u16, shard: u16) -> Result<()> {

@@ -67,7 +67,7 @@ cargo stack COMMAND        the servers: 4 PostgreSQL shards with a replica each,
   start NAME               start one server on its data as it is
   kill NAME [-9]           stop one server; -9 kills it and its children at once
   pause NAME, cont NAME    SIGSTOP, SIGCONT
-  add-shard                one more shard, empty of tenants, made known to the proxies one after the other
+  add-shard                one more shard, empty of tenants, made known to the running proxies
   promote shardN           its replica becomes the primary; the old primary stays down
   rejoin shardN            the server that is not the primary comes back as its synchronous standby
   everywhere               --dir D (STACK_DIR), --port-base P (STACK_PORT_BASE, default 17000)

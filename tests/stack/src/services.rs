@@ -11,6 +11,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::io::{Read, Write as _};
 use std::net::{SocketAddr, TcpStream};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
@@ -76,12 +77,10 @@ save \"\"
         let state = self.state().clone();
         let name = format!("proxy{n}");
         let home = state.dir.join(&name);
-        fs::create_dir_all(home.join("state"))?;
-        let config = home.join("proxy.toml");
-        fs::write(&config, proxy_config(&state, n)?)?;
+        let config = self.configure_proxy(n)?;
         // A test's own, whose servers are behind something that it can cut.
         let given = std::env::var_os("STACK_PROXY_CONFIG").filter(|file| !file.is_empty());
-        let config = given.map_or(config, std::path::PathBuf::from);
+        let config = given.map_or(config, PathBuf::from);
         let program = release("shard-proxy")?;
         let from = log_size(&state, &name);
         self.spawn(&name, log_filter(Command::new(program).arg("--config").arg(&config).current_dir(&home)))?;
@@ -89,6 +88,16 @@ save \"\"
         self.wait_ready(&name, from, READY_LIMIT, || {
             get(http, "/readyz", None).is_some_and(|(code, _)| code == 200)
         })
+    }
+
+    /// Writes its configuration file, which a running one reads when it is told to.
+    pub(crate) fn configure_proxy(&self, n: u16) -> Result<PathBuf> {
+        let state = self.state().clone();
+        let home = state.dir.join(format!("proxy{n}"));
+        fs::create_dir_all(home.join("state"))?;
+        let config = home.join("proxy.toml");
+        fs::write(&config, proxy_config(&state, n)?)?;
+        Ok(config)
     }
 
     pub(crate) fn start_core(&self, n: u16) -> Result<()> {

@@ -100,7 +100,8 @@ pub async fn map_at(db: &Db, epoch: i64) -> anyhow::Result<StoredMap> {
 
 /// Makes what is missing of the catalog: a proxy that has not been started yet would have made it.
 pub async fn install(db: &Db) -> anyhow::Result<()> {
-    let there = "SELECT to_regclass('shard_catalog.proxy') IS NOT NULL AND to_regclass('shard_catalog.requests') IS NOT NULL";
+    let there = "SELECT to_regclass('shard_catalog.requests') IS NOT NULL AND EXISTS (SELECT FROM pg_attribute
+        WHERE attrelid = to_regclass('shard_catalog.proxy') AND attname = 'shards')";
     if db.holds(there, &[]).await? {
         return Ok(());
     }
@@ -283,11 +284,13 @@ pub struct ProxyRow {
     pub epoch: i64,
     pub held: i32,
     pub note: String,
+    /// The numbers of those that it knows; `None`: it is too old to say so.
+    pub shards: Option<Vec<i32>>,
 }
 
 pub async fn proxies(db: &Db) -> anyhow::Result<Vec<ProxyRow>> {
     let sql = "SELECT name, address, backend_tag, lease_until > clock_timestamp(), version, drained, epoch, held, \
-               coalesce(note, '') FROM shard_catalog.proxy ORDER BY name, id";
+               coalesce(note, ''), shards FROM shard_catalog.proxy ORDER BY name, id";
     let rows = db.rows(sql, &[]).await?;
     let proxy = |row: &tokio_postgres::Row| {
         Ok(ProxyRow {
@@ -300,6 +303,7 @@ pub async fn proxies(db: &Db) -> anyhow::Result<Vec<ProxyRow>> {
             epoch: row.try_get(6)?,
             held: row.try_get(7)?,
             note: row.try_get(8)?,
+            shards: row.try_get(9)?,
         })
     };
     rows.iter().map(proxy).collect()

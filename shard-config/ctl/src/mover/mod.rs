@@ -1,7 +1,7 @@
 //! Moves rows of buckets, or of single tenants, from one running shard to another while the application writes them.
 //!
 //! Rooms, in reading order: `machine` (PURE: phases and what follows what), `job` (the durable record), `attach` (takes a move up), `run`
-//! (does the step of the phase that is written down), `steps`; each step's work: `preflight`, `catalog` (what proxies obey), `arm` (guards),
+//! (does the step of the phase that is written down), `steps`; each step's work: `preflight` with `newcomer`, `catalog` (what proxies obey), `arm` (guards),
 //! `copy` (native logical replication) with `throttle`, `verify` with `digest`, `changes` (PURE) and `tables`, `cutover` and `fence`,
 //! `clean`. `scope` (PURE) says which rows; `lost` frees one shard when the other one is gone;
 //! `fault` stops a runner for tests.
@@ -27,6 +27,7 @@ pub mod fence;
 pub mod job;
 pub mod lost;
 pub mod machine;
+mod newcomer;
 pub mod preflight;
 pub mod run;
 pub mod scope;

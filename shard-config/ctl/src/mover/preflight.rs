@@ -99,6 +99,7 @@ pub async fn servers(
         server(db, &format!("shard {shard}"), &mut found).await?;
     }
     slots(source, target, job, &mut found).await?;
+    found.0.extend(super::newcomer::problems(servers, control, job, map).await?);
 
     let tables = sharded(source, &servers.config).await?;
     if tables.is_empty() {

@@ -189,8 +189,8 @@ async fn h6_a_map_that_changed_meanwhile_is_not_overwritten() {
 async fn h30_nothing_goes_on_before_every_proxy_has_drained() {
     let bed = Bed::start(2).await;
     bed.control
-        .run("INSERT INTO shard_catalog.proxy (id, name, address, backend_tag, lease_until, version, drained, epoch, note) \
-              VALUES ('x', 'slow', '', '8', clock_timestamp() + interval '10 minutes', 1, 1, 1, 'client 7, 12 s')")
+        .run("INSERT INTO shard_catalog.proxy (id, name, address, backend_tag, lease_until, version, drained, epoch, note, shards) \
+              VALUES ('x', 'slow', '', '8', clock_timestamp() + interval '10 minutes', 1, 1, 1, 'client 7, 12 s', '{1,2}')")
         .await
         .unwrap();
     let job = bed.plan(&Scope::of_range(0, 15), 1, 2).await;

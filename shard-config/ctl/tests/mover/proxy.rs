@@ -47,9 +47,10 @@ impl Proxy {
         });
         let follower = Arc::downgrade(&proxy);
         let id = Uuid::new_v4().to_string();
-        let register = "INSERT INTO shard_catalog.proxy (id, name, address, backend_tag, lease_until, version, drained, epoch) \
-                        VALUES ($1, 'p1', '', '7', clock_timestamp() + interval '5 s', $2, $2, 1)";
-        control.execute(register, &[&id, &version]).await.unwrap();
+        let register = "INSERT INTO shard_catalog.proxy (id, name, address, backend_tag, lease_until, version, drained, epoch, shards) \
+                        VALUES ($1, 'p1', '', '7', clock_timestamp() + interval '5 s', $2, $2, 1, $3)";
+        let shards: Vec<i32> = servers.shards().iter().map(|shard| i32::from(shard.0)).collect();
+        control.execute(register, &[&id, &version, &shards]).await.unwrap();
         tokio::spawn(async move {
             loop {
                 let Some(proxy) = follower.upgrade() else { break };

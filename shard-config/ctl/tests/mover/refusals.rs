@@ -126,3 +126,41 @@ async fn a_second_move_of_a_bucket_in_motion_is_refused() {
     bed.check_rows(0).await;
     bed.check_clean().await;
 }
+
+/// A shard that was just added: every live proxy must know it before it gets its first bucket, and then it must have the rows
+/// that every shard has.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_moves_to_a_shard_that_a_proxy_does_not_know_or_that_lacks_reference_rows() {
+    let mut bed = Bed::start(3).await;
+    let with_reference = "[[user]]\nname = \"a\"\npassword = \"b\"\n[[shard]]\nid = 1\nprimary = \"h:1\"\n\
+                          [[table]]\nname = \"public.plain\"\nkind = \"reference\"\n\
+                          [[table]]\nname = \"public.later\"\nkind = \"reference\"\n";
+    bed.servers.config.tables = shard_config::Config::parse(with_reference).unwrap().tables;
+    let (one, three) = (bed.shard(1).await, bed.shard(3).await);
+    one.run("INSERT INTO public.plain VALUES (1), (2)").await.unwrap();
+    three.run("INSERT INTO public.plain VALUES (1)").await.unwrap();
+    let scope = Scope::of_range(0, 15);
+    bed.control
+        .run("INSERT INTO shard_catalog.proxy (id, name, address, backend_tag, lease_until, version, drained, epoch, shards) \
+              VALUES ('a', 'late', '10.0.0.1:7', '8', clock_timestamp() + interval '10 minutes', 1000, 1000, 1, '{1,2}'), \
+                     ('b', 'older', '10.0.0.2:7', '9', clock_timestamp() + interval '10 minutes', 1000, 1000, 1, NULL), \
+                     ('c', 'gone', '10.0.0.3:7', '10', clock_timestamp() - interval '1 second', 1000, 1000, 1, '{1,2}')")
+        .await
+        .unwrap();
+    refused(&bed, &scope, 1, 3, "proxy late (10.0.0.1:7) does not know shard 3 -> add [[shard]] id = 3").await;
+    refused(&bed, &scope, 1, 3, "proxy older (10.0.0.2:7) does not say which shards it knows").await;
+    bed.control.run("UPDATE shard_catalog.proxy SET shards = '{1,2,3}'").await.unwrap();
+    refused(&bed, &scope, 1, 3, "the reference table public.plain has other rows on shard 3 than on shard 1").await;
+    // A writer keeps the two from being compared, but not for long.
+    let writer = bed.shard(1).await;
+    writer.run("BEGIN; INSERT INTO public.plain VALUES (3)").await.unwrap();
+    refused(&bed, &scope, 1, 3, "plain cannot be compared: somebody keeps it locked on shard 1").await;
+    writer.run("ROLLBACK").await.unwrap();
+    three.run("INSERT INTO public.plain VALUES (2)").await.unwrap();
+    bed.control.run("DELETE FROM shard_catalog.proxy").await.unwrap();
+    untouched(&bed).await;
+    let job = bed.plan(&scope, 1, 3).await;
+    let all = Options { auto: true, finish: true, stay: false };
+    assert_eq!(bed.run(job.id, all).await, End::Over, "{}", bed.story(job.id).await);
+    assert_eq!(bed.load(job.id).await.phase, Phase::Done, "{}", bed.story(job.id).await);
+}

@@ -14,7 +14,7 @@ use crate::proxy::Proxy;
 fn server(bed: &Bed) -> JoinHandle<()> {
     let servers = bed.servers.clone();
     tokio::spawn(async move {
-        serve(&servers, |line| println!("serve: {line}")).await.unwrap();
+        serve(|| Ok(servers.clone()), |line| println!("serve: {line}")).await.unwrap();
     })
 }
 
