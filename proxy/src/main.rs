@@ -130,10 +130,16 @@ async fn serve(
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut reload = signal(SignalKind::hangup())?;
     // Until the catalog is known nothing can be routed: clients wait in the backlog instead of being refused.
-    tokio::select! {
-        () = control.ready() => {}
-        _ = terminate.recv() => return drain(&workers).await,
-        _ = interrupt.recv() => return drain(&workers).await,
+    loop {
+        tokio::select! {
+            () = control.ready() => break,
+            _ = terminate.recv() => return drain(&workers).await,
+            _ = interrupt.recv() => return drain(&workers).await,
+            // What is waited for may be a shard that only the changed file names.
+            _ = reload.recv() => {
+                tokio::spawn(reloaded(control.clone()));
+            }
+        }
     }
     tracing::info!(listen = %config.proxy.listen, http = %config.proxy.http, shards = config.shards.len(), "ready");
     let accepting = listen::accept(listener, workers.clone());

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
-use crate::session::client::Activity;
+use crate::session::client::{Activity, ClientInfo};
 use crate::shared::State;
 use crate::worker::Worker;
 
@@ -34,6 +34,13 @@ pub(crate) struct Growing {
     before: Vec<(u32, u32)>,
 }
 
+/// Between Execute and Sync a client is idle, and the servers of its implicit transaction are its own; else it keeps none, or
+/// the one that it is pinned to.
+fn is_between_transactions(info: &ClientInfo) -> bool {
+    let kept = usize::from(info.pinned.get().is_some());
+    info.activity.get() == Activity::Idle && info.serving.borrow().len() <= kept
+}
+
 impl Worker {
     /// Notes how many shards everything knows; returns whether something is under way that does not know all of them.
     fn note_shards(&self, state: &State) -> bool {
@@ -48,7 +55,7 @@ impl Worker {
             growing.before = clients.values().map(|info| (info.id, info.ended.get())).collect();
         }
         growing.before.retain(|(id, ended)| {
-            clients.get(id).is_some_and(|info| info.ended.get() == *ended && info.activity.get() != Activity::Idle)
+            clients.get(id).is_some_and(|info| info.ended.get() == *ended && !is_between_transactions(info))
         });
         let is_over = growing.before.is_empty();
         if is_over {

@@ -388,14 +388,12 @@ impl Worker {
                 }
                 Activity::Active | Activity::IdleInTransaction if !info.serving.borrow().is_empty() => {
                     // A paused server never answers and never closes: after a failover its clients must not wait
-                    // for TCP to notice.
+                    // for TCP to notice. One that answers in time is let answer.
                     let gone = |key: &Rc<crate::pool::server::ServerKey>| !self.is_current(key.address);
-                    if info.serving.borrow().iter().any(gone) {
-                        if info.give_up_retired.replace(true) && idle > limits::RETIRED_GRACE {
-                            info.wake();
-                        }
-                    } else {
-                        info.give_up_retired.set(false);
+                    let give_up = idle > limits::RETIRED_GRACE && info.serving.borrow().iter().any(gone);
+                    info.give_up_retired.set(give_up);
+                    if give_up {
+                        info.wake();
                     }
                 }
                 _ => {}

@@ -10,11 +10,11 @@ CREATE TABLE IF NOT EXISTS shard_catalog.map (
     epoch bigint PRIMARY KEY,
     buckets int NOT NULL,
     ranges jsonb NOT NULL,
-    created_at timestamptz NOT NULL DEFAULT now()
+    created_at timestamptz NOT NULL DEFAULT now(),
+    overrides jsonb NOT NULL DEFAULT '[]',
+    id uuid NOT NULL DEFAULT gen_random_uuid(),
+    reason text
 );
-ALTER TABLE shard_catalog.map ADD COLUMN IF NOT EXISTS overrides jsonb NOT NULL DEFAULT '[]';
-ALTER TABLE shard_catalog.map ADD COLUMN IF NOT EXISTS id uuid NOT NULL DEFAULT gen_random_uuid();
-ALTER TABLE shard_catalog.map ADD COLUMN IF NOT EXISTS reason text;
 
 -- On the default shard: one row, whose version rises with every transaction that changes map or motion.
 CREATE TABLE IF NOT EXISTS shard_catalog.control (
@@ -67,7 +67,9 @@ CREATE INDEX IF NOT EXISTS move_event_of ON shard_catalog.move_event (move_id, i
 
 -- On the default shard: one row a running proxy process. Who changes map or motion waits for all whose lease runs.
 -- version: every worker serves by it. drained: whatever was routed under an older version has ended, but for what provably
--- touched nothing that moves. note: who is waited for. backend_tag: see backends_of.
+-- touched nothing that moves. note: who is waited for. backend_tag: see backends_of. shards: the numbers of those that it knows:
+-- what is for all shards goes to each of these, and whatever began when it knew fewer has ended; NULL: of a proxy that is older
+-- than this column.
 CREATE TABLE IF NOT EXISTS shard_catalog.proxy (
     id text PRIMARY KEY,
     name text NOT NULL,
@@ -78,13 +80,13 @@ CREATE TABLE IF NOT EXISTS shard_catalog.proxy (
     drained bigint NOT NULL,
     epoch bigint NOT NULL,
     held int NOT NULL DEFAULT 0,
-    note text
+    note text,
+    shards int[]
 );
--- The numbers of the shards that it knows: what is for all shards goes to each of these, and whatever began when it knew fewer
--- has ended. NULL: of a proxy that is older than this column.
-ALTER TABLE shard_catalog.proxy ADD COLUMN IF NOT EXISTS shards int[];
 
 -- On every shard that a move concerns: who owns the scope since which epoch. Written before the catalog's map (H6).
+-- flipped: it became true, the map says so, too. Before that the row may be of an attempt that came to nothing. A proxy that does
+-- not hear of the catalog, and a mover that finds an older map, believe such rows.
 CREATE TABLE IF NOT EXISTS shard_catalog.ownership (
     move_id bigint NOT NULL,
     epoch bigint NOT NULL,
@@ -92,21 +94,41 @@ CREATE TABLE IF NOT EXISTS shard_catalog.ownership (
     scope jsonb NOT NULL,
     owner int NOT NULL,
     noted_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    flipped bool NOT NULL DEFAULT false,
     PRIMARY KEY (move_id, epoch)
 );
 
--- Became true: the map says so, too. Before that the row may be of an attempt that came to nothing. A proxy that does not
--- hear of the catalog, and a mover that finds an older map, believe such rows.
-ALTER TABLE shard_catalog.ownership ADD COLUMN IF NOT EXISTS flipped bool NOT NULL DEFAULT false;
-
--- On a shard that must not be written: the scopes that it has given away, or is about to (H1).
+-- On a shard that must not be written: the scopes that it has given away, or is about to (H1). mask: number of buckets - 1, so
+-- that a shard can say a scope's hashes without asking anybody.
 CREATE TABLE IF NOT EXISTS shard_catalog.fence (
     move_id bigint PRIMARY KEY,
     scope jsonb NOT NULL,
-    since timestamptz NOT NULL DEFAULT clock_timestamp()
+    since timestamptz NOT NULL DEFAULT clock_timestamp(),
+    mask bigint
 );
--- Number of buckets - 1, so that a shard can say a scope's hashes without asking anybody.
-ALTER TABLE shard_catalog.fence ADD COLUMN IF NOT EXISTS mask bigint;
+
+-- Columns that tables of older versions lack. Looked for first: ALTER TABLE would lock all readers and writers out, of leases too,
+-- even if there was nothing to add.
+DO $$
+DECLARE
+    lacking record;
+BEGIN
+    FOR lacking IN
+        SELECT wanted.* FROM (VALUES
+            ('shard_catalog.map', 'overrides', 'jsonb NOT NULL DEFAULT ''[]'''),
+            ('shard_catalog.map', 'id', 'uuid NOT NULL DEFAULT gen_random_uuid()'),
+            ('shard_catalog.map', 'reason', 'text'),
+            ('shard_catalog.proxy', 'shards', 'int[]'),
+            ('shard_catalog.ownership', 'flipped', 'bool NOT NULL DEFAULT false'),
+            ('shard_catalog.fence', 'mask', 'bigint')) wanted (relation, attribute, definition)
+        WHERE NOT EXISTS (
+            SELECT FROM pg_catalog.pg_attribute a
+            WHERE a.attrelid = wanted.relation::pg_catalog.regclass AND a.attname = wanted.attribute AND NOT a.attisdropped)
+    LOOP
+        EXECUTE pg_catalog.format('ALTER TABLE %s ADD COLUMN IF NOT EXISTS %I %s', lacking.relation, lacking.attribute, lacking.definition);
+    END LOOP;
+END
+$$;
 
 -- The hashes h of keys that are not this shard's although rows of them may be here: (h & mask) BETWEEN low AND high.
 -- For the relays of an outbox: a row whose key is among them is published by the shard that owns it (H12).

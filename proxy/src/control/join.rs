@@ -14,15 +14,22 @@ use tokio_postgres::NoTls;
 
 use super::admit::{Addition, Newcomer};
 use super::health;
-use super::limits::{CATALOG_READ, JOIN_STEP};
+use super::limits::{CATALOG_READ, JOIN_STEP, PROBE_QUERY};
 use super::raw::{self, Part, RawCatalog};
 use super::reload::Changes;
-use super::schema::{Built, SchemaWatch, Seen, look_at};
+use super::schema::{Built, SIGNATURE, SchemaWatch, Seen, look_at};
 use super::servers::{Server, ShardAddresses};
 use crate::catalog::{Catalog, Table, TableKind};
 
 /// Tables and functions that an error names.
 const NAMED: usize = 5;
+
+/// Whose definitions are not committed yet: the event trigger has noted them (`bootstrap.sql`), and until the end of its
+/// transaction, prepared or not, it keeps the lock that every INSERT takes.
+const DEFINING: &str = "
+SELECT string_agg(DISTINCT coalesce('of process ' || pid, 'that is prepared'), ', ') FROM pg_locks
+ WHERE locktype = 'relation' AND relation = 'shard_catalog.schema_change'::regclass AND mode = 'RowExclusiveLock'
+   AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
 
 /// A changed configuration that concerns servers.
 #[derive(Debug)]
@@ -35,7 +42,7 @@ pub(super) struct Join {
 impl SchemaWatch {
     /// Returns when everybody knows what is new. With an error nothing has changed.
     pub(super) async fn join(&mut self, config: Arc<Config>, changes: &Changes) -> anyhow::Result<()> {
-        let additions = self.additions(&config, changes)?;
+        let additions = self.additions(&config, changes).await?;
         if changes.shards.is_empty() {
             return self.begin(config, changes, Vec::new(), additions, None).await;
         }
@@ -52,10 +59,41 @@ impl SchemaWatch {
             looked.iter().filter_map(|(id, seen)| Some((*id, seen.raw.as_ref()?))).collect();
         let (catalog, mut built) = self.judge(&config, &catalogs)?;
         built.1.extend(looked.iter().map(|(_, seen)| seen.raw.clone()));
+        self.nobody_defines().await?;
         self.begin(config, changes, newcomers, additions, Some(catalog)).await?;
         self.shards.extend(looked.into_iter().map(|(_, seen)| seen));
         self.published = Some(built);
         Ok(())
+    }
+
+    /// A definition whose transaction began before the new shards are known would be committed on the others only. So there
+    /// must be none, and none since these were looked at.
+    async fn nobody_defines(&self) -> anyhow::Result<()> {
+        let asked = (0..self.shards.len()).map(|position| async move {
+            // What was open on a server that is lost is lost, and a shard that comes back is looked at again.
+            let Some(primary) = self.world.primary(position) else { return anyhow::Ok(()) };
+            let id = self.servers.shards[position].id;
+            let ask = async {
+                let client = self.servers.server(position, primary.slot).client().await?;
+                // In this order: who has let go of the lock between the two is seen by the second.
+                let open: Option<String> = client.query_one(DEFINING, &[]).await?.try_get(0)?;
+                let row = client.query_one(SIGNATURE, &[]).await?;
+                anyhow::Ok((open, (row.try_get::<_, i64>(0)?, row.try_get::<_, i64>(1)?)))
+            };
+            let (open, signature) = timeout(PROBE_QUERY, ask)
+                .await
+                .context("no answer")
+                .flatten()
+                .with_context(|| format!("asking shard {id} for open transactions"))?;
+            if let Some(open) = open {
+                bail!(
+                    "a transaction on shard {id} has changed the schema and is still open ({open}): reload again when it has ended"
+                );
+            }
+            ensure!(self.shards[position].is_of(signature), "the schema of shard {id} has just changed: reload again");
+            Ok(())
+        });
+        join_all(asked).await.into_iter().collect()
     }
 
     async fn begin(
@@ -78,12 +116,12 @@ impl SchemaWatch {
     }
 
     /// Servers of known shards that are new; one that comes back has its slot already.
-    fn additions(&self, config: &Config, changes: &Changes) -> anyhow::Result<Vec<Addition>> {
+    async fn additions(&self, config: &Config, changes: &Changes) -> anyhow::Result<Vec<Addition>> {
         let mut additions = Vec::new();
         for (shard, place) in &changes.added {
             let position = self.servers.position(*shard).with_context(|| format!("no shard {shard}"))?;
             if self.servers.shards[position].slot_of(place).is_none() {
-                additions.push(Addition { shard: *shard, server: Server::new(config, place)? });
+                additions.push(Addition { shard: *shard, server: Server::look_up(config, place).await? });
             }
         }
         Ok(additions)
@@ -93,7 +131,7 @@ impl SchemaWatch {
     /// to have ours.
     async fn meet(&self, config: &Arc<Config>, id: ShardId) -> anyhow::Result<(Newcomer, Seen)> {
         let shard = config.shard(id).context("it is not configured")?;
-        let addresses = ShardAddresses::new(config, shard)?;
+        let addresses = ShardAddresses::look_up(config, shard).await?;
         let asked = join_all(addresses.servers.iter().map(|server| async {
             match timeout(JOIN_STEP, health::observe(server)).await {
                 Ok(answer) => answer,
@@ -195,6 +233,9 @@ async fn digests(server: &Server, tables: &[String]) -> anyhow::Result<Vec<Strin
     let mut client = server.client().await?;
     let transaction = client.build_transaction().read_only(true).start().await?;
     transaction.batch_execute(PRINT_ALIKE).await?;
+    // A scan that nobody waits for any more would keep one of the few connections of the control plane.
+    let limit = format!("SET LOCAL statement_timeout = {}", CATALOG_READ.as_millis());
+    transaction.batch_execute(&limit).await?;
     let mut digests = Vec::new();
     for table in tables {
         digests.push(transaction.query_one(&rows_digest(table), &[]).await?.try_get(0)?);

@@ -29,7 +29,7 @@ const LOCK_BOOTSTRAP: i32 = 1;
 /// Tells the other proxies to look now: a DDL of ours on all shards is prepared, and so could not say so itself.
 const ANNOUNCE: &str = "NOTIFY shard_catalog";
 
-const SIGNATURE: &str = "SELECT count(*), coalesce(sum(id), 0)::int8 FROM shard_catalog.schema_change";
+pub(super) const SIGNATURE: &str = "SELECT count(*), coalesce(sum(id), 0)::int8 FROM shard_catalog.schema_change";
 
 /// What is asked of the task.
 #[derive(Debug)]
@@ -66,6 +66,13 @@ pub(super) struct Seen {
     signature: Option<(i64, i64)>,
     pub(super) raw: Option<RawCatalog>,
     complaint: Option<String>,
+}
+
+impl Seen {
+    /// Nothing has changed since the catalog was read.
+    pub(super) fn is_of(&self, signature: (i64, i64)) -> bool {
+        self.signature == Some(signature)
+    }
 }
 
 impl SchemaWatch {

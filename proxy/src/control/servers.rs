@@ -6,10 +6,12 @@ use std::time::Duration;
 use anyhow::Context;
 use deadpool_postgres::{Manager, ManagerConfig, Object, Pool, RecyclingMethod, Runtime};
 use shard_config::{Config, HostPort, ShardId, ShardServers};
+use tokio::net::lookup_host;
 use tokio::sync::watch;
+use tokio::time::timeout;
 use tokio_postgres::NoTls;
 
-use super::limits::{CONTROL_POOL, PROBE_CONNECT, PROBE_QUERY, SERVERS_PER_SHARD_MAX, SHARDS_ADDED_MAX};
+use super::limits::{CONTROL_POOL, JOIN_STEP, PROBE_CONNECT, PROBE_QUERY, SERVERS_PER_SHARD_MAX, SHARDS_ADDED_MAX};
 use crate::grow::Grow;
 
 #[derive(Debug)]
@@ -47,7 +49,9 @@ impl Servers {
     pub fn new(config: &Config) -> anyhow::Result<Self> {
         let shards = Grow::with_capacity(config.shards.len() + SHARDS_ADDED_MAX);
         for shard in &config.shards {
-            shards.push(ShardAddresses::new(config, shard)?).ok().context("room for the shards")?;
+            let found = addresses(shard).map(|place| anyhow::Ok((place, address_of(place)?)));
+            let found = found.collect::<anyhow::Result<Vec<_>>>()?;
+            shards.push(ShardAddresses::new(config, shard, &found)?).ok().context("room for the shards")?;
         }
         Ok(Self { shards })
     }
@@ -62,13 +66,22 @@ impl Servers {
 }
 
 impl ShardAddresses {
-    pub(super) fn new(config: &Config, shard: &ShardServers) -> anyhow::Result<Self> {
+    fn new(config: &Config, shard: &ShardServers, found: &[(&HostPort, SocketAddr)]) -> anyhow::Result<Self> {
         let (id, servers) = (shard.id, Grow::with_capacity(SERVERS_PER_SHARD_MAX));
-        for place in addresses(shard) {
+        for (place, address) in found {
             let full = |_| anyhow::anyhow!("shard {id} has more than {SERVERS_PER_SHARD_MAX} servers");
-            servers.push(Server::new(config, place)?).map_err(full)?;
+            servers.push(Server::new(config, place, *address)?).map_err(full)?;
         }
         Ok(Self { id, servers })
+    }
+
+    /// Of a shard that a reload adds.
+    pub(super) async fn look_up(config: &Config, shard: &ShardServers) -> anyhow::Result<Self> {
+        let mut found = Vec::new();
+        for place in addresses(shard) {
+            found.push((place, look_up(place).await?));
+        }
+        Self::new(config, shard, &found)
     }
 
     /// The slot of a server that was configured under this address, now or before.
@@ -82,13 +95,28 @@ pub(super) fn addresses(shard: &ShardServers) -> impl Iterator<Item = &HostPort>
     std::iter::once(&shard.primary).chain(&shard.replicas)
 }
 
+/// Blocks while it asks: only before there is anything else to do.
+fn address_of(place: &HostPort) -> anyhow::Result<SocketAddr> {
+    let found = (place.host.as_str(), place.port).to_socket_addrs();
+    let mut found = found.with_context(|| format!("the address of {place}"))?;
+    found.next().with_context(|| format!("{place} has no address"))
+}
+
+/// The same, while the proxy runs.
+async fn look_up(place: &HostPort) -> anyhow::Result<SocketAddr> {
+    let asked = timeout(JOIN_STEP, lookup_host((place.host.as_str(), place.port))).await;
+    let found = asked.with_context(|| format!("the address of {place}: no answer"))?;
+    let mut found = found.with_context(|| format!("the address of {place}"))?;
+    found.next().with_context(|| format!("{place} has no address"))
+}
+
 impl Server {
-    pub(super) fn new(config: &Config, place: &HostPort) -> anyhow::Result<Self> {
-        let address = (place.host.as_str(), place.port)
-            .to_socket_addrs()
-            .with_context(|| format!("the address of {place}"))?
-            .next()
-            .with_context(|| format!("{place} has no address"))?;
+    /// Of a server that a reload adds.
+    pub(super) async fn look_up(config: &Config, place: &HostPort) -> anyhow::Result<Self> {
+        Self::new(config, place, look_up(place).await?)
+    }
+
+    fn new(config: &Config, place: &HostPort, address: SocketAddr) -> anyhow::Result<Self> {
         let mut connect = tokio_postgres::Config::new();
         connect
             .hostaddr(address.ip())

@@ -169,11 +169,12 @@ impl Session {
         self.info.serving.borrow_mut().clear();
     }
 
-    /// May what is outstanding end its transaction by committing?
+    /// May what is outstanding commit? COMMIT does, and so does what follows ROLLBACK in one message, by itself.
     fn may_commit(&self) -> bool {
+        let ends = |effect: &Effect| matches!(effect, Effect::Commit { .. } | Effect::Rollback { .. });
         let commits = |expect: &Expect| match expect {
             Expect::Query(Some(pending)) | Expect::Execute(Some(pending)) => {
-                pending.plans.iter().any(|(plan, _)| matches!(plan.effect, Effect::Commit { .. }))
+                pending.plans.iter().any(|(plan, _)| ends(&plan.effect))
             }
             _ => false,
         };

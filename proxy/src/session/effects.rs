@@ -136,7 +136,7 @@ impl Session {
                     self.settings = transaction.settings_before.clone();
                 }
                 if chain {
-                    let mut next = transaction.next();
+                    let mut next = transaction.next(committed);
                     next.settings_before = self.settings.clone();
                     self.transaction = Some(Box::new(next));
                 } else {

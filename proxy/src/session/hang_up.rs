@@ -2,9 +2,9 @@
 //! (`client_connection_check_interval`, WL_SOCKET_CLOSED in src/backend/tcop/postgres.c): the end of the stream is enough,
 //! whatever was sent before it.
 //!
-//! With one server the session only looks (`is_hung_up`) and leaves what was sent ahead in the kernel: statements that a client
-//! sends and does not wait for are carried out. What runs on several shards is stopped at once, and rolled back, unless its
-//! transaction is being ended: that goes on to its end, as if the client were there.
+//! With one server the session only looks (`is_hung_up`) and leaves what was sent ahead in the kernel, all but Terminate:
+//! statements that a client sends and does not wait for are carried out. What runs on several shards is stopped at once, and
+//! rolled back, unless its transaction is being ended: that goes on to its end, as if the client were there.
 
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
@@ -129,24 +129,35 @@ impl Session {
         }
     }
 
-    /// While messages wait nothing is read, and so the end of the stream would not be seen. Costs no system call unless it
-    /// has ended. Messages that wait before the end are looked at first; Terminate is the end.
+    /// While messages wait nothing is read, and so the end of the stream would not be seen. Costs no system call unless
+    /// something has arrived. Messages that wait before the end are looked at first; Terminate is the end, but not alone: a client
+    /// may send it ahead and read its answers until the stream ends.
     pub(super) fn is_hung_up(&mut self, cx: &mut Context<'_>) -> bool {
-        if self.stream.poll_read_ready(cx).is_pending() {
-            return false;
+        while self.stream.poll_read_ready(cx).is_ready() {
+            let ready = pin!(self.stream.ready(Interest::READABLE)).poll(&mut Context::from_waker(Waker::noop()));
+            let closed = matches!(ready, Poll::Ready(Ok(ready)) if ready.is_read_closed());
+            if !closed && !self.input.is_empty() {
+                return false;
+            }
+            let mut ahead = [0; build::TERMINATE.len() + 1];
+            let mut ahead = ReadBuf::new(&mut ahead);
+            match self.stream.poll_peek(cx, &mut ahead) {
+                Poll::Ready(Ok(0)) => return self.input.is_empty() || self.input == build::TERMINATE,
+                Poll::Ready(Ok(_)) if !self.input.is_empty() || ahead.filled() != build::TERMINATE => return false,
+                Poll::Ready(Ok(_)) if closed => return true,
+                Poll::Ready(Ok(_)) => {}
+                Poll::Ready(Err(_)) => return true,
+                Poll::Pending => return false,
+            }
+            // While it waits in the kernel the stream is ready, and its end would wake nobody: it is taken. A read that finds less
+            // than it has room for tells tokio to wait for more.
+            ahead.clear();
+            match Pin::new(&mut self.stream).poll_read(cx, &mut ahead) {
+                Poll::Ready(Ok(())) if !ahead.filled().is_empty() => self.input.extend_from_slice(ahead.filled()),
+                Poll::Ready(_) => return true,
+                Poll::Pending => return false,
+            }
         }
-        let ready = pin!(self.stream.ready(Interest::READABLE)).poll(&mut Context::from_waker(Waker::noop()));
-        if !matches!(ready, Poll::Ready(Ok(ready)) if ready.is_read_closed()) {
-            return false;
-        }
-        let mut ahead = [0; build::TERMINATE.len() + 1];
-        let mut ahead = ReadBuf::new(&mut ahead);
-        let is_end = |waiting: &[u8]| waiting.is_empty() || waiting == build::TERMINATE;
-        match self.stream.poll_peek(cx, &mut ahead) {
-            Poll::Ready(Ok(0)) => is_end(&self.input),
-            Poll::Ready(Ok(_)) => self.input.is_empty() && is_end(ahead.filled()),
-            Poll::Ready(Err(_)) => true,
-            Poll::Pending => false,
-        }
+        false
     }
 }

@@ -18,6 +18,7 @@ use super::{Next, Session};
 use crate::error::ProxyError;
 use crate::limits;
 use crate::session::client::Activity;
+use crate::wire::build;
 
 /// Replies of our own wait for the server's up to this size.
 const POSTPONED: usize = 4096;
@@ -64,7 +65,9 @@ impl Session {
             self.give_up_retired();
         }
         'progress: loop {
-            if !self.input.is_empty() && !self.is_held() {
+            // Terminate is the end at once; what answers the messages before it goes out first.
+            let leaves = self.input == build::TERMINATE && self.queue.is_empty() && !self.output.is_empty();
+            if !self.input.is_empty() && !leaves && !self.is_held() {
                 let mut input = std::mem::take(&mut self.input);
                 let (used, next) = self.client_bytes(&input);
                 input.drain(..used);
@@ -104,6 +107,9 @@ impl Session {
             let postponed = !self.answered && !self.queue.is_empty() && (small || !self.retry.is_empty());
             let flushed = if postponed { Poll::Ready(Ok(())) } else { self.poll_flush(cx) };
             let client_blocked = flushed.is_pending();
+            if leaves && self.output.is_empty() {
+                continue 'progress;
+            }
             match flushed {
                 Poll::Ready(Ok(())) => {
                     for at in 0..self.servers.len() {
@@ -150,7 +156,8 @@ impl Session {
                     continue 'progress;
                 }
             }
-            if self.is_held() && self.is_hung_up(cx) {
+            // What is sent by half is sent to its end first: a client that does not wait for its answer may close.
+            if !server_blocked && self.is_held() && self.is_hung_up(cx) {
                 return Poll::Ready(Next::Close(None));
             }
             return Poll::Pending;

@@ -77,7 +77,7 @@ impl Session {
                             return Err(ProxyError::participant_lost(shard));
                         }
                         let committed = !rollback && !transaction.failed;
-                        let next = chain.then(|| transaction.next());
+                        let next = chain.then(|| transaction.next(committed));
                         self.transaction = Some(transaction);
                         self.end_transaction(committed);
                         if let Some(mut next) = next {

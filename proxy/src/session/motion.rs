@@ -14,7 +14,7 @@ use crate::error::{ProxyError, Retry};
 use crate::limits;
 use crate::motion::lease::Pass;
 use crate::motion::{Mask, Motion, Motions, Stage, boottime_ms};
-use crate::route::plan::{Broadcast, CopyRows};
+use crate::route::plan::{Broadcast, CopyRows, How};
 use crate::route::{Params, Resolved, RoutedStatement, visit_keys};
 use crate::shared::State;
 use crate::worker::Worker;
@@ -46,17 +46,20 @@ impl Session {
         destination: &Destination,
     ) -> Result<(), Denied> {
         let keys = self.keys(statement, destination);
+        if is_for_whatever_shards(destination) && !self.worker.gate().is_leased(boottime_ms()) {
+            return Err(self.deny(Denied::Hold, UNKNOWN_SHARDS));
+        }
         if !matches!(keys, Keys::None) {
             let admitted = {
                 let state = self.worker.current();
                 self.judge(&state, statement, sql, params, destination, keys)
             };
             if let Err(denied) = admitted {
-                return Err(self.deny(denied));
+                return Err(self.deny(denied, UNKNOWN_OWNERS));
             }
         } else if !super::simple::is_control(&statement.plan.effect) && self.touched_what_moved() {
             // A cursor's rows, too.
-            return Err(self.deny(Denied::Never(moved())));
+            return Err(self.deny(Denied::Never(moved()), UNKNOWN_OWNERS));
         }
         self.held_since = None;
         let told = matches!(destination, Destination::Multi(Resolved::Drawn));
@@ -222,7 +225,8 @@ impl Session {
         self.transaction.as_ref().is_some_and(|transaction| strict(&transaction.prologue()) || by_setting())
     }
 
-    fn deny(&mut self, denied: Denied) -> Denied {
+    /// `unleased`: why a statement was held, when it was for want of a lease.
+    fn deny(&mut self, denied: Denied, unleased: &str) -> Denied {
         match denied {
             Denied::Hold => {
                 let since = *self.held_since.get_or_insert_with(Instant::now);
@@ -231,7 +235,7 @@ impl Session {
                 }
                 self.held_since = None;
                 self.worker.stats.hold_timeouts.add(1);
-                Denied::Never(held_too_long(&self.worker))
+                Denied::Never(held_too_long(&self.worker, unleased))
             }
             Denied::Never(error) => {
                 self.held_since = None;
@@ -314,6 +318,19 @@ impl Session {
     }
 }
 
+/// Does it write the same rows to every shard? Who has no lease may not know all of them: those rows would be missing on the
+/// others for good. All of this needs the default shard, as the lease does, so what waits could not be done anyway.
+#[inline]
+fn is_for_whatever_shards(destination: &Destination) -> bool {
+    match destination {
+        Destination::Multi(Resolved::All(Broadcast::ReferenceWrite)) => true,
+        Destination::Multi(Resolved::CopyIn(copy)) => matches!(copy.rows, CopyRows::Everywhere),
+        // Which tables it writes to is found out later.
+        Destination::Multi(Resolved::Scatter { how: How::Apply, .. }) => true,
+        _ => false,
+    }
+}
+
 /// May a key of the statement have another owner than at this epoch?
 fn moves_since(state: &State, epoch: u64, keys: Keys) -> bool {
     let Some(before) = state.following.past_map(epoch) else { return true };
@@ -333,12 +350,16 @@ fn moved() -> ProxyError {
         .retry(Retry::Safe)
 }
 
-fn held_too_long(worker: &Worker) -> ProxyError {
+/// Why a statement waits as long as there is no lease.
+const UNKNOWN_OWNERS: &str = "its buckets may have been moved to another shard, and the catalog cannot be asked";
+const UNKNOWN_SHARDS: &str = "it is for every shard, there may be more of them by now, and the catalog cannot be followed";
+
+fn held_too_long(worker: &Worker, unleased: &str) -> ProxyError {
     let leased = worker.gate().is_leased(boottime_ms());
     let why = if leased {
         "its buckets are being moved to another shard"
     } else {
-        "its buckets may have been moved to another shard, and the catalog cannot be asked"
+        unleased
     };
     ProxyError::new("57P03", format!("the statement waited for {} s: {why}", limits::HOLD.as_secs()))
         .hint("The statement was not sent; run it again. SHOW MOVES on the console, or shardctl status, tells how far the move is.")

@@ -108,6 +108,7 @@ pub(super) async fn run(session: &mut Session, work: MultiWork) {
     // So that maintenance sees that it waits for servers.
     session.info.set_activity(Activity::Active, session.worker.now.get());
     session.hang_up = HangUp::Watched;
+    let chained = session.chained(&work);
     let result = crate::multi::run(&mut Participants::new(session), &work).await;
     if session.hang_up == HangUp::Watched {
         session.hang_up = HangUp::Ignored;
@@ -117,23 +118,30 @@ pub(super) async fn run(session: &mut Session, work: MultiWork) {
         session.set_activity();
         return;
     }
-    session.multi_done(&work, result);
+    session.multi_done(&work, chained, result);
 }
 
 impl Session {
+    /// The transaction that AND CHAIN begins, made while there is the one that it takes its modes from.
+    fn chained(&self, work: &MultiWork) -> Option<Transaction> {
+        let (MultiWork::Commit { chain: true, .. } | MultiWork::Rollback { chain: true, .. }) = work else { return None };
+        let committed = matches!(work, MultiWork::Commit { .. });
+        let implicit = || Transaction::new("BEGIN", false, self.settings.clone());
+        Some(self.transaction.as_ref().map_or_else(implicit, |transaction| transaction.next(committed)))
+    }
+
     /// Says the error, if any, and ReadyForQuery if one is due.
-    fn multi_done(&mut self, work: &MultiWork, result: Result<(), Failure>) {
+    fn multi_done(&mut self, work: &MultiWork, chained: Option<Transaction>, result: Result<(), Failure>) {
         match result {
-            Ok(()) => match work {
-                MultiWork::Commit { chain: true, .. } | MultiWork::Rollback { chain: true, .. } => {
-                    let next = Transaction::new("BEGIN", false, self.settings.clone());
+            Ok(()) => {
+                if let Some(mut next) = chained {
+                    next.settings_before = self.settings.clone();
                     self.transaction = Some(Box::new(next));
                 }
-                MultiWork::Everywhere { sql, plan, .. } => {
+                if let MultiWork::Everywhere { sql, plan, .. } = work {
                     self.apply(&Pending::of(plan, sql.clone()));
                 }
-                _ => {}
-            },
+            }
             Err(Failure::Ours(error)) if work.is_extended() => self.refuse_extended(error),
             Err(Failure::Ours(error)) => {
                 self.worker.stats.refusals.add(1);

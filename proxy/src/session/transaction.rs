@@ -12,7 +12,7 @@ use crate::route::tokens::{TokenKind, tokens};
 #[derive(Debug)]
 pub struct Transaction {
     /// What a server must hear before the first statement: BEGIN with its options, SET LOCAL, SAVEPOINT.
-    prologue: Vec<String>,
+    prologue: Vec<Held>,
     savepoints: Vec<Savepoint>,
     pub read_only: bool,
     /// An error happened: everything but ROLLBACK [TO] is refused with 25P02.
@@ -38,10 +38,18 @@ struct Cursor {
     depth: usize,
 }
 
+#[derive(Debug, Clone)]
+struct Held {
+    sql: String,
+    /// Its savepoint has been released: modes that were set within it have ended with it.
+    released: bool,
+}
+
 #[derive(Debug)]
 struct Savepoint {
     name: String,
     prologue: usize,
+    read_only: bool,
     settings: Snapshot,
 }
 
@@ -51,7 +59,7 @@ pub type Snapshot = (Rc<Settings>, Option<Rc<Settings>>);
 impl Transaction {
     pub fn new(begin: &str, read_only: bool, settings: Rc<Settings>) -> Self {
         Self {
-            prologue: vec![begin.to_owned()],
+            prologue: vec![Held { sql: begin.to_owned(), released: false }],
             savepoints: Vec::new(),
             read_only,
             failed: false,
@@ -85,22 +93,34 @@ impl Transaction {
     }
 
     /// The one that AND CHAIN begins: with this one's characteristics, and nothing else of it. The caller knows the
-    /// settings it begins with.
-    pub fn next(&self) -> Self {
-        let begin = self.prologue.first().map_or("BEGIN", String::as_str);
-        let next = Self::new(begin, self.read_only, self.settings_before.clone());
-        let modes = self.prologue.iter().skip(1).filter(|sql| begins_with(sql, ["set", "transaction"])).cloned();
+    /// settings it begins with. Modes set within a savepoint are handed on by COMMIT, and taken back by ROLLBACK
+    /// (SaveTransactionCharacteristics in src/backend/access/transam/xact.c, which is asked once more when subtransactions have
+    /// been aborted). An error has taken them all back.
+    pub fn next(&self, committed: bool) -> Self {
+        if self.failed && self.savepoints.is_empty() {
+            let next = Self::new("BEGIN", false, self.settings_before.clone());
+            return Self { drew_elsewhere: self.drew_elsewhere, ..next };
+        }
+        let begin = self.prologue.first().map_or("BEGIN", |held| held.sql.as_str());
+        let (until, read_only) = match self.savepoints.first().filter(|_| !committed) {
+            Some(first) => (first.prologue, first.read_only),
+            None => (self.prologue.len(), self.read_only),
+        };
+        let next = Self::new(begin, read_only, self.settings_before.clone());
+        let is_mode = |held: &&Held| !held.released && begins_with(&held.sql, ["set", "transaction"]);
+        let modes = self.prologue.iter().take(until).skip(1).filter(is_mode).cloned();
         Self { drew_elsewhere: self.drew_elsewhere, prologue: next.prologue.into_iter().chain(modes).collect(), ..next }
     }
 
     /// One simple query that brings a server to where the transaction is.
     pub fn prologue(&self) -> String {
-        self.prologue.join(";")
+        self.prologue.iter().map(|held| held.sql.as_str()).collect::<Vec<_>>().join(";")
     }
 
     /// What was set for this transaction only, in order.
     pub fn local_settings(&self) -> Vec<String> {
-        self.prologue.iter().filter(|sql| begins_with(sql, ["set", "local"])).cloned().collect()
+        let all = self.prologue.iter().map(|held| &held.sql);
+        all.filter(|sql| begins_with(sql, ["set", "local"])).cloned().collect()
     }
 
     /// Remembers a statement for servers that join later. `false` when there are too many.
@@ -110,12 +130,14 @@ impl Transaction {
             return false;
         }
         // A statement's own comment must not swallow what follows.
-        self.prologue.push(format!("{}\n", sql.trim().trim_end_matches(';')));
+        let sql = format!("{}\n", sql.trim().trim_end_matches(';'));
+        self.prologue.push(Held { sql, released: false });
         true
     }
 
     pub fn savepoint(&mut self, name: &str, sql: &str, settings: Snapshot) -> bool {
-        let savepoint = Savepoint { name: name.to_owned(), prologue: self.prologue.len(), settings };
+        let (name, prologue, read_only) = (name.to_owned(), self.prologue.len(), self.read_only);
+        let savepoint = Savepoint { name, prologue, read_only, settings };
         if !self.hold(sql) {
             return false;
         }
@@ -123,10 +145,16 @@ impl Transaction {
         true
     }
 
-    /// RELEASE: the savepoint and those after it are gone, their effects stay. `false` if there is none.
+    /// RELEASE: the savepoint and those after it are gone, their effects stay, but for READ ONLY (CommitSubTransaction in
+    /// src/backend/access/transam/xact.c). `false` if there is none.
     pub fn release(&mut self, name: &str, sql: &str) -> bool {
         match self.savepoints.iter().rposition(|savepoint| savepoint.name == name) {
             Some(at) => {
+                let savepoint = &self.savepoints[at];
+                self.read_only = savepoint.read_only;
+                for held in self.prologue.iter_mut().skip(savepoint.prologue) {
+                    held.released = true;
+                }
                 self.savepoints.truncate(at);
                 for cursor in &mut self.cursors {
                     cursor.depth = cursor.depth.min(at);
@@ -149,6 +177,7 @@ impl Transaction {
         self.cursors.retain(|cursor| cursor.depth <= at);
         let savepoint = &self.savepoints[at];
         self.prologue.truncate(savepoint.prologue + 1);
+        self.read_only = savepoint.read_only;
         self.failed = false;
         Some(savepoint.settings.clone())
     }
@@ -220,7 +249,33 @@ mod tests {
         assert!(tx.savepoint("a", "SAVEPOINT a", (none.clone(), None)));
         assert!(tx.hold("SET TRANSACTION DEFERRABLE"));
         assert!(tx.rollback_to("a").is_some());
-        assert_eq!(tx.next().prologue(), "BEGIN;set transaction READ ONLY\n");
+        assert_eq!(tx.next(true).prologue(), "BEGIN;set transaction READ ONLY\n");
+    }
+
+    #[test]
+    fn a_savepoint_takes_read_only_with_it() {
+        let none = SettingsTable::new("app", 0).none();
+        let mut tx = Transaction::new("BEGIN", false, none.clone());
+        let read_only = |tx: &mut Transaction| {
+            assert!(tx.hold("SET TRANSACTION READ ONLY"));
+            tx.read_only = true;
+        };
+        assert!(tx.savepoint("a", "SAVEPOINT a", (none.clone(), None)));
+        read_only(&mut tx);
+        assert!(tx.rollback_to("a").is_some());
+        assert!(!tx.read_only);
+        assert!(tx.savepoint("b", "SAVEPOINT b", (none, None)));
+        read_only(&mut tx);
+        assert!(tx.release("b", "RELEASE b"));
+        assert!(!tx.read_only);
+        // A server that joins hears it all the same, and forgets it as the others have.
+        assert_eq!(tx.prologue(), "BEGIN;SAVEPOINT a\n;SAVEPOINT b\n;SET TRANSACTION READ ONLY\n;RELEASE b\n");
+        assert_eq!((tx.next(true).prologue().as_str(), tx.next(true).read_only), ("BEGIN", false));
+        // Within a savepoint still.
+        read_only(&mut tx);
+        let next = tx.next(true);
+        assert_eq!((next.prologue().as_str(), next.read_only), ("BEGIN;SET TRANSACTION READ ONLY\n", true));
+        assert_eq!((tx.next(false).prologue().as_str(), tx.next(false).read_only), ("BEGIN", false));
     }
 
     #[test]

@@ -11,6 +11,8 @@ use crate::proxy::{World, key};
 /// Of the clients' user: statements that run, and transactions that are open.
 const BUSY: &str = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'app' AND state <> 'idle'";
 
+const TERMINATE: &[u8] = b"X\0\0\0\x04";
+
 async fn busy(shards: &[Server]) -> Vec<i64> {
     let mut values = Vec::new();
     for shard in shards {
@@ -90,6 +92,22 @@ async fn a_client_that_hangs_up_leaves_nothing_running() {
         let holders = locked(&world, shards).await;
         left_alone(&world, start(&sql).await, &sql).await;
         drop(holders);
+    }
+    // Drivers say that they leave, and then close: the one may arrive long before the other.
+    let holders = locked(&world, &[1]).await;
+    let mut polite = start(&format!("SELECT * FROM t WHERE k = {}", key(2))).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    polite.start(TERMINATE).await;
+    left_alone(&world, polite, "what waits behind Terminate").await;
+    drop(holders);
+    // One that says so ahead has all of its answer.
+    for sql in ["SELECT pg_sleep(0.5)", "SELECT repeat('x', 1000) FROM generate_series(1, 20000)"] {
+        let mut reads = start(sql).await;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        reads.start(TERMINATE).await;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let answer = reads.answers(1).await;
+        assert!(answer.len() == 2 && answer[0].starts_with("CSELECT ") && answer[1] == "ZI", "{sql}: {answer:?}");
     }
     // In a block, where it is no commit that a server is busy with.
     let mut one = Raw::connect(world.proxy.port).await;

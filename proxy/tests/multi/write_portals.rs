@@ -115,6 +115,10 @@ async fn begin_within_a_block() {
     let insert = |shard: u16| format!("INSERT INTO t VALUES ({}, 1)", key(shard));
     let (first, second, all) = (insert(1), insert(2), "SELECT count(*) FROM t".to_owned());
     let show = "SHOW transaction_read_only".to_owned();
+    let level = "SHOW transaction_isolation";
+    let read = format!("SELECT count(*) FROM t WHERE k = {}", key(1));
+    let rows: Vec<String> = (1..=4).map(|shard| format!("({}, 1)", key(shard))).collect();
+    let several = format!("INSERT INTO t VALUES {}", rows.join(", "));
     let own = |list: &[&str]| list.iter().map(|sql| (*sql).to_owned()).collect::<Vec<_>>();
     let scripts = [
         own(&["BEGIN", "BEGIN READ ONLY", &show, &first]),
@@ -131,6 +135,19 @@ async fn begin_within_a_block() {
         own(&["BEGIN", &all, "BEGIN READ ONLY", &second]),
         own(&["BEGIN", &all, "START TRANSACTION ISOLATION LEVEL SERIALIZABLE", "BEGIN"]),
         own(&["BEGIN", "nonsense", "BEGIN READ ONLY"]),
+        // READ ONLY ends with the savepoint within which it was said.
+        own(&["BEGIN", "SAVEPOINT s", "BEGIN READ ONLY", "ROLLBACK TO s", &read, &first]),
+        own(&["BEGIN", "SAVEPOINT s", "BEGIN READ ONLY", "RELEASE s", &read, &first]),
+        own(&["BEGIN", &all, "SAVEPOINT s", "BEGIN READ ONLY", "RELEASE s", &show, "COMMIT AND CHAIN", &show, &first]),
+        own(&["BEGIN", &all, "SAVEPOINT s", "BEGIN READ ONLY", "COMMIT AND CHAIN", &show, &first]),
+        own(&["BEGIN", &all, "SAVEPOINT s", "BEGIN READ ONLY", "ROLLBACK AND CHAIN", &show, &first]),
+        own(&["BEGIN", &first, "SAVEPOINT s", "BEGIN READ ONLY", "ROLLBACK AND CHAIN", &show, &first]),
+        // What follows several has their modes.
+        own(&["BEGIN ISOLATION LEVEL SERIALIZABLE", &several, "COMMIT AND CHAIN", level, "DELETE FROM t", "COMMIT"]),
+        own(&["BEGIN ISOLATION LEVEL SERIALIZABLE", &several, "ROLLBACK AND CHAIN", level, &second]),
+        own(&["BEGIN ISOLATION LEVEL REPEATABLE READ", &several, "nonsense", "COMMIT AND CHAIN", level, &second]),
+        own(&["BEGIN READ ONLY", &all, "COMMIT AND CHAIN", &show, &first]),
+        own(&["BEGIN", "SET TRANSACTION READ ONLY", &all, "ROLLBACK AND CHAIN", &show, &all, "COMMIT AND CHAIN", &show]),
     ];
     for script in &scripts {
         let mut answers = Vec::new();

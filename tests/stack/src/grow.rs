@@ -52,10 +52,18 @@ pub(crate) fn add_shard(options: &Options) -> Result<bool> {
             stack.say(&format!("proxy{n} knows shard{shard}"));
             continue;
         }
-        // Nobody knows it, so it can go again.
-        stack.undo();
+        // By the old file, lest a reload that is tried again adds it after all.
         stack.change(|state| state.shards = model)?;
         stack.configure_proxy(n)?;
+        if may_know(&stack, &before, n, shard) {
+            stack.change(|state| state.shards = shard)?;
+            stack.configure_proxy(n)?;
+            return told
+                .with_context(|| format!("proxy{n} may know shard{shard} all the same, so it stays: see SHOW SHARDS on its console"))
+                .map(|()| true);
+        }
+        // Nobody knows it, so it can go again.
+        stack.undo();
         return told.context("the shard was not added").map(|()| true);
     }
     Ok(true)
@@ -69,6 +77,28 @@ fn tell(stack: &Stack, before: &State, n: u16) -> Result<()> {
         return Ok(());
     }
     stack.psql(before.port(&name)?, "admin", "RELOAD").map(drop)
+}
+
+/// After a RELOAD that was not answered, or refused: has the proxy taken the shard up, or does it not say?
+fn may_know(stack: &Stack, before: &State, n: u16, shard: u16) -> bool {
+    let name = format!("proxy{n}");
+    if before.running(&name).is_none() {
+        return false;
+    }
+    let asked = before.port(&name).and_then(|port| {
+        // One reload waits for the one before it, so what that does is done then. This one fails if the shard is known; what is
+        // known is asked in any case.
+        let _ = stack.psql(port, "admin", "RELOAD");
+        stack.psql(port, "admin", "SHOW SHARDS")
+    });
+    let number = shard.to_string();
+    match asked {
+        Ok(shown) => shown.lines().any(|line| line.split('|').next() == Some(number.as_str())),
+        Err(error) => {
+            stack.say(&format!("{name} does not say which shards it knows: {error:#}"));
+            true
+        }
+    }
 }
 
 fn make(stack: &Stack, model: u16, shard: u16) -> Result<()> {

@@ -34,6 +34,8 @@ impl std::error::Error for Attached {}
 
 pub(super) async fn attach<'a>(servers: &'a Servers, id: i64) -> anyhow::Result<Runner<'a>> {
     let control = servers.control("shardctl").await?;
+    // An older shardctl may have begun the move.
+    catalog::install(&control).await?;
     let job = Job::load(&control, id).await?;
     lock_runner(&control, id).await?;
     let name = job.session_name();
@@ -93,10 +95,16 @@ pub(super) async fn lock_runner(control: &Db, id: i64) -> anyhow::Result<()> {
 pub(super) async fn end_others(sessions: &[&Db], name: &str) -> anyhow::Result<()> {
     let pids: Vec<i32> = try_join_all(sessions.iter().map(|db| db.value("SELECT pg_backend_pid()", &[]))).await?;
     // Of all servers at once: clients may be held back meanwhile.
-    try_join_all(sessions.iter().map(|db| end_others_of(db, name, &pids))).await.map(drop)
+    try_join_all(sessions.iter().map(|db| {
+        // Two of them may be on one server; a number means nothing on another one.
+        let on_it = sessions.iter().zip(&pids).filter(|(other, _)| other.place() == db.place());
+        end_others_of(db, name, on_it.map(|(_, pid)| *pid).collect())
+    }))
+    .await
+    .map(drop)
 }
 
-async fn end_others_of(db: &Db, name: &str, but: &[i32]) -> anyhow::Result<()> {
+async fn end_others_of(db: &Db, name: &str, but: Vec<i32>) -> anyhow::Result<()> {
     // Of those that have gone by themselves the answer is false, too: so it is looked at once more.
     let sql = "SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity \
                WHERE application_name = $1 AND backend_type = 'client backend' AND pid <> ALL ($2)";

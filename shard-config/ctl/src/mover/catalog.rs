@@ -111,7 +111,8 @@ pub async fn install(db: &Db) -> anyhow::Result<()> {
 pub(super) async fn make(db: &Db, parts: &[&str]) -> anyhow::Result<()> {
     let (class, id) = INSTALL_LOCK;
     db.run(&format!(
-        "BEGIN; SET LOCAL client_min_messages = warning; SELECT pg_advisory_xact_lock({class}, {id}); {} COMMIT",
+        // It is made again when it is lost; a commit that waits for a standby would keep its locks.
+        "BEGIN; SET LOCAL client_min_messages = warning; SET LOCAL synchronous_commit = local; SELECT pg_advisory_xact_lock({class}, {id}); {} COMMIT",
         parts.concat()
     ))
     .await

@@ -14,11 +14,15 @@ use crate::direct::Db;
 
 /// Groups of rows, by bits of the hash that no bucket uses, whose digests are compared: so many rows each, if the number of
 /// groups is then between these. Every group that a changed row is in is read row by row.
-const CHUNK_ROWS: u64 = 128;
+const CHUNK_ROWS: u64 = 16;
 const CHUNKS_LEAST: u64 = 256;
-const CHUNKS_MOST: u64 = 4096;
+const CHUNKS_MOST: u64 = 1 << 17;
+/// A row takes more than this, for tables whose rows nobody has counted.
+const ROW_BYTES: i64 = 256;
 /// Pages of one statement.
 const PAGES: i64 = 256;
+/// A session that rests longer within its transaction would be ended.
+const REST_MOST: Duration = Duration::from_secs(5);
 /// Rows of unequal chunks are read in one statement.
 const PATIENCE: Duration = Duration::from_secs(3600);
 
@@ -91,7 +95,7 @@ async fn all_digests(
 fn chunk_sql(table: &Table) -> String {
     let hash = hash_sql(&super::scope::ident(&table.key_column), table.key_type);
     // The key alone would put a whole tenant into one chunk.
-    format!("((({hash} >> 20) # hashtextextended({}, 1)) & {})::int4", table.key_text(), chunk_count(table.rows) - 1)
+    format!("((({hash} >> 20) # hashtextextended({}, 1)) & {})::int4", table.key_text(), chunk_count(table.rows.max(table.bytes / ROW_BYTES)) - 1)
 }
 
 /// A power of two.
@@ -131,7 +135,7 @@ async fn chunks(
             }
             from = to;
             if from < pages {
-                tokio::time::sleep(begun.elapsed()).await;
+                tokio::time::sleep(begun.elapsed().min(REST_MOST)).await;
             }
         }
     }
@@ -171,6 +175,6 @@ mod tests {
 
     #[test]
     fn large_tables_have_more_chunks() {
-        assert_eq!([-1, 0, 1_000, 100_000, 1_000_000_000].map(chunk_count), [256, 256, 256, 1024, 4096]);
+        assert_eq!([-1, 0, 1_000, 100_000, 1_000_000_000].map(chunk_count), [256, 256, 256, 8192, 1 << 17]);
     }
 }

@@ -14,6 +14,13 @@ use crate::direct::{Db, Servers, is_code};
 
 /// Writers of reference tables wait so long at most for the two shards to be compared: first for those before them.
 const LOCK: Duration = Duration::from_millis(1000);
+/// And then for its rows to be read.
+const SCAN: Duration = Duration::from_secs(2);
+/// Without locks, rows that differ are looked at again so often, with a pause between two looks.
+const LOOKS: usize = 4;
+const PAUSE: Duration = Duration::from_millis(250);
+/// The number of a move that is only checked.
+const DRY: i64 = 0;
 
 pub async fn problems(servers: &Servers, control: &Db, job: &Job, map: &StoredMap) -> anyhow::Result<Vec<Problem>> {
     let proxies = catalog::proxies(control).await?;
@@ -49,8 +56,8 @@ fn unknown(proxies: &[ProxyRow], shards: [ShardId; 2]) -> Vec<Problem> {
     found
 }
 
-/// Whoever writes to a reference table holds a lock on the source's, from before to the end of its transaction: so under a
-/// lock that keeps writers out, what is on one shard is on the other, or is missing there for good.
+/// First without locks, which finds what is missing at no one's cost. Then, when something is to be moved, under locks: only they
+/// say for sure, and they keep writers waiting.
 async fn reference_rows(servers: &Servers, job: &Job) -> anyhow::Result<Vec<Problem>> {
     let tables = reference_tables(&servers.config);
     if tables.is_empty() {
@@ -59,54 +66,120 @@ async fn reference_rows(servers: &Servers, job: &Job) -> anyhow::Result<Vec<Prob
     // In order of the shards' numbers, as proxies lock (H22).
     let (first, second) = (job.source.min(job.target), job.source.max(job.target));
     // Connections of their own: their ends let the locks go, whatever happens.
-    let (one, other) = (servers.primary(first, "shardctl").await?, servers.primary(second, "shardctl").await?);
+    let dbs = (servers.primary(first, "shardctl").await?, servers.primary(second, "shardctl").await?);
+    let (one, other) = ((first, &dbs.0), (second, &dbs.1));
+    for (_, db) in [one, other] {
+        // A scan that nobody waits for any more does not go on.
+        db.run(&format!("SET statement_timeout = {}", db.patience.as_millis())).await?;
+    }
     let mut found = Vec::new();
+    let mut there = Vec::new();
     for table in tables {
         let sql = quoted_table(table);
         let exists = "SELECT to_regclass($1) IS NOT NULL";
-        let (here, there) = (one.holds(exists, &[&sql]).await?, other.holds(exists, &[&sql]).await?);
-        if here != there {
-            found.push(Problem {
+        match (one.1.holds(exists, &[&sql]).await?, other.1.holds(exists, &[&sql]).await?) {
+            (true, true) => there.push(table),
+            // The configuration may name what is not made yet.
+            (false, false) => {}
+            (here, _) => found.push(Problem {
                 what: format!("the reference table {table} does not exist on shard {}", if here { second } else { first }),
                 remedy: "run shardctl migrate, or repair it by hand".to_owned(),
-            });
+            }),
         }
-        // The configuration may name what is not made yet.
-        if !here || !there {
-            continue;
+    }
+    for table in &there {
+        if !are_alike_soon(one.1, other.1, table).await? {
+            found.push(differs(table, job));
         }
-        let locked = format!(
-            "BEGIN READ ONLY; SET LOCAL lock_timeout = '{}ms'; LOCK TABLE {sql} IN SHARE MODE",
-            LOCK.as_millis()
-        );
-        for (shard, db) in [(first, &one), (second, &other)] {
-            match db.run(&locked).await {
-                Err(error) if is_code(&error, &SqlState::LOCK_NOT_AVAILABLE) => {
-                    found.push(Problem {
-                        what: format!("the reference table {table} cannot be compared: somebody keeps it locked on shard {shard}"),
-                        remedy: "wait for the end of the transactions that write to it, then apply again".to_owned(),
-                    });
-                    return Ok(found);
-                }
-                locked => locked?,
-            }
-        }
-        let digest = rows_digest(&sql);
-        let (ours, theirs) = tokio::try_join!(one.value::<String>(&digest, &[]), other.value::<String>(&digest, &[]))?;
-        one.run("COMMIT").await?;
-        other.run("COMMIT").await?;
-        if ours != theirs {
-            found.push(Problem {
-                what: format!("the reference table {table} has other rows on shard {} than on shard {}", job.target, job.source),
-                remedy: format!(
-                    "copy them again from shard {} (every proxy writes to both by now, so keep writers out with LOCK TABLE meanwhile), \
-                     then apply again",
-                    job.source
-                ),
-            });
+    }
+    if !found.is_empty() || job.id == DRY {
+        return Ok(found);
+    }
+    for table in &there {
+        match under_locks(one, other, table).await? {
+            Locked::Alike => {}
+            Locked::Differing => found.push(differs(table, job)),
+            // The connections end here, and with them the locks.
+            Locked::Unknown(problem) => return Ok(vec![problem]),
         }
     }
     Ok(found)
+}
+
+fn differs(table: &str, job: &Job) -> Problem {
+    Problem {
+        what: format!("the reference table {table} has other rows on shard {} than on shard {}", job.target, job.source),
+        remedy: format!(
+            "copy them again from shard {} (every proxy writes to both by now, so keep writers out with LOCK TABLE meanwhile), \
+             then apply again",
+            job.source
+        ),
+    }
+}
+
+async fn are_alike(one: &Db, other: &Db, table: &str) -> anyhow::Result<bool> {
+    let digest = rows_digest(&quoted_table(table));
+    let (ours, theirs) = tokio::try_join!(one.value::<String>(&digest, &[]), other.value::<String>(&digest, &[]))?;
+    Ok(ours == theirs)
+}
+
+/// A write that one of the shards has committed and the other has not yet is no difference.
+async fn are_alike_soon(one: &Db, other: &Db, table: &str) -> anyhow::Result<bool> {
+    for look in 0..LOOKS {
+        if look > 0 {
+            tokio::time::sleep(PAUSE).await;
+        }
+        if are_alike(one, other, table).await? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+enum Locked {
+    Alike,
+    Differing,
+    /// Why.
+    Unknown(Problem),
+}
+
+/// Whoever writes to a reference table holds a lock on the source's, from before to the end of its transaction: so under a
+/// lock that keeps writers out, what is on one shard is on the other, or is missing there for good.
+async fn under_locks(one: (ShardId, &Db), other: (ShardId, &Db), table: &str) -> anyhow::Result<Locked> {
+    let lock = format!(
+        "BEGIN READ ONLY; SET LOCAL lock_timeout = '{}ms'; SET LOCAL statement_timeout = '{}ms'; LOCK TABLE {} IN SHARE MODE",
+        LOCK.as_millis(),
+        SCAN.as_millis(),
+        quoted_table(table)
+    );
+    for (shard, db) in [one, other] {
+        match db.run(&lock).await {
+            Err(error) if is_code(&error, &SqlState::LOCK_NOT_AVAILABLE) => {
+                return Ok(Locked::Unknown(Problem {
+                    what: format!("the reference table {table} cannot be compared: somebody keeps it locked on shard {shard}"),
+                    remedy: "wait for the end of the transactions that write to it, then apply again".to_owned(),
+                }));
+            }
+            locked => locked?,
+        }
+    }
+    let alike = match are_alike(one.1, other.1, table).await {
+        Err(error) if is_code(&error, &SqlState::QUERY_CANCELED) => {
+            return Ok(Locked::Unknown(Problem {
+                what: format!(
+                    "the reference table {table} cannot be compared: that takes longer than the {} s for which its writers may wait",
+                    SCAN.as_secs()
+                ),
+                remedy: "apply again when the servers have less to do; of a table that is too large for that, keep fewer rows, or \
+                         make it a sharded table"
+                    .to_owned(),
+            }));
+        }
+        alike => alike?,
+    };
+    one.1.run("COMMIT").await?;
+    other.1.run("COMMIT").await?;
+    Ok(if alike { Locked::Alike } else { Locked::Differing })
 }
 
 fn reference_tables(config: &Config) -> Vec<&str> {

@@ -151,12 +151,12 @@ async fn nothing_moves_to_a_shard_that_a_proxy_does_not_know_or_that_lacks_refer
     refused(&bed, &scope, 1, 3, "proxy older (10.0.0.2:7) does not say which shards it knows").await;
     bed.control.run("UPDATE shard_catalog.proxy SET shards = '{1,2,3}'").await.unwrap();
     refused(&bed, &scope, 1, 3, "the reference table public.plain has other rows on shard 3 than on shard 1").await;
+    three.run("INSERT INTO public.plain VALUES (2)").await.unwrap();
     // A writer keeps the two from being compared, but not for long.
     let writer = bed.shard(1).await;
     writer.run("BEGIN; INSERT INTO public.plain VALUES (3)").await.unwrap();
     refused(&bed, &scope, 1, 3, "plain cannot be compared: somebody keeps it locked on shard 1").await;
     writer.run("ROLLBACK").await.unwrap();
-    three.run("INSERT INTO public.plain VALUES (2)").await.unwrap();
     bed.control.run("DELETE FROM shard_catalog.proxy").await.unwrap();
     untouched(&bed).await;
     let job = bed.plan(&scope, 1, 3).await;
