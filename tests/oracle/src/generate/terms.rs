@@ -83,7 +83,8 @@ impl Grammar<'_> {
             },
             Numeric => match self.random.below(3) {
                 0 => format!("({column} * 2)"),
-                1 => format!("round({column}, 1)"),
+                // With the scale of all columns: of equal numbers with other scales INTERSECT may give either, by its plan.
+                1 => format!("(round({column}, 1) + 0.00)"),
                 _ => format!("({column} - {})", self.expression(Int, sight, depth - 1)),
             },
             Text => match self.random.below(4) {
