@@ -5,13 +5,14 @@ use bench::load::options::{LoadArgs, Pace};
 use bench::load::report::{LoadReport, StepReport};
 use bench::load::run::Runner;
 use bench::load::seed::{Seed, Tenant};
+use bench::load::trace::{self, Request, Trace};
 use bench::servers::Directory;
 use bench::stack::{Shard, Stack};
 use clap::Parser;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use uuid::Uuid;
@@ -93,6 +94,7 @@ struct Outcome {
     report: StepReport,
     acks: String,
     stored: HashMap<String, String>,
+    requests: Vec<Request>,
 }
 
 async fn load(fault: Fault, pace: Pace, options: &str) -> Outcome {
@@ -127,17 +129,24 @@ async fn load(fault: Fault, pace: Pace, options: &str) -> Outcome {
     let shard = Shard { id: 1, primary: "postgresql://a:b@127.0.0.1:1/x".into(), replica: None };
     let stack = Stack { cores: vec![address.clone()], shards: vec![shard], ..Stack::default() };
     let acks = AckLog::create(&seed.directory).unwrap();
-    let runner = Runner::new(&args, &stack, vec![address], &seed, acks, std::rc::Rc::default());
+    let traced = directory.path().join("trace");
+    let trace = Trace::create(&traced).unwrap();
+    let runner = Runner::new(&args, &stack, vec![address], &seed, acks, Some(trace), Rc::default());
     let report = runner.run(pace).await.unwrap();
     runner.close().unwrap();
     let file = bench::load::acks::logs(&seed.directory).unwrap().remove(0);
     let stored = core.stored.borrow().clone();
-    Outcome { report, acks: std::fs::read_to_string(file).unwrap(), stored }
+    let requests = trace::read(&traced).unwrap();
+    Outcome { report, acks: std::fs::read_to_string(file).unwrap(), stored, requests }
 }
 
 fn local(test: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     tokio::task::LocalSet::new().block_on(&runtime, test);
+}
+
+fn now_us() -> i64 {
+    i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_micros()).unwrap()
 }
 
 /// Every stored payment is in the log with its id, and nothing else.
@@ -154,6 +163,7 @@ fn assert_acks(outcome: &Outcome) {
 #[test]
 fn holds_its_rate_and_logs_every_acknowledgement() {
     local(async {
+        let before = now_us();
         let outcome =
             load(Fault::None, Pace::Rate(500.0), "--duration 2 --warmup 0.5 --arrivals uniform").await;
         let report = &outcome.report;
@@ -164,6 +174,10 @@ fn holds_its_rate_and_logs_every_acknowledgement() {
         assert_eq!(report.wal_bytes_per_payment, None);
         assert!(report.cpu_us_per_payment["load"].is_some_and(|us| us > 0.0));
         assert_acks(&outcome);
+        // Of the warm-up there is nothing in the trace.
+        assert_eq!(outcome.requests.len() as u64, report.ok);
+        let measured = before + 500_000..now_us();
+        assert!(outcome.requests.iter().all(|request| measured.contains(&request.begin_us)));
     });
 }
 
@@ -173,7 +187,7 @@ fn a_stall_is_seen_by_every_request_that_was_due() {
     local(async {
         let stall = Fault::Stall(Duration::from_millis(800), Duration::from_millis(1600));
         let options = "--duration 2 --warmup 0 --arrivals uniform --connections 2";
-        let report = load(stall, Pace::Rate(200.0), options).await.report;
+        let Outcome { report, requests, .. } = load(stall, Pace::Rate(200.0), options).await;
         assert_eq!(report.errors, 0);
         // 40 % of the requests were due in the stall, waiting up to 800 ms.
         assert!(report.p50_ms < 200.0, "{}", report.p50_ms);
@@ -181,6 +195,12 @@ fn a_stall_is_seen_by_every_request_that_was_due() {
         assert!((390..=410).contains(&report.ok), "{}", report.ok);
         // Answered late, but in the window.
         assert!(report.held());
+        // The trace says when each was due: one each 5 ms, also while both connections waited for their answers.
+        let mut begins: Vec<i64> = requests.iter().map(|request| request.begin_us).collect();
+        begins.sort_unstable();
+        assert!(begins.windows(2).all(|pair| pair[1] - pair[0] <= 5_100));
+        let longest = requests.iter().map(|request| request.latency_us).max().unwrap();
+        assert!((longest as f64 / 1e3 - report.max_ms).abs() < 2.0, "{longest} {}", report.max_ms);
     });
 }
 
@@ -198,8 +218,10 @@ fn a_lost_answer_is_asked_again_with_the_same_key() {
 #[test]
 fn refusals_are_errors_by_status_and_code() {
     local(async {
-        let report = load(Fault::Overloaded, Pace::Rate(100.0), "--duration 1 --warmup 0").await.report;
-        assert_eq!(report.ok, 0);
+        let Outcome { report, requests, .. } =
+            load(Fault::Overloaded, Pace::Rate(100.0), "--duration 1 --warmup 0").await;
+        // Refusals are in no latency.
+        assert_eq!((report.ok, requests.len()), (0, 0));
         assert!(report.errors > 50);
         assert_eq!(report.errors_by_kind.keys().collect::<Vec<_>>(), ["503 overloaded"]);
         assert!(!report.held());

@@ -1,8 +1,9 @@
 //! `bench load`: payments over HTTP, from the options to the report.
 //!
 //! [`options`] -> [`seed`] (tenants and funded accounts) -> [`workload`] (who pays whom) -> [`schedule`] (when) ->
-//! [`worker`] (one kept-alive [`http`] connection each, acknowledgements to [`acks`], outcomes to [`stats`]) ->
-//! [`run`] (one measured run, which [`interrupt`] may end) -> [`report`]; [`runs`] compares several of them.
+//! [`worker`] (one kept-alive [`http`] connection each, acknowledgements to [`acks`], outcomes to [`stats`], every single
+//! latency to [`trace`]) -> [`run`] (one measured run, which [`interrupt`] may end) -> [`report`]; [`runs`] compares several
+//! of them.
 pub mod acks;
 pub mod http;
 pub mod interrupt;
@@ -13,6 +14,7 @@ pub mod runs;
 pub mod schedule;
 pub mod seed;
 pub mod stats;
+pub mod trace;
 pub mod worker;
 pub mod workload;
 
@@ -28,8 +30,9 @@ pub async fn run(args: LoadArgs) -> Result<bool> {
     let directory = args.load_dir.clone().unwrap_or_else(|| stack.load_dir.clone());
     let seed = seed::ensure(&args, &stack, &cores, &directory).await?;
     let acks = acks::AckLog::create(&seed.directory)?;
+    let trace = args.trace.as_deref().map(trace::Trace::create).transpose()?;
     let interrupt = interrupt::Interrupt::listen();
-    let runner = run::Runner::new(&args, &stack, cores, &seed, acks, interrupt.clone());
+    let runner = run::Runner::new(&args, &stack, cores, &seed, acks, trace, interrupt.clone());
 
     let mut steps = Vec::new();
     match args.steps() {

@@ -78,6 +78,10 @@ pub struct LoadArgs {
     /// Where seeded tenants and the logs of acknowledgements are kept between runs.
     #[arg(long, value_name = "DIR")]
     pub load_dir: Option<PathBuf>,
+    /// Write a line for each request that the latencies are of: when it was due, in microseconds since the UNIX epoch, a
+    /// space, and its latency in microseconds, counted from then.
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
     /// Seed of the random choices; runs with the same seed choose alike.
     #[arg(long)]
     pub random_seed: Option<u64>,

@@ -6,6 +6,7 @@ use super::report::StepReport;
 use super::schedule::Schedule;
 use super::seed::{Seed, get};
 use super::stats::Stats;
+use super::trace::Trace;
 use super::worker::{Shared, Worker};
 use super::workload::Workload;
 use crate::measure::core_metrics::{self, Histogram};
@@ -26,6 +27,7 @@ pub struct Runner<'a> {
     cores: Vec<String>,
     seed: &'a Seed,
     acks: RefCell<AckLog>,
+    trace: Option<RefCell<Trace>>,
     components: Vec<Component>,
     interrupt: Rc<Interrupt>,
 }
@@ -75,15 +77,29 @@ impl<'a> Runner<'a> {
         cores: Vec<String>,
         seed: &'a Seed,
         acks: AckLog,
+        trace: Option<Trace>,
         interrupt: Rc<Interrupt>,
     ) -> Runner<'a> {
         let components = components(stack);
-        Runner { args, stack, cores, seed, acks: RefCell::new(acks), components, interrupt }
+        Runner {
+            args,
+            stack,
+            cores,
+            seed,
+            acks: RefCell::new(acks),
+            trace: trace.map(RefCell::new),
+            components,
+            interrupt,
+        }
     }
 
     /// Writes what is still buffered.
     pub fn close(self) -> Result<()> {
-        self.acks.into_inner().flush()
+        self.acks.into_inner().flush()?;
+        match self.trace {
+            Some(trace) => trace.into_inner().flush(),
+            None => Ok(()),
+        }
     }
 
     pub async fn run(&self, pace: Pace) -> Result<StepReport> {
@@ -110,6 +126,7 @@ impl<'a> Runner<'a> {
             seed: self.seed,
             stats: RefCell::new(Stats::new(start, args.warmup, args.duration)),
             acks: &self.acks,
+            trace: self.trace.as_ref(),
             cores: &self.cores,
             batch: args.batch as usize,
             timeout: Duration::from_millis(args.timeout_ms),

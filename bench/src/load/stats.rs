@@ -49,11 +49,15 @@ impl Stats {
         intended >= self.window.0 && intended < self.window.1
     }
 
-    pub fn answered(&mut self, intended: Instant, now: Instant) {
-        if self.due_in_window(intended) {
-            let latency = now.saturating_duration_since(intended).as_micros();
-            self.latency_us.saturating_record(u64::try_from(latency).unwrap_or(u64::MAX).max(1));
+    /// The latency in microseconds, when it is one of those that are reported.
+    pub fn answered(&mut self, intended: Instant, now: Instant) -> Option<u64> {
+        if !self.due_in_window(intended) {
+            return None;
         }
+        let latency = now.saturating_duration_since(intended).as_micros();
+        let latency_us = u64::try_from(latency).unwrap_or(u64::MAX).max(1);
+        self.latency_us.saturating_record(latency_us);
+        Some(latency_us)
     }
 
     pub fn posted(&mut self, intended: Instant, now: Instant, succeeded: bool, replayed: bool) {

@@ -4,6 +4,7 @@ use super::http::{Connection, HttpError, find};
 use super::schedule::Schedule;
 use super::seed::Seed;
 use super::stats::Stats;
+use super::trace::Trace;
 use super::workload::{Item, Workload};
 use anyhow::Result;
 use serde::Deserialize;
@@ -26,6 +27,7 @@ pub struct Shared<'a> {
     pub seed: &'a Seed,
     pub stats: RefCell<Stats>,
     pub acks: &'a RefCell<AckLog>,
+    pub trace: Option<&'a RefCell<Trace>>,
     pub cores: &'a [String],
     pub batch: usize,
     pub timeout: Duration,
@@ -126,7 +128,7 @@ impl<'a> Worker<'a> {
         let give_up = Instant::now() + self.shared.retry_for;
         let mut backoff = FIRST_BACKOFF;
         loop {
-            let pause = self.attempt(intended, tenant).await;
+            let pause = self.attempt(intended, tenant).await?;
             let retry = self.outcomes.iter().any(|outcome| matches!(outcome, Outcome::Retry(_)));
             if retry && Instant::now() < give_up {
                 self.shared.stats.borrow_mut().retries += 1;
@@ -145,7 +147,7 @@ impl<'a> Worker<'a> {
     }
 
     /// One exchange. Leaves one outcome per item still open in `outcomes`, and logs the acknowledged ones.
-    async fn attempt(&mut self, intended: Instant, tenant: usize) -> Option<Duration> {
+    async fn attempt(&mut self, intended: Instant, tenant: usize) -> Result<Option<Duration>> {
         self.outcomes.clear();
         let open = self.items.iter().filter(|item| !item.done).count();
         let reply = match exchange(self.shared, &mut self.connection, self.core, &self.request).await {
@@ -156,7 +158,7 @@ impl<'a> Worker<'a> {
                 self.core = (self.core + 1) % self.shared.cores.len();
                 let kind = error.kind();
                 self.outcomes.extend((0..open).map(|_| Outcome::Retry(kind.clone())));
-                return None;
+                return Ok(None);
             }
         };
         let now = Instant::now();
@@ -183,12 +185,15 @@ impl<'a> Worker<'a> {
         }
         // Refusals are fast: among the latencies they would make an overloaded core look good.
         if self.outcomes.is_empty() {
-            stats.answered(intended, now);
+            let reported = stats.answered(intended, now);
+            if let (Some(latency_us), Some(trace)) = (reported, self.shared.trace) {
+                trace.borrow_mut().push(intended, latency_us)?;
+            }
         }
         if self.connection.as_ref().is_some_and(|connection| connection.closing) {
             self.connection = None;
         }
-        pause
+        Ok(pause)
     }
 }
 

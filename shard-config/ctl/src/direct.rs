@@ -8,12 +8,15 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::Context;
+use bytes::Bytes;
 use shard_config::{Config, HostPort, ShardId, ShardMap};
+use tokio::net::TcpStream;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{FromSqlOwned, ToSql};
-use tokio_postgres::{Client, NoTls, Row};
+use tokio_postgres::{Client, CopyInSink, CopyOutStream, NoTls, Row, SimpleQueryMessage};
 
 use crate::connect::describe;
+use crate::replication::Walsender;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// No statement of ours takes longer unless it says so.
@@ -87,7 +90,10 @@ impl Servers {
     }
 
     async fn open(&self, shard: ShardId, place: &HostPort, name: &str) -> anyhow::Result<Db> {
-        let what = format!("shard {shard} ({place})");
+        self.open_as(format!("shard {shard} ({place})"), place, name).await
+    }
+
+    async fn open_as(&self, what: String, place: &HostPort, name: &str) -> anyhow::Result<Db> {
         let connected =
             tokio::time::timeout(CONNECT_TIMEOUT, self.settings(place, name).connect(NoTls)).await;
         let (client, connection) = match connected {
@@ -98,6 +104,29 @@ impl Servers {
         // Ends when the client is dropped; a loss is reported by the statement that was waiting.
         tokio::spawn(connection);
         Ok(Db { client, what, place: place.clone(), patience: PATIENCE, identity: None })
+    }
+
+    /// A session beside `db`, on the same server; an error when it has become another one by now.
+    pub async fn beside(&self, db: &Db, name: &str) -> anyhow::Result<Db> {
+        let mut beside = self.open_as(db.what.clone(), &db.place, name).await?;
+        beside.identity = beside.who().await?;
+        anyhow::ensure!(beside.identity == db.identity, "{}: it is another server than a moment ago", db.what);
+        Ok(beside)
+    }
+
+    /// A session beside `db`, on the same server, that takes commands of the streaming replication protocol (and, like every
+    /// session, those of SQL, as simple queries only).
+    pub async fn replication(&self, db: &Db, name: &str) -> anyhow::Result<Db> {
+        let connected = tokio::time::timeout(CONNECT_TIMEOUT, async {
+            let stream = TcpStream::connect((db.place.host.as_str(), db.place.port)).await?;
+            anyhow::Ok(self.settings(&db.place, name).connect_raw(Walsender::new(stream), NoTls).await?)
+        });
+        let (client, connection) = match connected.await {
+            Ok(connected) => connected.with_context(|| format!("{}: a replication connection", db.what))?,
+            Err(_) => anyhow::bail!("{}: no replication connection within {CONNECT_TIMEOUT:?}", db.what),
+        };
+        tokio::spawn(connection);
+        Ok(Db { client, what: db.what.clone(), place: db.place.clone(), patience: PATIENCE, identity: None })
     }
 
     /// A session on the shard's primary. Of two servers that both think to be it, the one with the higher timeline is
@@ -111,8 +140,7 @@ impl Servers {
         for place in std::iter::once(&servers.primary).chain(&servers.replicas) {
             let asked = async {
                 let mut db = self.open(shard, place, name).await?;
-                let row = db.one(IDENTITY, &[]).await?;
-                db.identity = row.try_get::<_, Option<i64>>(0)?.map(|system| (system, row.get(1)));
+                db.identity = db.who().await?;
                 anyhow::Ok(db)
             };
             match asked.await {
@@ -213,12 +241,41 @@ impl Db {
     ) -> anyhow::Result<T> {
         match tokio::time::timeout(self.patience, asked).await {
             Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(error)) => {
-                let text = format!("{}: {}", self.what, describe(&error));
-                Err(Refused { text, code: error.code().cloned() }.into())
-            }
+            Ok(Err(error)) => Err(self.refused(&error)),
             Err(_) => Err(anyhow::anyhow!("{}: no answer within {:?}", self.what, self.patience)),
         }
+    }
+
+    async fn who(&self) -> anyhow::Result<Option<(i64, i32)>> {
+        let row = self.one(IDENTITY, &[]).await?;
+        Ok(row.try_get::<_, Option<i64>>(0)?.map(|system| (system, row.get(1))))
+    }
+
+    /// What the server said, and which one.
+    pub fn refused(&self, error: &tokio_postgres::Error) -> anyhow::Error {
+        Refused { text: format!("{}: {}", self.what, describe(error)), code: error.code().cloned() }.into()
+    }
+
+    /// Rows by `COPY ... TO STDOUT`. No patience covers the stream itself.
+    pub async fn copy_out(&self, sql: &str) -> anyhow::Result<CopyOutStream> {
+        self.answered(self.client.copy_out(sql)).await
+    }
+
+    /// Takes what `COPY ... FROM STDIN` reads; nothing is there before its `finish`.
+    pub async fn copy_in(&self, sql: &str) -> anyhow::Result<CopyInSink<Bytes>> {
+        self.answered(self.client.copy_in(sql)).await
+    }
+
+    /// The answer's first row of a command that is no SQL: (column, value).
+    pub async fn command(&self, command: &str) -> anyhow::Result<BTreeMap<String, String>> {
+        let answer = self.answered(self.client.simple_query(command)).await?;
+        let row = answer.iter().find_map(|message| match message {
+            SimpleQueryMessage::Row(row) => Some(row),
+            _ => None,
+        });
+        let row = row.with_context(|| format!("{}: no answer to {command}", self.what))?;
+        let named = row.columns().iter().enumerate();
+        Ok(named.filter_map(|(at, column)| Some((column.name().to_owned(), row.get(at)?.to_owned()))).collect())
     }
 
     /// One or more statements without parameters.

@@ -2,7 +2,7 @@
 //! move these buckets there while payments run.
 //!
 //! Rooms: [`connect`] (the proxy, and one shard through it), [`map`] and [`explain`] (what the proxy knows), [`status`] and
-//! [`doctor`] (what the shards say), [`migrate`]; [`direct`] (the shards past the proxy), [`plans`] (what to move), [`moves`] (the verbs on
+//! [`doctor`] (what the shards say), [`migrate`]; [`direct`] (the shards past the proxy, by `replication` as a standby would), [`plans`] (what to move), [`moves`] (the verbs on
 //! moves), [`serve`] (the same, asked for by SQL), [`mover`] (moves rows between shards), [`output`] (a table for people, one JSON value for programs).
 //!
 //! What only asks, asks through the proxy with the role of the URL, so it needs no access that an application has not. What
@@ -22,6 +22,7 @@ pub mod mover;
 pub mod moves;
 pub mod output;
 pub mod plans;
+mod replication;
 pub mod serve;
 pub mod status;
 

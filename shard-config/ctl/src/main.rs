@@ -114,7 +114,7 @@ enum Verb {
     History { id: i64 },
     /// Look on while a move runs.
     Watch { id: i64 },
-    /// Begin nothing new; copies under way end.
+    /// Copy and delete nothing more until resume.
     Pause { id: i64 },
     /// Go on with a move that was paused, or whose shardctl ended.
     Resume {
@@ -213,16 +213,16 @@ impl How {
 
 #[derive(Args, Clone)]
 struct Limits {
-    /// Begin no further table while more bytes a second were begun, on average.
+    /// Copy so many bytes a second at most.
     #[arg(long)]
     bytes_per_second: Option<i64>,
-    /// Begin no further table while a standby of the source is so many bytes behind.
+    /// Copy nothing while a standby of the source is so many bytes behind.
     #[arg(long)]
     standby_lag_bytes: Option<i64>,
-    /// Begin no further table while the source takes so many milliseconds to answer SELECT 1.
+    /// Copy nothing while the source takes so many milliseconds to answer SELECT 1.
     #[arg(long)]
     latency_ms: Option<i64>,
-    /// Large tables copied at the same time (default 1).
+    /// Tables copied at the same time (default 1).
     #[arg(long)]
     parallel: Option<usize>,
 }

@@ -247,13 +247,13 @@ fn progress(job: &Job) -> (u64, String) {
     let tables = shown["tables"].as_u64().unwrap_or(0).max(1);
     let percent = match job.phase {
         Phase::Preflight | Phase::Announcing | Phase::Arming => 0,
-        Phase::Copying => 100 * count("ready") as u64 / tables,
+        Phase::Copying => shown["percent"].as_u64().unwrap_or(0),
         _ => 100,
     };
     let mut text = format!("move {} {}", job.id, job.phase.name());
     if job.phase == Phase::Copying {
-        let bytes = human(shown["bytes_now"].as_i64().unwrap_or(0));
-        text += &format!(" {}/{tables} tables, {bytes} under way", count("ready"));
+        let bytes = human(shown["bytes"].as_i64().unwrap_or(0));
+        text += &format!(" {}/{tables} tables, {} rows, {bytes}", count("ready"), shown["rows"].as_u64().unwrap_or(0));
     }
     for (name, label) in [("throttled", "waits: "), ("waits_for", ""), ("lag", ""), ("error", "last error: ")]
     {

@@ -67,7 +67,6 @@ hot_standby = on
 hot_standby_feedback = on
 max_worker_processes = 24
 max_logical_replication_workers = 12
-max_sync_workers_per_subscription = 6
 random_page_cost = 1.1
 jit = off
 autovacuum_naptime = 15s

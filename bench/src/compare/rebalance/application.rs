@@ -1,4 +1,5 @@
-//! A JDBC application at work meanwhile (`tests/jdbc/run --loop`), from before the first step to after the last.
+//! A JDBC application at work meanwhile (`tests/jdbc/run --loop`), from before the first step to after the last
+//! measurement.
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use std::path::PathBuf;

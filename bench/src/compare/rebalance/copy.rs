@@ -1,7 +1,7 @@
 //! The yardstick for the mover's copy: the same rows by `COPY (SELECT ...) | COPY` into the same populated, indexed tables,
-//! under the same payments. The target's transaction is rolled back, so that nobody ever sees the rows there.
+//! under the same load. The target's transaction is rolled back, so that nobody ever sees the rows there.
 use super::RebalanceArgs;
-use super::foreground::{Foreground, WARM_UP};
+use super::clients::{Clients, Noticed};
 use super::shardctl::Move;
 use crate::measure::wal::connect;
 use crate::stack::Stack;
@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use futures_util::{SinkExt, StreamExt};
 use std::time::Instant;
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Copied {
     pub rows: u64,
     pub mib: f64,
@@ -18,12 +18,22 @@ pub struct Copied {
     pub share: f64,
     pub mover_rows: i64,
     pub mover_seconds: f64,
+    /// Meanwhile.
+    pub noticed: Noticed,
 }
 
 impl Copied {
+    pub fn rows_per_s(&self) -> f64 {
+        self.rows as f64 / self.seconds
+    }
+
+    pub fn mover_rows_per_s(&self) -> f64 {
+        self.mover_rows as f64 / self.mover_seconds
+    }
+
     /// Rows a second of the mover, as a part of those of COPY.
     pub fn ratio(&self) -> f64 {
-        (self.mover_rows as f64 / self.mover_seconds) / (self.rows as f64 / self.seconds)
+        self.mover_rows_per_s() / self.rows_per_s()
     }
 }
 
@@ -37,10 +47,10 @@ SELECT c.oid::regclass::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.re
 pub async fn compare(args: &RebalanceArgs, stack: &Stack, moved: Option<&Move>) -> Result<Option<Copied>> {
     let Some(moved) = moved else { return Ok(None) };
     let (Some(mover_seconds), Some(mover_rows)) = (moved.copy_s, moved.rows()) else { return Ok(None) };
-    let load = Foreground::start(args.rate)?;
-    tokio::time::sleep(WARM_UP).await;
-    let copied = copy(args.buckets, stack).await;
-    load.stop().await?;
+    // As beside the step that moved these rows.
+    let clients = Clients::start(args.rate, stack, &[args.range()]).await?;
+    let copied = copy(args.range(), stack).await;
+    let noticed = clients.stop().await;
     let (rows, bytes, all, seconds) = copied?;
     Ok(Some(Copied {
         rows,
@@ -49,10 +59,11 @@ pub async fn compare(args: &RebalanceArgs, stack: &Stack, moved: Option<&Move>) 
         share: rows as f64 / all as f64,
         mover_rows,
         mover_seconds,
+        noticed: noticed?,
     }))
 }
 
-async fn copy(buckets: u16, stack: &Stack) -> Result<(u64, u64, i64, f64)> {
+async fn copy((first, last): (u16, u16), stack: &Stack) -> Result<(u64, u64, i64, f64)> {
     let shard =
         |id: u16| stack.shards.iter().find(|shard| shard.id == id).with_context(|| format!("shard {id}"));
     let source = connect(&shard(1)?.primary).await?;
@@ -70,8 +81,7 @@ async fn copy(buckets: u16, stack: &Stack) -> Result<(u64, u64, i64, f64)> {
         let out = source
             .copy_out(&format!(
                 "COPY (SELECT * FROM {table} WHERE (uuid_hash_extended(tenant_id, 8816678312871386365) & 4095) \
-                 BETWEEN 0 AND {}) TO STDOUT (FORMAT binary)",
-                buckets - 1
+                 BETWEEN {first} AND {last}) TO STDOUT (FORMAT binary)"
             ))
             .await?;
         let sink = target.copy_in(&format!("COPY {table} FROM STDIN (FORMAT binary)")).await?;

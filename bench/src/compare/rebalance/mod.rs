@@ -1,13 +1,17 @@
 //! `bench compare rebalance`: buckets move between running shards under payments, and clients measure what they notice.
 //!
-//! [`plan`] says what is moved; [`shardctl`] moves it, as a DBA would, and reads the moves' own records; meanwhile payments run
-//! at a fixed rate ([`foreground`]) and [`watch`] counts rows over all shards and writes single rows of the moving buckets
-//! without a pause; a JDBC application is at work all the time ([`application`]). [`copy`] is the yardstick for the copy's speed. [`report`] judges.
+//! [`plan`] says what is moved; [`shardctl`] moves it, as a DBA would, and reads the moves' own records. Meanwhile there
+//! are [`clients`]: payments run at a fixed rate ([`foreground`]), and [`watch`] counts rows over all shards and writes
+//! single rows of the moving buckets without a pause. A JDBC application is at work all the time ([`application`]).
+//! [`copy`] is the yardstick for the copy's speed, under the same load. [`phases`] tells what a move was doing when a
+//! payment was slow. [`report`] judges.
 //!
 //! Everything counted here is seen from outside, by SQL and HTTP: no code is shared with what moves the rows.
 pub mod application;
+pub mod clients;
 pub mod copy;
 pub mod foreground;
+pub mod phases;
 pub mod plan;
 pub mod report;
 pub mod shardctl;
@@ -17,8 +21,10 @@ use crate::check;
 use crate::stack::Stack;
 use anyhow::{Context, Result};
 use clap::Args;
+use clients::Clients;
 use plan::{Kind, Step};
 use report::{Report, StepResult};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 #[derive(Args, Clone, Debug)]
@@ -49,6 +55,19 @@ pub struct RebalanceArgs {
     pub json: bool,
 }
 
+impl RebalanceArgs {
+    /// The buckets that the first step moves: first and last.
+    fn range(&self) -> (u16, u16) {
+        (0, self.buckets - 1)
+    }
+}
+
+/// The stack's own.
+fn directory() -> Result<PathBuf> {
+    let directory = std::env::var_os("STACK_DIR").map(PathBuf::from);
+    directory.context("STACK_DIR is not set: run `cargo compare -- rebalance`")
+}
+
 /// True when nothing was lost, doubled, missing or failed, and every bar is held.
 pub async fn run(args: RebalanceArgs) -> Result<bool> {
     let stack = Stack::from_env()?;
@@ -71,10 +90,8 @@ pub async fn run(args: RebalanceArgs) -> Result<bool> {
     };
     say("payments without a move");
     // The same clients as beside a move: what they cost is not the move's.
-    let calm = foreground::Foreground::start(args.rate)?;
-    let watching = watch::Watch::start(&stack, &[]).await?;
-    tokio::time::sleep(foreground::WARM_UP + Duration::from_secs(args.baseline)).await;
-    watching.stop().await?;
+    let calm = Clients::start(args.rate, &stack, &[]).await?;
+    tokio::time::sleep(Duration::from_secs(args.baseline)).await;
     let baseline = calm.stop().await?;
 
     let mut report = Report::new(&args, baseline);
@@ -85,9 +102,6 @@ pub async fn run(args: RebalanceArgs) -> Result<bool> {
         say(&result.line());
         report.steps.push(result);
     }
-    if let Some(application) = application {
-        report.application = Some(application.stop().await?);
-    }
     // Without the roll-back the target has the rows.
     let may_copy = report.steps.iter().any(|step| step.kind == Kind::Rollback);
     if let Some(moved) = report.first_move().filter(|_| !may_copy) {
@@ -97,6 +111,10 @@ pub async fn run(args: RebalanceArgs) -> Result<bool> {
     if !args.no_copy && may_copy {
         say("the same rows by COPY");
         report.copy = copy::compare(&args, &stack, report.first_move()).await?;
+    }
+    // Not before: the copy that the mover's is compared with is beside it, too.
+    if let Some(application) = application {
+        report.application = Some(application.stop().await?);
     }
     say("the ledger");
     watch::clear(&stack).await?;
@@ -121,21 +139,17 @@ async fn one(
     step: Step,
 ) -> Result<StepResult> {
     let before = tool.last_move().await?;
-    let load = foreground::Foreground::start(args.rate)?;
-    let watch = watch::Watch::start(stack, &step.scopes).await?;
-    tokio::time::sleep(foreground::WARM_UP).await;
+    let clients = Clients::start(args.rate, stack, &step.scopes).await?;
     let begun = Instant::now();
     let done = step.run(tool).await;
     let seconds = begun.elapsed().as_secs_f64();
     // What was released at the very end is still measured.
     tokio::time::sleep(Duration::from_secs(1)).await;
-    let (seen, load) = (watch.stop().await, load.stop().await);
+    let noticed = clients.stop().await;
     done?;
-    Ok(StepResult {
-        kind: step.kind,
-        seconds,
-        moves: tool.moves_after(before).await?,
-        seen: seen?,
-        load: load?,
-    })
+    let (mut noticed, moves) = (noticed?, tool.moves_after(before).await?);
+    // What they add up to is kept, they are not: there may be millions.
+    let requests = std::mem::take(&mut noticed.load.requests);
+    let by_phase = phases::ByPhase::new(&requests, moves.iter().map(|one| one.history.as_slice()));
+    Ok(StepResult { kind: step.kind, seconds, moves, noticed, by_phase })
 }

@@ -64,7 +64,7 @@ fn words(line: &str) -> Vec<String> {
 
 impl Step {
     pub async fn of(kind: Kind, args: &RebalanceArgs, stack: &Stack, tool: &Shardctl) -> Result<Step> {
-        let range = (0, args.buckets - 1);
+        let range = args.range();
         let mut scopes = Vec::new();
         let commands = match kind {
             Kind::Move => {

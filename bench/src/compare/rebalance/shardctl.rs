@@ -1,4 +1,5 @@
 //! The operator's tool as a DBA runs it, and what the moves wrote about themselves.
+use super::phases::Event;
 use crate::measure::wal::connect;
 use crate::stack::{Stack, authority};
 use anyhow::{Context, Result, bail};
@@ -27,6 +28,8 @@ pub struct Move {
     pub detail: Value,
     /// Seconds that the first copy took.
     pub copy_s: Option<f64>,
+    /// Oldest line first.
+    pub history: Vec<Event>,
 }
 
 impl Move {
@@ -48,7 +51,7 @@ impl Shardctl {
         if !program.exists() {
             bail!("{} is not built: cargo build --release --workspace", program.display());
         }
-        let directory = std::env::var_os("STACK_DIR").map(PathBuf::from).context("STACK_DIR is not set")?;
+        let directory = super::directory()?;
         let proxy = stack.proxies.first().context("no proxy")?;
         Ok(Shardctl {
             program,
@@ -104,11 +107,21 @@ impl Shardctl {
                 phase: row.try_get(3)?,
                 detail: row.try_get(4)?,
                 copy_s: row.try_get(5)?,
+                history: Vec::new(),
             })
         };
         let mut moves: Vec<Move> = rows.iter().map(read).collect::<Result<_>>()?;
         if moves.iter().any(|one| Some(one.id) > last) {
             moves.retain(|one| Some(one.id) > last);
+        }
+        let ids: Vec<i64> = moves.iter().map(|one| one.id).collect();
+        let sql = "SELECT move_id, (extract(epoch FROM at) * 1000000)::int8, phase
+             FROM shard_catalog.move_event WHERE move_id = ANY($1) ORDER BY at, id";
+        for row in self.control.query(sql, &[&ids]).await? {
+            let id: i64 = row.try_get(0)?;
+            if let Some(one) = moves.iter_mut().find(|one| one.id == id) {
+                one.history.push(Event { at_us: row.try_get(1)?, phase: row.try_get(2)? });
+            }
         }
         Ok(moves)
     }

@@ -8,7 +8,6 @@ use serde_json::json;
 
 use super::catalog;
 use super::job::{Job, LOCK_CLASS, Way};
-use super::lost::system_key;
 use super::machine::Phase;
 use super::run::Runner;
 use crate::direct::{Db, Servers};
@@ -47,11 +46,6 @@ pub(super) async fn attach<'a>(servers: &'a Servers, id: i64) -> anyhow::Result<
     let source = servers.primary(job.source, &name).await?;
     let target = servers.primary(job.target, &name).await?;
     end_others(&[&control, &source, &target], &name).await?;
-    for (shard, db) in [(job.source, &source), (job.target, &target)] {
-        if let Some((system, _)) = db.identity {
-            job.set(&control, json!({ system_key(shard): system.to_string() })).await?;
-        }
-    }
     let epoch = i64::try_from(map.map.epoch())?;
     for (shard, db) in [(job.source, &source), (job.target, &target)] {
         let known = catalog::known_epoch(db).await?;
@@ -105,12 +99,13 @@ pub(super) async fn end_others(sessions: &[&Db], name: &str) -> anyhow::Result<(
 }
 
 async fn end_others_of(db: &Db, name: &str, but: Vec<i32>) -> anyhow::Result<()> {
+    // A walsender that makes a slot waits for transactions, and does not notice that nobody waits for it any more.
     // Of those that have gone by themselves the answer is false, too: so it is looked at once more.
     let sql = "SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity \
-               WHERE application_name = $1 AND backend_type = 'client backend' AND pid <> ALL ($2)";
+               WHERE application_name = $1 AND backend_type IN ('client backend', 'walsender') AND pid <> ALL ($2)";
     db.rows(sql, &[&name, &but]).await?;
     let sql = "SELECT coalesce(string_agg(pid::text, ', '), '') FROM pg_stat_activity \
-               WHERE application_name = $1 AND backend_type = 'client backend' AND pid <> ALL ($2)";
+               WHERE application_name = $1 AND backend_type IN ('client backend', 'walsender') AND pid <> ALL ($2)";
     let left: String = db.value(sql, &[&name, &but]).await?;
     anyhow::ensure!(left.is_empty(), "sessions of an earlier runner do not end: pid {left}");
     Ok(())

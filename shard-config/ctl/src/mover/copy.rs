@@ -1,11 +1,9 @@
 //! Native logical replication of a scope: a publication with row filters and a slot on the giver, a subscription on the
-//! taker. PostgreSQL copies the tables by itself and goes on while nobody watches; here tables are handed to it one
-//! after the other, as the throttle allows.
+//! taker that copies nothing: it continues what `transfer` has copied, or, during the window, what is there already.
 
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use serde_json::json;
 use tokio_postgres::error::SqlState;
 
 use super::fault::reach;
@@ -15,9 +13,9 @@ use super::tables::Table;
 use crate::direct::{Db, is_code};
 
 /// A slot cannot begin before every transaction that writes now has ended. After that long it is said who it is.
-const SLOT_PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const SLOT_PATIENCE: Duration = Duration::from_secs(10);
 
-/// Publication of the mark, and of `tables` when rows flow back (then nothing is copied, so all may come at once).
+/// Publication of the mark and of `tables`.
 pub async fn publish(giver: &Db, job: &Job, way: Way, tables: &[Table], buckets: u16) -> anyhow::Result<()> {
     let name = job.publication(way);
     let sql = "SELECT EXISTS (SELECT FROM pg_publication WHERE pubname = $1)";
@@ -41,12 +39,8 @@ fn published(table: &Table, job: &Job, buckets: u16) -> String {
     format!("{} WHERE ({})", table.sql(), table.predicate("", &job.scope, buckets))
 }
 
-/// The tables that the publication has, by `schema.name`.
-pub async fn published_tables(giver: &Db, job: &Job, way: Way) -> anyhow::Result<Vec<String>> {
-    let sql = "SELECT schemaname || '.' || tablename FROM pg_publication_tables WHERE pubname = $1 \
-               AND schemaname <> 'shard_catalog'";
-    let rows = giver.rows(sql, &[&job.publication(way)]).await?;
-    rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
+pub(super) async fn unpublish(giver: &Db, job: &Job, way: Way) -> anyhow::Result<()> {
+    giver.run(&format!("DROP PUBLICATION IF EXISTS {}", ident(&job.publication(way)))).await
 }
 
 /// Makes a logical slot. The error names who keeps it from beginning.
@@ -88,7 +82,7 @@ pub async fn subscribed(taker: &Db, job: &Job, way: Way) -> anyhow::Result<bool>
     taker.holds(there, &[&job.publication(way)]).await
 }
 
-/// Begins with what the giver's slot has not passed yet, of a subscription that copies nothing. From where is told to the
+/// Begins with what the giver's slot has not passed yet. From where is told to the
 /// subscription, too: a slot that was advanced is on the giver's disk with its next checkpoint only, and after a crash
 /// before that it would send once more what had come from here.
 pub async fn begin(giver: &Db, taker: &Db, job: &Job, way: Way) -> anyhow::Result<()> {
@@ -103,8 +97,19 @@ pub async fn begin(giver: &Db, taker: &Db, job: &Job, way: Way) -> anyhow::Resul
     taker.run(&format!("ALTER SUBSCRIPTION {} ENABLE", ident(&name))).await
 }
 
-/// Makes the subscription on the taker; `copy` says whether its tables are copied first.
-pub async fn subscribe(taker: &Db, job: &Job, way: Way, conninfo: &str, copy: bool) -> anyhow::Result<()> {
+/// The row that marks are written to, on the taker, committed so that no crash takes it back, or anything before it.
+pub async fn ground(taker: &Db, job: &Job, way: Way) -> anyhow::Result<()> {
+    taker
+        .run(&format!(
+            "BEGIN; SET LOCAL synchronous_commit = on; \
+             INSERT INTO shard_catalog.mark VALUES ({}, 0, clock_timestamp()) ON CONFLICT (id) DO UPDATE SET at = excluded.at; COMMIT",
+            job.mark_id(way)
+        ))
+        .await
+}
+
+/// Makes the subscription on the taker. It does nothing before `begin`.
+pub async fn subscribe(taker: &Db, job: &Job, way: Way, conninfo: &str) -> anyhow::Result<()> {
     let name = job.publication(way);
     // An error would put the statement into the server's log, and the password with it.
     let quiet = "SET log_min_error_statement = panic";
@@ -114,16 +119,12 @@ pub async fn subscribe(taker: &Db, job: &Job, way: Way, conninfo: &str, copy: bo
             .run(&format!("{quiet}; ALTER SUBSCRIPTION {} CONNECTION {}", ident(&name), literal(conninfo)))
             .await;
     }
-    if !copy {
-        // The copy would have brought the giver's mark.
-        let sql = "INSERT INTO shard_catalog.mark VALUES ($1, 0, clock_timestamp()) ON CONFLICT DO NOTHING";
-        taker.execute(sql, &[&job.mark_id(way)]).await?;
-    }
+    ground(taker, job, way).await?;
     // Commits of the worker need not wait for the disk and the standby one by one: nothing is taken for applied before a
     // later commit has waited for both, and WAL is written in order.
     let sql = format!(
         "{quiet}; CREATE SUBSCRIPTION {0} CONNECTION {1} PUBLICATION {0} WITH (create_slot = false, slot_name = {2}, \
-         copy_data = {copy}, synchronous_commit = 'off', disable_on_error = true, enabled = {copy})",
+         copy_data = false, synchronous_commit = 'off', disable_on_error = true, enabled = false)",
         ident(&name),
         literal(conninfo),
         literal(&name),
@@ -131,71 +132,15 @@ pub async fn subscribe(taker: &Db, job: &Job, way: Way, conninfo: &str, copy: bo
     taker.run(&sql).await.context("the subscription")
 }
 
-/// Hands more tables to replication: they are copied as soon as workers are free.
-pub async fn add(
-    giver: &Db,
-    taker: &Db,
-    job: &Job,
-    tables: &[&Table],
-    buckets: u16,
-) -> anyhow::Result<()> {
-    let name = ident(&job.publication(Way::Out));
-    let tables: Vec<_> = tables.iter().map(|table| published(table, job, buckets)).collect();
-    giver.run(&format!("ALTER PUBLICATION {name} ADD TABLE {}", tables.join(", "))).await?;
-    refresh(taker, job).await
-}
-
-pub async fn refresh(taker: &Db, job: &Job) -> anyhow::Result<()> {
-    let name = ident(&job.publication(Way::Out));
-    taker.run(&format!("ALTER SUBSCRIPTION {name} REFRESH PUBLICATION WITH (copy_data = true)")).await
-}
-
 /// Lets a subscription go on that stopped.
 pub async fn enable(taker: &Db, job: &Job, way: Way) -> anyhow::Result<()> {
     taker.run(&format!("ALTER SUBSCRIPTION {} ENABLE", ident(&job.publication(way)))).await
 }
 
-/// How far the copy is.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Progress {
-    /// Tables that replication keeps up to date.
-    pub ready: Vec<String>,
-    /// Tables that are not yet: their rows are read, or what was written meanwhile is caught up with.
-    pub copying: Vec<String>,
-    /// Of those, tables whose rows are being read, or wait for a worker that reads them.
-    pub reading: Vec<String>,
-    /// Of copies that run now.
-    pub rows: i64,
-    pub bytes: i64,
-    /// The subscription is enabled and has a worker.
-    pub running: bool,
-    pub enabled: bool,
-}
-
-pub async fn progress(taker: &Db, job: &Job, way: Way) -> anyhow::Result<Progress> {
-    let name = job.publication(way);
-    let sql = "SELECT n.nspname || '.' || c.relname, r.srsubstate = 'r', r.srsubstate IN ('i', 'd') FROM pg_subscription s \
-               JOIN pg_subscription_rel r ON r.srsubid = s.oid JOIN pg_class c ON c.oid = r.srrelid \
-               JOIN pg_namespace n ON n.oid = c.relnamespace WHERE s.subname = $1 AND n.nspname <> 'shard_catalog' ORDER BY 1";
-    let mut progress = Progress::default();
-    for row in taker.rows(sql, &[&name]).await? {
-        let table: String = row.try_get(0)?;
-        if row.try_get(2)? {
-            progress.reading.push(table.clone());
-        }
-        let list = if row.try_get(1)? { &mut progress.ready } else { &mut progress.copying };
-        list.push(table);
-    }
-    let sql = "SELECT coalesce(sum(tuples_processed), 0)::int8, coalesce(sum(bytes_processed), 0)::int8 \
-               FROM pg_stat_progress_copy p JOIN pg_stat_subscription w ON w.pid = p.pid WHERE w.subname = $1";
-    let row = taker.one(sql, &[&name]).await?;
-    (progress.rows, progress.bytes) = (row.try_get(0)?, row.try_get(1)?);
-    let sql = "SELECT coalesce(bool_or(s.subenabled), false), \
-               coalesce(bool_or(EXISTS (SELECT FROM pg_stat_subscription w WHERE w.subid = s.oid AND w.pid IS NOT NULL)), false) \
-               FROM pg_subscription s WHERE s.subname = $1";
-    let row = taker.one(sql, &[&name]).await?;
-    (progress.enabled, progress.running) = (row.try_get(0)?, row.try_get(1)?);
-    Ok(progress)
+/// Whether a subscription has not stopped.
+pub async fn is_enabled(taker: &Db, job: &Job, way: Way) -> anyhow::Result<bool> {
+    let sql = "SELECT coalesce(bool_or(subenabled), false) FROM pg_subscription WHERE subname = $1";
+    taker.holds(sql, &[&job.publication(way)]).await
 }
 
 /// State of the giver's slot: (what PostgreSQL says of its WAL, bytes that it keeps). `None`: it is gone.
@@ -254,18 +199,11 @@ pub async fn forget(taker: &Db, job: &Job, way: Way) -> anyhow::Result<()> {
 pub async fn take_down(giver: &Db, taker: &Db, job: &Job, way: Way) -> anyhow::Result<()> {
     let name = job.publication(way);
     let quoted = ident(&name);
-    let there = "SELECT oid::int8 FROM pg_subscription WHERE subname = $1 \
-                 AND subdbid = (SELECT oid FROM pg_database WHERE datname = current_database())";
-    if let Some(row) = taker.first(there, &[&name]).await? {
-        let oid: i64 = row.try_get(0)?;
+    if subscribed(taker, job, way).await? {
         // Without its slot the subscription goes without asking the giver; the slots are dropped each by itself, so that an
         // interruption anywhere leaves names that are found again.
         taker.run(&format!("ALTER SUBSCRIPTION {quoted} DISABLE")).await?;
         workers_gone(taker, &name).await?;
-        // Before the subscription, whose number their names have.
-        for slot in sync_slots(giver, oid).await? {
-            drop_slot(giver, &slot).await?;
-        }
         taker.run(&format!("ALTER SUBSCRIPTION {quoted} SET (slot_name = NONE)")).await?;
         taker.run(&format!("DROP SUBSCRIPTION {quoted}")).await.context("dropping the subscription")?;
     }
@@ -273,10 +211,10 @@ pub async fn take_down(giver: &Db, taker: &Db, job: &Job, way: Way) -> anyhow::R
     for slot in [name.clone(), job.verify_slot(way)] {
         drop_slot(giver, &slot).await?;
     }
-    giver.run(&format!("DROP PUBLICATION IF EXISTS {quoted}")).await
+    unpublish(giver, job, way).await
 }
 
-/// A worker on its way out may still be making the slot of its copy.
+/// A worker on its way out may still apply what it has read.
 async fn workers_gone(taker: &Db, subscription: &str) -> anyhow::Result<()> {
     let begun = Instant::now();
     let sql = "SELECT EXISTS (SELECT FROM pg_stat_subscription WHERE subname = $1 AND pid IS NOT NULL)";
@@ -289,14 +227,6 @@ async fn workers_gone(taker: &Db, subscription: &str) -> anyhow::Result<()> {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     Ok(())
-}
-
-/// Slots of copies that were under way: `ReplicationSlotNameForTablesync` of tablesync.c.
-async fn sync_slots(giver: &Db, subscription: i64) -> anyhow::Result<Vec<String>> {
-    let sql = "SELECT slot_name::text FROM pg_replication_slots WHERE slot_name ~ ('^pg_' || $1::text || '_sync_[0-9]+_[0-9]+$') \
-               AND database = current_database()";
-    let rows = giver.rows(sql, &[&subscription.to_string()]).await?;
-    rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
 }
 
 pub async fn drop_slot(db: &Db, name: &str) -> anyhow::Result<()> {
@@ -318,15 +248,5 @@ pub async fn drop_slot(db: &Db, name: &str) -> anyhow::Result<()> {
             Err(error) if is_code(&error, &SqlState::UNDEFINED_OBJECT) => return Ok(()),
             Err(error) => return Err(error),
         }
-    }
-}
-
-/// For the screen.
-impl Progress {
-    pub fn json(&self) -> serde_json::Value {
-        json!({
-            "ready": self.ready, "copying": self.copying, "rows_now": self.rows, "bytes_now": self.bytes,
-            "enabled": self.enabled, "running": self.running,
-        })
     }
 }

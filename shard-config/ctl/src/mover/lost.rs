@@ -2,7 +2,6 @@
 //! keeps on it: the fence, the guards, slots that keep WAL. The motion stays, because copies on the lost shard must not be seen
 //! should it come back; whoever resumes the move then deletes them.
 
-use anyhow::Context;
 use serde_json::json;
 use shard_config::ShardId;
 
@@ -12,7 +11,7 @@ use super::machine::{Phase, Wish};
 use super::attach::{end_others, lock_runner};
 use super::scope::ident;
 use super::{arm, catalog, fence};
-use crate::direct::{Db, Servers};
+use crate::direct::Servers;
 
 /// Frees the shard that owns the scope, after the other one was lost. `wish`: abort, or finish when the target owns.
 pub async fn free(servers: &Servers, id: i64, wish: Wish) -> anyhow::Result<(Job, ShardId)> {
@@ -57,24 +56,7 @@ pub async fn free(servers: &Servers, id: i64, wish: Wish) -> anyhow::Result<(Job
         }
         db.run(&format!("DROP PUBLICATION IF EXISTS {}", ident(&job.publication(way)))).await?;
     }
-    sync_slots(&db, &job, lost).await?;
     arm::disarm(&db, &job).await?;
     job.set(&control, json!({ "wish": null })).await?;
     Ok((job, lost))
-}
-
-/// Slots of the lost shard's copies have its system identifier in their names, which the runner has noted.
-async fn sync_slots(db: &Db, job: &Job, lost: ShardId) -> anyhow::Result<()> {
-    let Some(system) = job.text(&system_key(lost)) else { return Ok(()) };
-    let sql = "SELECT slot_name::text FROM pg_replication_slots WHERE slot_name ~ ('^pg_[0-9]+_sync_[0-9]+_' || $1::text || '$')";
-    for row in db.rows(sql, &[&system]).await? {
-        let slot: String = row.try_get(0).context("a slot's name")?;
-        drop_slot(db, &slot).await?;
-    }
-    Ok(())
-}
-
-/// Of the entry that has a shard's system identifier.
-pub fn system_key(shard: ShardId) -> String {
-    format!("system_{shard}")
 }

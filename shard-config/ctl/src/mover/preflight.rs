@@ -208,8 +208,9 @@ async fn slots(source: &Db, target: &Db, job: &Job, found: &mut Findings) -> any
                 current_setting('max_wal_senders')::int8 - (SELECT count(*) FROM pg_stat_replication),
                 least(current_setting('max_logical_replication_workers')::int8, current_setting('max_worker_processes')::int8)
                   - (SELECT count(*) FROM pg_stat_subscription WHERE pid IS NOT NULL)";
-    // Out: the move, what changed, and a copy; and the way back with the roles exchanged.
-    for (shard, db, slots, senders, workers) in [(job.source, source, 4, 3, 1), (job.target, target, 2, 1, 3)]
+    // Two slots, of the move and of what changed, and one sender, of the snapshot and then of the move; and the way back with
+    // the roles exchanged.
+    for (shard, db, slots, senders, workers) in [(job.source, source, 2, 1, 1), (job.target, target, 2, 1, 1)]
     {
         let row = db.one(free, &[]).await?;
         for (at, need, setting) in [

@@ -14,6 +14,7 @@ use super::attach::{Attached, attach, end_others};
 use super::job::{Job, Way};
 use super::machine::{Event, Phase, Wish};
 use super::tables::{Table, sharded};
+use super::transfer::Transfer;
 use super::verify::Suspects;
 use crate::direct::{Db, Servers};
 
@@ -93,6 +94,8 @@ pub(super) struct Runner<'a> {
     pub(super) suspects: Suspects,
     /// The servers that were compared: another primary may lack what the one before it had applied.
     pub(super) compared_on: Identities,
+    /// The first copy, while it is under way.
+    pub(super) transfer: Option<Transfer>,
     problems: Vec<super::preflight::Problem>,
     backoff: Duration,
 }
@@ -138,6 +141,7 @@ impl<'a> Runner<'a> {
             compared: false,
             suspects: Suspects::new(),
             compared_on: (None, None),
+            transfer: None,
             problems: Vec::new(),
             backoff: BACKOFF_FIRST,
         }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde_json::json;
 use shard_config::ShardId;
 
+use super::attach::end_others;
 use super::catalog;
 use super::copy;
 use super::digest;
@@ -13,7 +14,6 @@ use super::fence;
 use super::job::Way;
 use super::machine::{Event, Phase, Wish};
 use super::run::{Different, Hopeless, Runner, Step};
-use super::throttle::Throttle;
 use super::{arm, clean, verify};
 
 /// How long statements that began before a motion was announced may still run before the step says who it waits for.
@@ -61,64 +61,6 @@ impl Runner<'_> {
         Ok(Some(Event::Finished))
     }
 
-    pub(super) async fn copy(&mut self) -> Step {
-        let tables = self.tables().await?;
-        let buckets = self.buckets();
-        copy::publish(&self.source, &self.job, Way::Out, &[], buckets).await?;
-        // Never a second time: what was written between two slots would be in neither.
-        if !copy::subscribed(&self.target, &self.job, Way::Out).await? {
-            copy::slot(&mut self.source, &self.job.publication(Way::Out)).await?;
-        }
-        let conninfo = self.servers.conninfo(&self.source);
-        copy::subscribe(&self.target, &self.job, Way::Out, &conninfo, true).await?;
-        self.check_flow(Way::Out).await?;
-
-        let mut published = copy::published_tables(&self.source, &self.job, Way::Out).await?;
-        let mut progress = copy::progress(&self.target, &self.job, Way::Out).await?;
-        // Published, and the subscription was not told before a runner died.
-        if published.iter().any(|table| !progress.ready.contains(table) && !progress.copying.contains(table))
-        {
-            copy::refresh(&self.target, &self.job).await?;
-            progress = copy::progress(&self.target, &self.job, Way::Out).await?;
-        }
-        let throttle = Throttle::of(&self.job);
-        let mut waiting: Vec<_> =
-            tables.iter().filter(|table| !published.contains(&table.full_name())).collect();
-        // The largest first: they are what the copy waits for in the end.
-        waiting.sort_by_key(|table| std::cmp::Reverse(table.bytes));
-        let mut reason = None;
-        let mut next = Vec::new();
-        for table in waiting {
-            let copied = tables.iter().filter(|t| published.contains(&t.full_name())).map(|t| t.bytes).sum();
-            // One that only catches up leaves room for the next one.
-            let large = tables.iter().filter(|t| progress.reading.contains(&t.full_name()) && !t.is_small()).count();
-            let held = throttle.holds(&self.job, &self.source, large, table, copied).await?;
-            if held.is_some() {
-                reason = held;
-                continue;
-            }
-            published.push(table.full_name());
-            progress.copying.push(table.full_name());
-            progress.reading.push(table.full_name());
-            next.push(table);
-        }
-        if !next.is_empty() {
-            copy::add(&self.source, &self.target, &self.job, &next, buckets).await?;
-            let names: Vec<_> = next.iter().map(|table| table.full_name()).collect();
-            self.job.note(&self.control, &format!("copying {}", names.join(", "))).await?;
-        }
-        reach(&self.job, "");
-        if !progress.copying.is_empty() {
-            // The subscription's worker looks at its tables when something arrives, and once a second otherwise.
-            copy::mark(&self.source, &self.job, Way::Out).await?;
-        }
-        let mut shown = progress.json();
-        shown["tables"] = json!(tables.len());
-        self.job.set(&self.control, json!({ "progress": shown, "throttled": reason })).await?;
-        let done = published.len() >= tables.len() && progress.copying.is_empty();
-        Ok(done.then_some(Event::Finished))
-    }
-
     /// Replication of one direction still can come about.
     async fn check_flow(&mut self, way: Way) -> anyhow::Result<()> {
         let (giver, taker) = (self.side(self.job.giver(way)), self.side(self.job.taker(way)));
@@ -133,8 +75,7 @@ impl Runner<'_> {
             }
             Some(_) => {}
         }
-        let progress = copy::progress(taker, &self.job, way).await?;
-        if !progress.enabled {
+        if !copy::is_enabled(taker, &self.job, way).await? {
             anyhow::bail!(self.start_again(way).await?);
         }
         Ok(())
@@ -312,7 +253,7 @@ impl Runner<'_> {
         copy::take_down(&self.source, &self.target, &self.job, Way::Out).await?;
         reach(&self.job, "");
         let conninfo = self.servers.conninfo(&self.target);
-        copy::subscribe(&self.source, &self.job, Way::Back, &conninfo, false).await?;
+        copy::subscribe(&self.source, &self.job, Way::Back, &conninfo).await?;
         copy::begin(&self.target, &self.source, &self.job, Way::Back).await?;
         Ok(Some(Event::Finished))
     }
@@ -323,8 +264,8 @@ impl Runner<'_> {
             fence::unlock_when_safe(&self.source, self.job.source, &self.control, &self.job).await?.err();
         self.show_lag(Way::Back).await?;
         let state = copy::slot_state(&self.target, &self.job.publication(Way::Back)).await?;
-        let progress = copy::progress(&self.source, &self.job, Way::Back).await?;
-        if state.is_some() && !progress.enabled {
+        let enabled = copy::is_enabled(&self.source, &self.job, Way::Back).await?;
+        if state.is_some() && !enabled {
             match self.start_again(Way::Back).await {
                 Ok(text) => self.job.note(&self.control, &text).await?,
                 // Said below; it is for the operator to decide.
@@ -337,7 +278,7 @@ impl Runner<'_> {
             Some((state, _)) if state == "lost" => {
                 "gone: the slot on the target kept too much WAL; only finish is left"
             }
-            Some(_) if !progress.enabled => "stopped at an error, which the source's log has",
+            Some(_) if !enabled => "stopped at an error, which the source's log has",
             Some(_) => "open",
         };
         let waits_for = held.as_ref().map(|who| format!("snapshots from before the cut-over: {who}"));
@@ -358,6 +299,9 @@ impl Runner<'_> {
     }
 
     pub(super) async fn take_down_all(&mut self) -> Step {
+        // Nothing is copied any more, and no session of the copy is about to commit.
+        self.transfer = None;
+        end_others(&[&self.control, &self.source, &self.target], &self.job.session_name()).await?;
         copy::take_down(&self.source, &self.target, &self.job, Way::Out).await?;
         copy::take_down(&self.target, &self.source, &self.job, Way::Back).await?;
         Ok(Some(Event::Finished))

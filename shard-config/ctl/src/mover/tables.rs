@@ -7,8 +7,6 @@ use shard_config::{Config, KeyType, TableKind};
 use super::scope::{Scope, ident, literal};
 use crate::direct::Db;
 
-const SMALL: i64 = 4 << 20;
-
 /// A sharded table; a partitioned one stands for its partitions.
 #[derive(Debug, Clone)]
 pub struct Table {
@@ -28,11 +26,6 @@ pub struct Table {
 }
 
 impl Table {
-    /// Its copy is over before it could be noticed: what it costs is the start of a worker.
-    pub fn is_small(&self) -> bool {
-        self.bytes < SMALL
-    }
-
     /// As SQL reads it.
     pub fn sql(&self) -> String {
         format!("{}.{}", ident(&self.schema), ident(&self.name))

@@ -61,7 +61,6 @@ impl Bed {
                         "wal_level = logical",
                         "max_worker_processes = 20",
                         "max_logical_replication_workers = 10",
-                        "max_sync_workers_per_subscription = 4",
                         "wal_retrieve_retry_interval = 100ms",
                         "autovacuum = off",
                     ])

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test's helpers fail by panicking")]
 
 mod bed;
+mod copying;
 mod failures;
 mod fence;
 mod moves;

@@ -1,0 +1,38 @@
+//! Those who notice what happens: payments at a fixed rate, counts of all rows, and single writes.
+use super::foreground::{self, Foreground, WARM_UP};
+use super::watch::{Counts, Watch};
+use crate::stack::Stack;
+use anyhow::Result;
+
+pub struct Clients {
+    load: Foreground,
+    watch: Watch,
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct Noticed {
+    pub load: foreground::Seen,
+    pub seen: Counts,
+}
+
+impl Clients {
+    /// Returns when they are warm. Single writes are to the buckets given, or to all when none are.
+    pub async fn start(rate: f64, stack: &Stack, scopes: &[(u16, u16)]) -> Result<Clients> {
+        let load = Foreground::start(rate)?;
+        let watch = Watch::start(stack, scopes).await?;
+        tokio::time::sleep(WARM_UP).await;
+        Ok(Clients { load, watch })
+    }
+
+    pub async fn stop(self) -> Result<Noticed> {
+        let (seen, load) = (self.watch.stop().await, self.load.stop().await);
+        Ok(Noticed { load: load?, seen: seen? })
+    }
+}
+
+impl Noticed {
+    /// Failed payments and statements.
+    pub fn errors(&self) -> u64 {
+        self.load.errors + self.seen.errors
+    }
+}

@@ -1,0 +1,92 @@
+//! The report as tables.
+use super::{CALM, COPY, Report};
+use crate::compare::rebalance::clients::Noticed;
+use crate::compare::rebalance::phases::Phase;
+use crate::output::{Table, thousands};
+
+impl Report {
+    pub fn human(&self) -> String {
+        let mut table = Table::new(&[
+            "step",
+            "seconds",
+            "moves",
+            "pauses ms",
+            "longest write ms",
+            "payments/s",
+            "p50 ms",
+            "p99 ms",
+            "errors",
+            "counts",
+            "writes",
+        ]);
+        let none = || String::from("-");
+        table.row(row(CALM, [none(), none(), none()], &self.baseline));
+        for step in &self.steps {
+            let moving = [format!("{:.1}", step.seconds), step.moves.len().to_string(), step.pauses_text()];
+            table.row(row(step.kind.name(), moving, &step.noticed));
+        }
+        if let Some(copy) = &self.copy {
+            table.row(row(COPY, [format!("{:.1}", copy.seconds), none(), none()], &copy.noticed));
+        }
+        let mut text = format!("\n{}\n{}", table.render(), self.phases().render());
+        if let Some(ratio) = self.step_ratio() {
+            text.push_str(&format!(
+                "\nover the whole of the worst step: {ratio:.2} times that without a move\n"
+            ));
+        }
+        if let Some(copy) = &self.copy {
+            text.push_str(&format!(
+                "\ncopy: {} rows, {:.1} MiB ({:.0} % of the source's rows) by COPY in {:.1} s, {} rows/s; the mover {} rows in {:.1} s, {} rows/s\n",
+                thousands(copy.rows),
+                copy.mib,
+                copy.share * 100.0,
+                copy.seconds,
+                thousands(copy.rows_per_s() as u64),
+                thousands(copy.mover_rows.unsigned_abs()),
+                copy.mover_seconds,
+                thousands(copy.mover_rows_per_s() as u64)
+            ));
+        }
+        for (what, noticed) in self.noticed() {
+            for error in &noticed.seen.texts {
+                text.push_str(&format!("{what}: {error}\n"));
+            }
+        }
+        text.push_str("\nbars\n");
+        for (ok, bar) in self.bars() {
+            text.push_str(&format!("  {}  {bar}\n", if ok { "ok    " } else { "MISSED" }));
+        }
+        if let Some(checked) = self.checked.as_ref().filter(|checked| !checked.ok()) {
+            text.push_str(&checked.human());
+        }
+        text
+    }
+
+    fn phases(&self) -> Table {
+        let mut table =
+            Table::new(&["payments' p99 ms (payments)", "copying", "verifying", "cut-over", "other"]);
+        for step in &self.steps {
+            let cells = Phase::ALL.map(|phase| step.by_phase.of(phase).cell());
+            table.row(std::iter::once(step.kind.name().to_owned()).chain(cells).collect());
+        }
+        table
+    }
+}
+
+/// One row of the table.
+fn row(what: &str, [seconds, moves, pauses]: [String; 3], noticed: &Noticed) -> Vec<String> {
+    let Noticed { load, seen } = noticed;
+    vec![
+        what.to_owned(),
+        seconds,
+        moves,
+        pauses,
+        format!("{:.1}", seen.longest_write_ms),
+        format!("{:.1}", load.rate),
+        format!("{:.1}", load.p50_ms),
+        format!("{:.1}", load.p99_ms),
+        thousands(noticed.errors()),
+        thousands(seen.counts),
+        thousands(seen.writes),
+    ]
+}

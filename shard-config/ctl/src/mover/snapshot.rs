@@ -1,0 +1,53 @@
+//! A logical slot and a snapshot that belong together: the snapshot shows every transaction that had committed when the slot
+//! began, and the slot has every other one (`CREATE_REPLICATION_SLOT ... EXPORT_SNAPSHOT`, protocol-replication.html).
+//! What is copied in the snapshot and then continued from the slot has every row once.
+
+use anyhow::Context;
+
+use super::copy::{SLOT_PATIENCE, oldest};
+use super::scope::{ident, literal};
+use crate::direct::{Db, Servers};
+
+/// Held by an open transaction. Any number of sessions of the same server may read in it; with the holder it is gone.
+#[derive(Debug)]
+pub(super) struct Snapshot {
+    _holder: Db,
+    name: String,
+}
+
+impl Snapshot {
+    /// Makes the slot, which must not exist.
+    pub(super) async fn with_slot(servers: &Servers, source: &Db, session_name: &str, slot: &str) -> anyhow::Result<Self> {
+        let mut walsender = servers.replication(source, session_name).await?;
+        walsender.patience = SLOT_PATIENCE;
+        let command = format!("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput EXPORT_SNAPSHOT", ident(slot));
+        let made = match walsender.command(&command).await {
+            Ok(made) => made,
+            Err(error) => {
+                // No statement_timeout ends it: it would go on waiting for transactions, and then make the slot.
+                let end = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity \
+                           WHERE application_name = $1 AND backend_type = 'walsender'";
+                source.rows(end, &[&session_name]).await?;
+                return Err(error.context(format!("slot {slot}; {}", oldest(source).await?)));
+            }
+        };
+        let exported = made.get("snapshot_name").context("no snapshot came with the slot")?;
+        let holder = servers.beside(source, session_name).await?;
+        // What it waits for is the rest of the copy.
+        holder.run("SET idle_in_transaction_session_timeout = 0").await?;
+        enter(&holder, exported).await?;
+        // The walsender's goes with its connection, and that counts against max_wal_senders.
+        let name: String = holder.value("SELECT pg_export_snapshot()", &[]).await?;
+        Ok(Self { _holder: holder, name })
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+/// Begins a transaction that sees what the snapshot shows.
+pub(super) async fn enter(db: &Db, snapshot: &str) -> anyhow::Result<()> {
+    let snapshot = literal(snapshot);
+    db.run(&format!("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {snapshot}")).await
+}

@@ -1,0 +1,214 @@
+//! The first copy: what cuts it short, what holds it, and what its rows consist of.
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use shardctl::mover::machine::Phase;
+use shardctl::mover::run::{End, Options};
+use shardctl::mover::scope::Scope;
+
+use crate::bed::{BUCKETS, Bed, Writers, bucket, tenant};
+use crate::proxy::Proxy;
+
+const ALL: Options = Options { auto: true, finish: true, stay: false };
+
+async fn until(bed: &Bed, id: i64, what: &str, holds: impl AsyncFn() -> bool) {
+    let begun = Instant::now();
+    while !holds().await {
+        assert!(begun.elapsed() < Duration::from_secs(30), "{what}\n{}", bed.story(id).await);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Rows of the scope on a shard, in all tables.
+async fn inside(bed: &Bed, shard: u16, scope: &Scope) -> i64 {
+    bed.rows(shard, scope).await.values().map(|(inside, _)| inside).sum()
+}
+
+/// One piece of the copy is committed, and the next one waits for hours.
+async fn cut_short(bed: &Bed, id: i64, scope: &Scope) -> tokio::task::JoinHandle<anyhow::Result<End>> {
+    bed.load(id).await.set(&bed.control, json!({ "throttle": { "bytes_per_second": 10 } })).await.unwrap();
+    let runner = bed.spawn(id, ALL);
+    until(bed, id, "nothing was copied", async || inside(bed, 2, scope).await > 0).await;
+    runner
+}
+
+/// What a dead runner has copied came from a snapshot that is gone, and rows change meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_that_is_cut_short_begins_anew() {
+    let bed = Bed::start(2).await;
+    let scope = Scope::of_range(0, 31);
+    let proxy = Proxy::start(&bed.servers).await;
+    let writers = Writers::start(&proxy, 4);
+    let job = bed.plan(&scope, 1, 2).await;
+    let runner = cut_short(&bed, job.id, &scope).await;
+    runner.abort();
+    let _ = runner.await;
+    let (all, copied) = (inside(&bed, 1, &scope).await, inside(&bed, 2, &scope).await);
+    assert!(copied > 0 && copied < all, "{copied} of {all} rows");
+    // Rows that were copied are changed before the next snapshot, and gone from it.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let gone = (0..200).map(tenant).find(|t| bucket(t) < 32).unwrap();
+    let source = bed.shard(1).await;
+    source.execute("DELETE FROM public.entries WHERE tenant_id = $1 AND amount = 0", &[&gone]).await.unwrap();
+    bed.load(job.id).await.set(&bed.control, json!({ "throttle": null })).await.unwrap();
+    assert_eq!(bed.run(job.id, ALL).await, End::Over);
+    let posted = writers.stop().await;
+    let story = bed.story(job.id).await;
+    assert_eq!(bed.load(job.id).await.phase, Phase::Done, "{story}");
+    assert!(story.contains("copying begins anew"), "{story}");
+    bed.check_rows(posted).await;
+    bed.check_clean().await;
+    let left = "SELECT count(*) FROM public.entries WHERE tenant_id = $1 AND amount = 0";
+    assert_eq!(bed.shard(2).await.value::<i64>(left, &[&gone]).await.unwrap(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_abort_in_the_middle_of_a_copy_leaves_nothing() {
+    let bed = Bed::start(2).await;
+    let scope = Scope::of_range(0, 31);
+    let proxy = Proxy::start(&bed.servers).await;
+    let writers = Writers::start(&proxy, 3);
+    let job = bed.plan(&scope, 1, 2).await;
+    let runner = cut_short(&bed, job.id, &scope).await;
+    bed.ask(job.id, shardctl::mover::machine::Wish::Abort).await;
+    assert_eq!(runner.await.unwrap().unwrap(), End::Over);
+    assert_eq!(bed.load(job.id).await.phase, Phase::Aborted, "{}", bed.story(job.id).await);
+    assert_eq!(inside(&bed, 2, &scope).await, 0);
+    bed.check_rows(writers.stop().await).await;
+    bed.check_clean().await;
+}
+
+/// Sessions of the copy that end are a server that may have lost commits: the runner begins anew by itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_target_that_drops_its_sessions_is_copied_to_anew() {
+    let bed = Bed::start(2).await;
+    let scope = Scope::of_range(0, 31);
+    let proxy = Proxy::start(&bed.servers).await;
+    let writers = Writers::start(&proxy, 3);
+    let job = bed.plan(&scope, 1, 2).await;
+    let runner = cut_short(&bed, job.id, &scope).await;
+    bed.load(job.id).await.set(&bed.control, json!({ "throttle": null })).await.unwrap();
+    let name = format!("shardctl move {}", job.id);
+    let end = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = $1";
+    assert!(bed.shard(2).await.value::<i64>(end, &[&name]).await.unwrap() >= 2);
+    assert_eq!(runner.await.unwrap().unwrap(), End::Over, "{}", bed.story(job.id).await);
+    assert_eq!(bed.load(job.id).await.phase, Phase::Done, "{}", bed.story(job.id).await);
+    bed.check_rows(writers.stop().await).await;
+    bed.check_clean().await;
+}
+
+/// Limits hold the copy where it is, in the middle of it, with the reason, and may be mended; so may a pause.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn limits_hold_a_copy_under_way() {
+    let bed = Bed::start(2).await;
+    let scope = Scope::of_range(0, 31);
+    let job = bed.plan(&scope, 1, 2).await;
+    // No answer takes less than no time.
+    let limit = json!({ "throttle": { "latency_ms": -1, "parallel": 3 } });
+    bed.load(job.id).await.set(&bed.control, limit).await.unwrap();
+    let runner = bed.spawn(job.id, Options::default());
+    until(&bed, job.id, "no reason", async || {
+        bed.load(job.id).await.text("throttled").is_some_and(|reason| reason.contains("limit -1 ms"))
+    })
+    .await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(inside(&bed, 2, &scope).await, 0, "{}", bed.story(job.id).await);
+    let paused = json!({ "throttle": null, "paused": true });
+    bed.load(job.id).await.set(&bed.control, paused).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(inside(&bed, 2, &scope).await, 0, "{}", bed.story(job.id).await);
+    bed.load(job.id).await.set(&bed.control, json!({ "paused": false })).await.unwrap();
+    assert_eq!(runner.await.unwrap().unwrap(), End::Waiting);
+    assert_eq!(bed.load(job.id).await.phase, Phase::Ready, "{}", bed.story(job.id).await);
+    assert_eq!(inside(&bed, 2, &scope).await, inside(&bed, 1, &scope).await);
+    bed.ask(job.id, shardctl::mover::machine::Wish::Abort).await;
+    assert_eq!(bed.run(job.id, Options::default()).await, End::Over);
+    bed.check_clean().await;
+}
+
+/// No slot begins before the transactions under way have ended. It is said whose they are, and what waited for them is gone
+/// with the attempt.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_old_transaction_is_named_and_nothing_waits_on_for_it() {
+    let bed = Bed::start(2).await;
+    let job = bed.plan(&Scope::of_range(0, 31), 1, 2).await;
+    let idle = bed.direct(1).await;
+    idle.batch_execute("BEGIN; INSERT INTO public.plain VALUES (1)").await.unwrap();
+    let pid: i32 = idle.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0);
+    let runner = bed.spawn(job.id, ALL);
+    until(&bed, job.id, "nobody is named", async || {
+        bed.load(job.id).await.text("error").is_some_and(|error| error.contains(&format!("pid {pid}")))
+    })
+    .await;
+    runner.abort();
+    let _ = runner.await;
+    let waiting = "SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE backend_type = 'walsender')";
+    let source = bed.shard(1).await;
+    assert_eq!(bed.load(job.id).await.phase, Phase::Copying);
+    idle.batch_execute("COMMIT").await.unwrap();
+    assert_eq!(bed.run(job.id, ALL).await, End::Over);
+    assert_eq!(bed.load(job.id).await.phase, Phase::Done, "{}", bed.story(job.id).await);
+    assert!(source.holds(waiting, &[]).await.unwrap());
+    bed.check_rows(0).await;
+    bed.check_clean().await;
+}
+
+/// Values whose binary form has numbers of objects in it, which are others on another server; names that need quotes.
+const ODD: &str = r#"
+    CREATE TYPE public.mood AS ENUM ('sad', 'ok "then"');
+    CREATE TYPE public.pair AS (a public.mood, b int);
+    CREATE TABLE public."Odd, one" (tenant_id uuid NOT NULL, "the id" bigint GENERATED ALWAYS AS IDENTITY, mood public.mood,
+        moods public.mood[], pair public.pair, class regclass, raw bytea, number numeric, twice bigint GENERATED ALWAYS AS ("the id" * 2) STORED,
+        PRIMARY KEY (tenant_id, "the id"));
+    CREATE TABLE public.even (tenant_id uuid NOT NULL, id int, raw bytea, number numeric, at timestamptz, name name, "char" "char",
+        span tstzrange, many int[], doc jsonb, real real, text text, PRIMARY KEY (tenant_id, id));"#;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_type_arrives_as_it_was() {
+    let bed = Bed::start(2).await;
+    // From here on objects have other numbers on shard 2.
+    bed.shard(2).await.run("CREATE TYPE public.other AS ENUM ('x'); CREATE TABLE public.more (id int PRIMARY KEY)").await.unwrap();
+    for shard in [1, 2] {
+        bed.shard(shard).await.run(ODD).await.unwrap();
+    }
+    let source = bed.shard(1).await;
+    source.run("CREATE TABLE public.more (id int PRIMARY KEY)").await.unwrap();
+    let scope = Scope::of_range(0, 31);
+    for tenant in (0..200).map(tenant).filter(|tenant| bucket(tenant) < 32) {
+        source
+            .execute(
+                r#"INSERT INTO public."Odd, one" (tenant_id, mood, moods, pair, class, raw, number)
+                   SELECT $1, 'ok "then"', ARRAY['sad', NULL, 'ok "then"']::public.mood[], ROW('sad', n)::public.pair, 'public.accounts'::regclass,
+                          decode(repeat('5c00ff', n), 'hex'), CASE n WHEN 1 THEN 'NaN' ELSE 1.500 END FROM generate_series(1, 3) n"#,
+                &[&tenant],
+            )
+            .await
+            .unwrap();
+        source
+            .execute(
+                "INSERT INTO public.even SELECT $1, n, '\\x5c00ff', 0.10000, 'infinity', 'n\\', 'x', '[2020-01-01,)', '{{1,NULL}}', '{\"a\": 1.50}', \
+                 'NaN', E'a\\tb\\n\\\\N' FROM generate_series(1, 3) n",
+                &[&tenant],
+            )
+            .await
+            .unwrap();
+    }
+    let texts = async |shard: u16| {
+        let mut texts = Vec::new();
+        for table in [r#"public."Odd, one""#, "public.even"] {
+            let inside = scope.sql("tenant_id", shard_config::KeyType::Uuid, BUCKETS);
+            let sql = format!("SELECT coalesce(string_agg(t::text, '|' ORDER BY t::text COLLATE \"C\"), '') FROM {table} t WHERE {inside}");
+            texts.push(bed.shard(shard).await.value::<String>(&sql, &[]).await.unwrap());
+        }
+        texts
+    };
+    let before = texts(1).await;
+    assert!(before.iter().all(|text| text.len() > 1000));
+    let job = bed.plan(&scope, 1, 2).await;
+    assert_eq!(bed.run(job.id, ALL).await, End::Over);
+    assert_eq!(bed.load(job.id).await.phase, Phase::Done, "{}", bed.story(job.id).await);
+    assert_eq!(texts(2).await, before);
+    bed.check_rows(0).await;
+    bed.check_clean().await;
+}
