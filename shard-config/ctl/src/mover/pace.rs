@@ -3,15 +3,16 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// A piece should take about so long: it is what cannot be stopped, and what others wait for in the worst case.
-const PIECE: Duration = Duration::from_millis(80);
-const PAGES_LEAST: i64 = 16;
-const PAGES_MOST: i64 = 4096;
-const PAGES_FIRST: i64 = 128;
+/// A piece should take about so long: a pause or a limit holds from the next one on.
+const PIECE: Duration = Duration::from_millis(200);
+/// A piece has a few round trips of its own.
+const BYTES_LEAST: u64 = 128 << 10;
+const BYTES_MOST: u64 = 16 << 20;
+const BYTES_FIRST: u64 = 512 << 10;
 /// Nothing goes on for longer than that without a runner who looks after it.
 const ALLOWANCE: Duration = Duration::from_secs(1);
 /// Of the time of a piece, what is rested after it.
-const REST: f64 = 0.2;
+const REST: f64 = 0.1;
 /// Between two looks of one who must wait for the runner.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -28,12 +29,21 @@ struct State {
     bytes_per_second: Option<i64>,
     parallel: usize,
     workers: usize,
+    piece_bytes: u64,
 }
 
 impl Pace {
     pub(super) fn new(now: Instant) -> Self {
-        let state = State { open_until: now, due: now, bytes_per_second: None, parallel: 1, workers: 0 };
-        Self { state: Mutex::new(state) }
+        Self {
+            state: Mutex::new(State {
+                open_until: now,
+                due: now,
+                bytes_per_second: None,
+                parallel: 1,
+                workers: 0,
+                piece_bytes: BYTES_FIRST,
+            }),
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -62,9 +72,15 @@ impl Pace {
         (state.due > now).then(|| (state.due - now).min(LOOK))
     }
 
+    /// Bytes of the next piece.
+    pub(super) fn piece_bytes(&self) -> u64 {
+        self.state().piece_bytes
+    }
+
     /// A piece is over. Returns how long to rest.
     pub(super) fn spent(&self, now: Instant, bytes: u64, took: Duration) -> Duration {
         let mut state = self.state();
+        state.piece_bytes = next_bytes(state.piece_bytes, bytes, took);
         if let Some(most) = state.bytes_per_second {
             let cost = Duration::from_secs_f64(bytes as f64 / most.max(1) as f64);
             state.due = state.due.max(now.checked_sub(took).unwrap_or(now)) + cost;
@@ -93,18 +109,15 @@ impl Pace {
     }
 }
 
-/// Pages of the next piece, after one of `pages` that took so long.
-pub(super) fn next_pages(pages: i64, took: Duration) -> i64 {
-    let pages = match took {
-        took if took > PIECE * 2 => pages / 2,
-        took if took < PIECE / 2 => pages * 2,
-        _ => pages,
+/// Bytes of the next piece, after one of `bytes` that was to be of `most` and took so long.
+fn next_bytes(most: u64, bytes: u64, took: Duration) -> u64 {
+    let next = match took {
+        took if took > PIECE * 2 => most / 2,
+        // The last piece of a table says nothing of large ones.
+        took if took < PIECE / 2 && bytes >= most => most * 2,
+        _ => most,
     };
-    pages.clamp(PAGES_LEAST, PAGES_MOST)
-}
-
-pub(super) const fn first_pages() -> i64 {
-    PAGES_FIRST
+    next.clamp(BYTES_LEAST, BYTES_MOST)
 }
 
 #[cfg(test)]
@@ -162,10 +175,12 @@ mod tests {
 
     #[test]
     fn pieces_fit_the_machine() {
-        assert_eq!(next_pages(128, PIECE), 128);
-        assert_eq!(next_pages(128, PIECE * 3), 64);
-        assert_eq!(next_pages(PAGES_LEAST, PIECE * 30), PAGES_LEAST);
-        assert_eq!(next_pages(128, Duration::ZERO), 256);
-        assert_eq!(next_pages(PAGES_MOST, Duration::ZERO), PAGES_MOST);
+        let megabyte = 1 << 20;
+        assert_eq!(next_bytes(megabyte, megabyte, PIECE), megabyte);
+        assert_eq!(next_bytes(megabyte, megabyte, PIECE * 3), megabyte / 2);
+        assert_eq!(next_bytes(BYTES_LEAST, BYTES_LEAST, PIECE * 30), BYTES_LEAST);
+        assert_eq!(next_bytes(megabyte, megabyte, Duration::ZERO), megabyte * 2);
+        assert_eq!(next_bytes(megabyte, 100, Duration::ZERO), megabyte);
+        assert_eq!(next_bytes(BYTES_MOST, BYTES_MOST, Duration::ZERO), BYTES_MOST);
     }
 }

@@ -1,8 +1,9 @@
 //! The first copy of a scope's rows: piece by piece in one snapshot, each piece one transaction on the target, by workers that
-//! take a table each, as `pace` lets them.
+//! take a table each, as `pace` lets them. The source's statements go on from one piece to the next: between two of them they
+//! wait for somebody to read their rows.
 
 use std::collections::VecDeque;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -10,8 +11,10 @@ use anyhow::Context;
 use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
+use tokio_postgres::CopyOutStream;
 
-use super::pace::{Pace, first_pages, next_pages};
+use super::copy_format::Rows;
+use super::pace::Pace;
 use super::scope::{Scope, ident};
 use super::snapshot::{Snapshot, enter};
 use super::tables::{Table, leaves, pages};
@@ -20,8 +23,8 @@ use crate::direct::{Db, Servers};
 
 /// No piece takes so long unless a server is gone.
 const PIECE_LIMIT: Duration = Duration::from_secs(300);
-/// What a binary COPY of no rows consists of: signature, flags, length of the extension, and the end.
-const BINARY_EMPTY: usize = 11 + 4 + 4 + 2;
+/// Pages of one statement of the source: what is known of a table's progress.
+const RANGE: i64 = 4096;
 
 /// Copying under way. It ends when this is dropped: what was committed stays on the target.
 pub(super) struct Transfer {
@@ -51,10 +54,11 @@ struct Done {
 }
 
 impl Work {
-    fn count(&self, table: usize, part: f64, rows: u64, bytes: u64) {
+    fn count(&self, table: usize, part: f64, piece: &Piece) {
         let done = &mut locked(&self.done)[table];
         // The end is said when it is known to be the end.
-        *done = Done { begun: true, part: part.min(0.999), rows: done.rows + rows, bytes: done.bytes + bytes };
+        let part = part.min(0.999);
+        *done = Done { begun: true, part, rows: done.rows + piece.rows, bytes: done.bytes + piece.bytes };
     }
 }
 
@@ -152,30 +156,83 @@ async fn copy_table(work: &Work, giver: &Db, taker: &Db, snapshot: &str, at: usi
     let binary = is_portable(giver, table).await? && is_portable(taker, table).await?;
     let into = in_sql(table, binary);
     let leaves = leaves(giver, table).await?;
+    let mut part = 0.0;
     for (n, leaf) in leaves.iter().enumerate() {
         // The lock keeps the rows where they are (VACUUM FULL), and with the snapshot none of them is removed.
         giver.run(&format!("LOCK TABLE ONLY {leaf} IN ACCESS SHARE MODE")).await?;
         let all = pages(giver, leaf).await?;
-        let (mut from, mut size) = (0, first_pages());
+        let mut from = 0;
         while from < all {
-            while let Some(wait) = work.pace.wait(Instant::now()) {
-                tokio::time::sleep(wait).await;
+            let to = (from + RANGE).min(all);
+            let mut out = pin!(giver.copy_out(&out_sql(table, leaf, from, to, work, binary)).await?);
+            let mut rows = Rows::new(binary);
+            loop {
+                while let Some(wait) = work.pace.wait(Instant::now()) {
+                    tokio::time::sleep(wait).await;
+                }
+                let begun = Instant::now();
+                let piece = copy_piece(giver, out.as_mut(), &mut rows, taker, &into, work.pace.piece_bytes());
+                let copied = tokio::time::timeout(PIECE_LIMIT, piece).await;
+                let piece = copied.with_context(|| format!("no end of one piece within {PIECE_LIMIT:?}"))??;
+                let rest = work.pace.spent(Instant::now(), piece.bytes, begun.elapsed());
+                if piece.is_last {
+                    part = (n as f64 + to as f64 / all as f64) / leaves.len() as f64;
+                }
+                work.count(at, part, &piece);
+                tokio::time::sleep(rest).await;
+                if piece.is_last {
+                    break;
+                }
             }
-            let begun = Instant::now();
-            let to = (from + size).min(all);
-            let out = out_sql(table, leaf, from, to, work, binary);
-            let copied = tokio::time::timeout(PIECE_LIMIT, copy_piece(giver, taker, &out, &into, binary)).await;
-            let (rows, bytes) = copied.with_context(|| format!("no end of one piece within {PIECE_LIMIT:?}"))??;
-            let took = begun.elapsed();
-            (from, size) = (to, next_pages(size, took));
-            let part = (n as f64 + to as f64 / all as f64) / leaves.len() as f64;
-            work.count(at, part, rows, bytes);
-            tokio::time::sleep(work.pace.spent(Instant::now(), bytes, took)).await;
+            from = to;
         }
     }
     giver.run("COMMIT").await?;
     locked(&work.done)[at].part = 1.0;
     Ok(())
+}
+
+/// One transaction of the target.
+struct Piece {
+    rows: u64,
+    bytes: u64,
+    /// The source's statement has ended.
+    is_last: bool,
+}
+
+/// Copies rows until they are `most` bytes, or there are no more. What has no rows costs the target nothing.
+async fn copy_piece(
+    giver: &Db,
+    mut out: Pin<&mut CopyOutStream>,
+    rows: &mut Rows,
+    taker: &Db,
+    into: &str,
+    most: u64,
+) -> anyhow::Result<Piece> {
+    let mut piece = Piece { rows: 0, bytes: 0, is_last: true };
+    let mut sink = None;
+    while let Some(message) = out.next().await.transpose().map_err(|error| giver.refused(&error))? {
+        let Some(row) = rows.of(message) else { continue };
+        let sink = match &mut sink {
+            Some(sink) => sink,
+            none => {
+                let mut begun = Box::pin(taker.copy_in(into).await?);
+                begun.feed(rows.header()).await.map_err(|error| taker.refused(&error))?;
+                none.insert(begun)
+            }
+        };
+        piece.bytes += row.len() as u64;
+        sink.feed(row).await.map_err(|error| taker.refused(&error))?;
+        if piece.bytes >= most {
+            piece.is_last = false;
+            break;
+        }
+    }
+    if let Some(mut sink) = sink {
+        sink.feed(rows.trailer()).await.map_err(|error| taker.refused(&error))?;
+        piece.rows = sink.as_mut().finish().await.map_err(|error| taker.refused(&error))?;
+    }
+    Ok(piece)
 }
 
 /// Whether values of the table's columns mean the same on every server in binary form: those of types with numbers that
@@ -207,27 +264,6 @@ fn out_sql(table: &Table, leaf: &str, from: i64, to: i64, work: &Work, binary: b
 fn in_sql(table: &Table, binary: bool) -> String {
     // Into the root: partitions may have other names there.
     format!("COPY {} ({}) FROM STDIN (FORMAT {})", table.sql(), columns(table), format_of(binary))
-}
-
-/// Rows and bytes of one piece. What has no rows costs the target nothing.
-async fn copy_piece(giver: &Db, taker: &Db, out: &str, into: &str, binary: bool) -> anyhow::Result<(u64, u64)> {
-    let mut out = pin!(giver.copy_out(out).await?);
-    let Some(first) = out.next().await.transpose().map_err(|error| giver.refused(&error))? else { return Ok((0, 0)) };
-    if binary && first.len() <= BINARY_EMPTY {
-        // The end of the statement.
-        while out.next().await.transpose().map_err(|error| giver.refused(&error))?.is_some() {}
-        return Ok((0, 0));
-    }
-    let mut sink = pin!(taker.copy_in(into).await?);
-    let mut bytes = 0;
-    let mut next = Some(first);
-    while let Some(chunk) = next {
-        bytes += chunk.len() as u64;
-        sink.feed(chunk).await.map_err(|error| taker.refused(&error))?;
-        next = out.next().await.transpose().map_err(|error| giver.refused(&error))?;
-    }
-    let rows = sink.finish().await.map_err(|error| taker.refused(&error))?;
-    Ok((rows, bytes))
 }
 
 #[cfg(test)]
