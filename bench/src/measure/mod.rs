@@ -1,4 +1,5 @@
-//! What a load costs: CPU of each process, WAL of each shard, batch sizes of the cores.
+//! What a load costs: CPU of each process and of all, WAL of each shard, batch sizes of the cores.
 pub mod core_metrics;
 pub mod processes;
+pub mod processors;
 pub mod wal;

@@ -20,6 +20,17 @@ SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname)
                     WHERE a.attrelid = c.oid AND a.attname = 'tenant_id' AND NOT a.attisdropped)
  ORDER BY 1";
 
+/// 256 MiB of WAL, which the next checkpoint keeps to be written over.
+const WAL_AHEAD: &str = "
+DO $$
+BEGIN
+    FOR n IN 1..16 LOOP
+        PERFORM pg_logical_emit_message(false, 'ahead', '');
+        PERFORM pg_switch_wal();
+    END LOOP;
+END
+$$";
+
 pub(crate) fn add_shard(options: &Options) -> Result<bool> {
     let stack = open(options)?;
     let dir = stack.state().dir.clone();
@@ -113,7 +124,14 @@ fn make(stack: &Stack, model: u16, shard: u16) -> Result<()> {
             fs::remove_file(file).with_context(|| file.display().to_string())?;
         }
     }
-    copied
+    copied?;
+    // A server that has been in service writes over WAL files of its own; a new one fills each with zeros first, while
+    // commits wait for it.
+    stack.psql(target, DATABASE, WAL_AHEAD)?;
+    for name in [state.primary_of(shard), format!("shard{shard}-replica")] {
+        stack.psql(state.port(&name)?, DATABASE, "CHECKPOINT")?;
+    }
+    Ok(())
 }
 
 fn copy(

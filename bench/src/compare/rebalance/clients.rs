@@ -1,18 +1,23 @@
 //! Those who notice what happens: payments at a fixed rate, counts of all rows, and single writes.
 use super::foreground::{self, Foreground, WARM_UP};
 use super::watch::{Counts, Watch};
+use crate::measure::processors::Ticks;
 use crate::stack::Stack;
 use anyhow::Result;
 
 pub struct Clients {
     load: Foreground,
     watch: Watch,
+    /// When they were warm.
+    warm: Option<Ticks>,
 }
 
 #[derive(Clone, Debug, Default)]
 pub struct Noticed {
     pub load: foreground::Seen,
     pub seen: Counts,
+    /// Per cent of the machine's processors, everything included.
+    pub busy: Option<f64>,
 }
 
 impl Clients {
@@ -21,12 +26,13 @@ impl Clients {
         let load = Foreground::start(rate)?;
         let watch = Watch::start(stack, scopes).await?;
         tokio::time::sleep(WARM_UP).await;
-        Ok(Clients { load, watch })
+        Ok(Clients { load, watch, warm: Ticks::now() })
     }
 
     pub async fn stop(self) -> Result<Noticed> {
+        let busy = Ticks::now().zip(self.warm).and_then(|(now, warm)| now.busy_since(warm));
         let (seen, load) = (self.watch.stop().await, self.load.stop().await);
-        Ok(Noticed { load: load?, seen: seen? })
+        Ok(Noticed { load: load?, seen: seen?, busy })
     }
 }
 

@@ -83,6 +83,7 @@ pub async fn run(args: RebalanceArgs) -> Result<bool> {
     say("payments to move");
     foreground::prepare(args.payments).await?;
     watch::prepare(&stack).await?;
+    crate::measure::wal::checkpoint(&stack.shards).await?;
     // Before the payments without a move, so that those are beside it, too.
     let application = match args.no_jdbc {
         true => None,

@@ -13,6 +13,7 @@ use super::catalog::{self, StoredMap};
 use super::attach::{Attached, attach, end_others};
 use super::job::{Job, Way};
 use super::machine::{Event, Phase, Wish};
+use super::preflight::human;
 use super::tables::{Table, sharded};
 use super::transfer::Transfer;
 use super::verify::Suspects;
@@ -26,6 +27,9 @@ const BACKOFF_FIRST: Duration = Duration::from_millis(500);
 const BACKOFF_MOST: Duration = Duration::from_secs(15);
 /// A cut-over that failed so often is given up until it is asked for again.
 const ATTEMPTS_MOST: i64 = 20;
+
+/// WAL files that a target should have ready, unless little is copied.
+const WAL_READY: i64 = 128 << 20;
 
 /// What ended a runner.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -378,11 +382,30 @@ impl Runner<'_> {
         }
         if problems.is_empty() {
             self.warn_of_wal().await?;
+            self.warn_of_wal_files().await?;
             return Ok(Some(Event::Finished));
         }
         let text: Vec<_> = problems.iter().map(|p| format!("{}: {}", p.what, p.remedy)).collect();
         self.problems = problems;
         Err(Hopeless(text.join("; ")).into())
+    }
+
+    /// A server that has few WAL files to write over fills a new one with zeros for each 16 MiB, and its commits wait for that.
+    async fn warn_of_wal_files(&self) -> anyhow::Result<()> {
+        let sql = "SELECT count(*) * pg_size_bytes(current_setting('wal_segment_size')) FROM pg_ls_waldir() \
+                   WHERE name > pg_walfile_name(pg_current_wal_lsn()) AND name ~ '^[0-9A-F]{24}$'";
+        let ready: i64 = self.target.value(sql, &[]).await?;
+        let bytes = self.job.number("source_bytes").unwrap_or(0);
+        if ready < WAL_READY.min(bytes) {
+            let text = format!(
+                "shard {} has {} of WAL files ready, and makes more while rows are copied, for which commits wait: raise min_wal_size \
+                 there and have a CHECKPOINT at a quiet moment (a new server: after it has written as much WAL)",
+                self.job.target,
+                human(ready)
+            );
+            self.job.note(&self.control, &text).await?;
+        }
+        Ok(())
     }
 
     /// A slot that nobody reads keeps WAL until the disk is full, unless the server has a limit.

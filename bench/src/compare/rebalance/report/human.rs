@@ -18,6 +18,7 @@ impl Report {
             "errors",
             "counts",
             "writes",
+            "busy %",
         ]);
         let none = || String::from("-");
         table.row(row(CALM, [none(), none(), none()], &self.baseline));
@@ -75,7 +76,7 @@ impl Report {
 
 /// One row of the table.
 fn row(what: &str, [seconds, moves, pauses]: [String; 3], noticed: &Noticed) -> Vec<String> {
-    let Noticed { load, seen } = noticed;
+    let Noticed { load, seen, busy } = noticed;
     vec![
         what.to_owned(),
         seconds,
@@ -88,5 +89,6 @@ fn row(what: &str, [seconds, moves, pauses]: [String; 3], noticed: &Noticed) -> 
         thousands(noticed.errors()),
         thousands(seen.counts),
         thousands(seen.writes),
+        busy.map_or_else(|| "-".to_owned(), |busy| format!("{busy:.0}")),
     ]
 }

@@ -169,7 +169,7 @@ impl Report {
             .steps
             .iter()
             .map(|step| {
-                let Noticed { load, seen } = &step.noticed;
+                let Noticed { load, seen, busy } = &step.noticed;
                 json!({
                     "step": step.kind.name(), "seconds": rounded(step.seconds),
                     "pauses_ms": step.pauses().collect::<Vec<_>>(),
@@ -178,7 +178,7 @@ impl Report {
                     "p99_ms": load.p99_ms, "max_ms": load.max_ms, "errors": load.errors_by_kind,
                     "p99_ms_by_phase": step.by_phase.json(|part| part.p99_ms.into()),
                     "payments_by_phase": step.by_phase.json(|part| part.requests.into()),
-                    "sql_errors": seen.texts,
+                    "sql_errors": seen.texts, "busy_percent": busy.map(rounded),
                     "moves": step.moves.iter().map(|m| json!({
                         "id": m.id, "source": m.source, "target": m.target, "phase": m.phase, "rows": m.rows(), "copy_s": m.copy_s,
                     })).collect::<Vec<_>>(),
@@ -198,6 +198,7 @@ impl Report {
             "foreground_p99_ratio": self.copying_ratio().map(rounded),
             "foreground_p99_ratio_step": self.step_ratio().map(rounded),
             "baseline_p99_ms": self.baseline.load.p99_ms,
+            "baseline_busy_percent": self.baseline.busy.map(rounded),
             "copy_ratio": self.copy.as_ref().map(|copy| rounded(copy.ratio())),
             "copy": self.copy.as_ref().map(|copy| json!({
                 "rows": copy.rows, "mib": rounded(copy.mib), "seconds": rounded(copy.seconds), "share_of_source": rounded(copy.share),
@@ -225,7 +226,7 @@ mod tests {
     use crate::load::trace::Request;
 
     fn noticed(p99_ms: f64, lost: u64) -> Noticed {
-        Noticed { load: Seen { p99_ms, ..Seen::default() }, seen: Counts { lost, ..Counts::default() } }
+        Noticed { load: Seen { p99_ms, ..Seen::default() }, seen: Counts { lost, ..Counts::default() }, busy: None }
     }
 
     /// Payments took so long while rows were copied.
