@@ -84,7 +84,8 @@ impl Servers {
             .options(
                 "-c DateStyle=ISO,YMD -c IntervalStyle=postgres -c TimeZone=UTC -c extra_float_digits=1 \
                  -c bytea_output=hex -c xmlbinary=base64 -c search_path=pg_catalog -c jit=off \
-                 -c standard_conforming_strings=on -c idle_in_transaction_session_timeout=60000",
+                 -c standard_conforming_strings=on -c idle_in_transaction_session_timeout=60000 -c idle_session_timeout=0 \
+                 -c lock_timeout=0 -c tcp_keepalives_idle=10 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3",
             );
         settings
     }
@@ -228,6 +229,13 @@ impl std::fmt::Display for Refused {
 }
 
 impl std::error::Error for Refused {}
+
+/// Whether no repetition mends `error`: data that is not taken, a constraint, a name or a right that is missing (classes 22,
+/// 23 and 42 of errcodes-appendix.html).
+pub fn is_for_good(error: &anyhow::Error) -> bool {
+    let code = error.downcast_ref::<Refused>().and_then(|refused| refused.code.as_ref());
+    code.is_some_and(|code| ["22", "23", "42"].iter().any(|class| code.code().starts_with(class)))
+}
 
 /// Whether `error` is a server's, of this code.
 pub fn is_code(error: &anyhow::Error, code: &SqlState) -> bool {

@@ -114,7 +114,7 @@ enum Verb {
     History { id: i64 },
     /// Look on while a move runs.
     Watch { id: i64 },
-    /// Copy and delete nothing more until resume.
+    /// Begin nothing new until resume; what is under way ends: a piece of the copy, or a step.
     Pause { id: i64 },
     /// Go on with a move that was paused, or whose shardctl ended.
     Resume {

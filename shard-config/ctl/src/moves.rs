@@ -122,7 +122,7 @@ pub async fn drive(servers: &Servers, id: i64, options: Options, screen: Screen)
         ended = run(servers, id, options) => ended,
         error = look_on(servers, id, screen) => return Err(error),
         _ = tokio::signal::ctrl_c() => {
-            let text = format!("detached. Move {id} stays as it is and PostgreSQL goes on copying; \
+            let text = format!("detached. Move {id} stays as it is, but for a first copy under way, which begins anew; \
                                 go on: shardctl resume {id}; undo: shardctl abort {id}");
             return Ok(said(text, json!({ "id": id, "detached": true }), DETACHED));
         }
@@ -325,7 +325,7 @@ pub async fn pause(servers: &Servers, id: i64) -> anyhow::Result<Ended> {
     anyhow::ensure!(!job.phase.is_over(), "move {id} is over");
     job.set(&control, json!({ "paused": true })).await?;
     job.note(&control, "paused by the operator").await?;
-    let text = format!("move {id} begins nothing new; copies under way end. Go on: shardctl resume {id}");
+    let text = format!("move {id} begins nothing new; what is under way ends (of a copy: its piece). Go on: shardctl resume {id}");
     Ok(said(text, job.json(), 0))
 }
 

@@ -20,11 +20,11 @@ SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname)
                     WHERE a.attrelid = c.oid AND a.attname = 'tenant_id' AND NOT a.attisdropped)
  ORDER BY 1";
 
-/// 256 MiB of WAL, which the next checkpoint keeps to be written over.
+/// 512 MiB of WAL (`min_wal_size`), which the next checkpoint keeps to be written over.
 const WAL_AHEAD: &str = "
 DO $$
 BEGIN
-    FOR n IN 1..16 LOOP
+    FOR n IN 1..32 LOOP
         PERFORM pg_logical_emit_message(false, 'ahead', '');
         PERFORM pg_switch_wal();
     END LOOP;

@@ -45,8 +45,12 @@ pub async fn delete(db: &Db, job: &Job, tables: &[Table], buckets: u16, control:
             while from < pages {
                 let begun = Instant::now();
                 let to = (from + PAGES).min(pages);
+                // The shard itself says that it does not own them: a process that was stopped and wakes up believes what was
+                // true before.
                 let sql = format!(
-                    "DELETE FROM ONLY {leaf} WHERE ctid >= '({from},0)' AND ctid < '({to},0)' AND {scope}"
+                    "DELETE FROM ONLY {leaf} WHERE ctid >= '({from},0)' AND ctid < '({to},0)' AND {scope} \
+                     AND EXISTS (SELECT FROM shard_catalog.fence WHERE move_id = {})",
+                    job.id
                 );
                 let rows = db.execute(&sql, &[]).await?;
                 total += rows;

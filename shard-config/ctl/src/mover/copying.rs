@@ -1,13 +1,17 @@
-//! The step that copies: a snapshot with a slot, the rows of the snapshot, then a subscription that goes on from the slot.
+//! The step that copies: a slot with its snapshot and a subscription that stands still, the rows of the snapshot, and then the
+//! subscription goes on from the slot.
 //!
 //! The rows are copied by the runner (`transfer`), so a runner that ends leaves a part of them on the target, where nobody sees
-//! them, without the snapshot they came from. The next one deletes that part and begins with another snapshot. Once every row
-//! is there, the subscription is all that is needed.
+//! them, without the snapshot they came from. The next one deletes that part and begins with another snapshot. That every
+//! row is there is noted, with the server that has them and the place where the slot begins.
+
+use std::time::Instant;
 
 use anyhow::Context;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::attach::end_others;
+use super::catalog;
 use super::clean;
 use super::copy;
 use super::fault::reach;
@@ -17,82 +21,100 @@ use super::run::{Hopeless, Runner, Step};
 use super::snapshot::Snapshot;
 use super::throttle::Throttle;
 use super::transfer::Transfer;
+use crate::direct::{Db, is_for_good};
+
+/// A copy that was cut short more often than this by an error cannot be made.
+const FAILURES_MOST: i64 = 8;
+/// How far it is is written down so often.
+const SHOWN: std::time::Duration = std::time::Duration::from_millis(500);
 
 impl Runner<'_> {
     pub(super) async fn copy(&mut self) -> Step {
         let done = self.copy_on().await;
-        if done.is_err() {
-            // Its sessions may be what failed.
-            self.transfer = None;
+        let Err(error) = &done else { return done };
+        // Its sessions may be what failed.
+        if self.transfer.take().is_some() {
+            let failures = self.job.number("copy_failures").unwrap_or(0) + 1;
+            if is_for_good(error) || failures > FAILURES_MOST {
+                return Err(Hopeless(format!("the copy was cut short ({failures} times): {error:#}")).into());
+            }
+            self.job.set(&self.control, json!({ "copy_failures": failures })).await?;
         }
         done
     }
 
     async fn copy_on(&mut self) -> Step {
-        let slot = copy::slot_state(&self.source, &self.job.publication(Way::Out)).await?;
-        if copy::subscribed(&self.target, &self.job, Way::Out).await? {
-            if slot.is_none() {
-                return Err(Hopeless("the replication slot is gone: did its server fail over?".into()).into());
-            }
+        let state = copy::slot_state(&self.source, &self.job.publication(Way::Out)).await?;
+        let subscribed = copy::subscribed(&self.target, &self.job, Way::Out).await?;
+        let is_there = state.is_some() && subscribed;
+        if is_there && self.is_copied() {
             return self.go_on_from_slot().await;
         }
-        let copied_to = self.job.text("copied_to").map(str::to_owned);
-        if slot.is_some() && copied_to.is_some() && copied_to == self.target_server() {
-            return self.go_on_from_slot().await;
-        }
-        if self.transfer.is_none() {
+        if self.transfer.is_none() || !is_there {
+            self.transfer = None;
             self.begin_copy().await?;
+        } else if state.is_some_and(|(state, _)| state == "lost") {
+            // Begun anew it would get so far again.
+            let text = "the replication slot kept more WAL than max_slot_wal_keep_size allows and is lost: move less at a time";
+            return Err(Hopeless(text.into()).into());
         }
         let throttle = Throttle::of(&self.job);
         let held = throttle.holds(&self.source).await?;
         let transfer = self.transfer.as_mut().context("the copy has not begun")?;
         let all = transfer.look(self.servers, &self.source, &self.target, &throttle, held.is_some()).await?;
-        let progress = transfer.progress();
+        let (progress, held) = (transfer.progress(), held.or_else(|| transfer.waits_for()));
         reach(&self.job, "");
-        if all || progress != self.job.detail["progress"] || held.as_deref() != self.job.text("throttled") {
+        if all || self.shown.elapsed() > SHOWN || held.as_deref() != self.job.text("throttled") {
+            self.shown = Instant::now();
             self.job.set(&self.control, json!({ "progress": progress, "throttled": held })).await?;
         }
         if !all {
             return Ok(None);
         }
-        // The source's snapshot goes; the target's rows stay, whatever happens to it: this session was there before them, so
+        // The source's snapshot goes. The target's rows stay, whatever happens to it: this session was there before them, so
         // the server has not been restarted, and its commit waits for the disk after theirs.
-        self.transfer = None;
+        let at = self.transfer.take().map(Transfer::end);
         copy::ground(&self.target, &self.job, Way::Out).await?;
-        let text = format!("{} rows copied", progress["rows"]);
-        self.job.set(&self.control, json!({ "copied_to": self.target_server() })).await?;
-        self.job.note(&self.control, &text).await?;
+        self.job.set(&self.control, json!({ "copied_to": server(&self.target), "slot_at": at, "throttled": null })).await?;
+        self.job.note(&self.control, &format!("{} rows copied", progress["rows"])).await?;
         reach(&self.job, "copied");
         self.go_on_from_slot().await
     }
 
-    fn target_server(&self) -> Option<String> {
-        self.target.identity.map(|(system, timeline)| format!("{system}:{timeline}"))
+    /// Every row of the snapshot is on this target, and stays there.
+    fn is_copied(&self) -> bool {
+        let to = &self.job.detail["copied_to"];
+        to.is_string() && *to == server(&self.target)
     }
 
     /// Makes the snapshot, after what an earlier attempt has left.
     async fn begin_copy(&mut self) -> anyhow::Result<()> {
+        let again = self.job.flag("copy_begun");
+        self.job.set(&self.control, json!({ "copy_begun": true, "copied_to": null, "progress": null })).await?;
         let tables = self.tables().await?;
         let (name, slot, buckets) = (self.job.session_name(), self.job.publication(Way::Out), self.buckets());
         end_others(&[&self.control, &self.source, &self.target], &name).await?;
-        if self.job.flag("copy_begun") {
+        copy::take_down(&self.source, &self.target, &self.job, Way::Out).await?;
+        if again {
+            let db = self.servers.beside(&self.target, &name).await?;
+            // After the session was opened: what is true now is true of it.
+            let map = catalog::map(&self.control).await?;
             anyhow::ensure!(
-                self.map.owner_of(&self.job.scope) == Some(self.job.source),
+                map.owner_of(&self.job.scope) == Some(self.job.source),
                 "shard {} does not own {}: rows of shard {} are not deleted",
                 self.job.source,
                 self.job.scope,
                 self.job.target
             );
-            let db = self.servers.beside(&self.target, &name).await?;
             let rows = clean::delete(&db, &self.job, &tables, buckets, &self.control).await?;
             self.job.note(&self.control, &format!("copying begins anew: {rows} rows of an earlier attempt deleted")).await?;
         }
-        copy::drop_slot(&self.source, &slot).await?;
-        copy::unpublish(&self.source, &self.job, Way::Out).await?;
         // What the slot begins with must know the tables.
         copy::publish(&self.source, &self.job, Way::Out, &tables, buckets).await?;
         let snapshot = Snapshot::with_slot(self.servers, &self.source, &name, &slot).await?;
-        self.job.set(&self.control, json!({ "copy_begun": true, "copied_to": null })).await?;
+        // The target reaches the source, or it is known now.
+        let conninfo = self.servers.conninfo(&self.source);
+        copy::subscribe(&self.target, &self.job, Way::Out, &conninfo).await?;
         reach(&self.job, "snapshot");
         self.transfer = Some(Transfer::new(snapshot, tables, &self.job.scope, buckets, name));
         Ok(())
@@ -100,10 +122,23 @@ impl Runner<'_> {
 
     /// Every row of the snapshot is on the target.
     async fn go_on_from_slot(&mut self) -> Step {
+        if !copy::is_enabled(&self.target, &self.job, Way::Out).await? {
+            let sql = "SELECT confirmed_flush_lsn::text FROM pg_replication_slots WHERE slot_name = $1";
+            let at: Option<String> = self.source.value(sql, &[&self.job.publication(Way::Out)]).await?;
+            if self.job.text("slot_at") != at.as_deref() {
+                self.job.set(&self.control, json!({ "copied_to": null })).await?;
+                anyhow::bail!("somebody else has read the replication slot: an old server of shard {}?", self.job.target);
+            }
+            reach(&self.job, "subscribed");
+        }
         let conninfo = self.servers.conninfo(&self.source);
         copy::subscribe(&self.target, &self.job, Way::Out, &conninfo).await?;
-        reach(&self.job, "subscribed");
         copy::begin(&self.source, &self.target, &self.job, Way::Out).await?;
         Ok(Some(Event::Finished))
     }
+}
+
+/// Which server it is, and since which failover.
+fn server(db: &Db) -> Value {
+    json!(db.identity.map(|(system, timeline)| format!("{system}:{timeline}")))
 }

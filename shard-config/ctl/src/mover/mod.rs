@@ -1,8 +1,8 @@
 //! Moves rows of buckets, or of single tenants, from one running shard to another while the application writes them.
 //!
 //! Rooms, in reading order: `machine` (PURE: phases and what follows what), `job` (the durable record), `attach` (takes a move up), `run`
-//! (does the step of the phase that is written down), `steps`; each step's work: `preflight` with `newcomer`, `catalog` (what proxies obey), `arm` (guards),
-//! `copying` (the first copy: `snapshot`, `transfer` with `copy_format` (PURE), `pace` and `throttle`), `copy` (native logical replication from there on), `verify` with `digest`, `changes` (PURE) and `tables`, `cutover` and `fence`,
+//! (does the step of the phase that is written down), `steps`; each step's work: `preflight` with `newcomer` and `warnings`, `catalog` (what proxies obey), `arm` (guards),
+//! `copying` (the first copy: `snapshot`, `transfer` with `pace` and `throttle`), `copy` (native logical replication from there on), `verify` with `digest`, `changes` (PURE) and `tables`, `cutover` and `fence`,
 //! `clean`. `scope` (PURE) says which rows; `lost` frees one shard when the other one is gone;
 //! `fault` stops a runner for tests.
 //!
@@ -20,7 +20,6 @@ pub mod catalog;
 pub mod changes;
 pub mod clean;
 pub mod copy;
-mod copy_format;
 mod copying;
 mod cutover;
 pub mod digest;
@@ -40,3 +39,4 @@ pub mod tables;
 pub mod throttle;
 mod transfer;
 pub mod verify;
+mod warnings;

@@ -3,16 +3,19 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// A piece should take about so long: a pause or a limit holds from the next one on.
-const PIECE: Duration = Duration::from_millis(200);
-/// A piece has a few round trips of its own.
-const BYTES_LEAST: u64 = 128 << 10;
-const BYTES_MOST: u64 = 16 << 20;
-const BYTES_FIRST: u64 = 512 << 10;
+/// A piece should take about so long: its rows are locked against TRUNCATE and the like, and a pause or a limit holds from the
+/// next one on.
+const PIECE: Duration = Duration::from_millis(400);
+const PAGES_FIRST: i64 = 32;
+const PAGES_LEAST: i64 = 4;
+const PAGES_MOST: i64 = 1 << 15;
+/// A piece of pages that are full of rows of the scope is over within so long by the limit of bytes.
+const LIMITED_PIECE: Duration = Duration::from_secs(2);
+const PAGE: i64 = 8192;
 /// Nothing goes on for longer than that without a runner who looks after it.
 const ALLOWANCE: Duration = Duration::from_secs(1);
 /// Of the time of a piece, what is rested after it.
-const REST: f64 = 0.1;
+const REST: f64 = 0.35;
 /// Between two looks of one who must wait for the runner.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -29,7 +32,7 @@ struct State {
     bytes_per_second: Option<i64>,
     parallel: usize,
     workers: usize,
-    piece_bytes: u64,
+    pages: i64,
 }
 
 impl Pace {
@@ -41,7 +44,7 @@ impl Pace {
                 bytes_per_second: None,
                 parallel: 1,
                 workers: 0,
-                piece_bytes: BYTES_FIRST,
+                pages: PAGES_FIRST,
             }),
         }
     }
@@ -72,15 +75,23 @@ impl Pace {
         (state.due > now).then(|| (state.due - now).min(LOOK))
     }
 
-    /// Bytes of the next piece.
-    pub(super) fn piece_bytes(&self) -> u64 {
-        self.state().piece_bytes
+    /// Why it waits, if it waits for the limit of bytes.
+    pub(super) fn limit(&self, now: Instant) -> Option<i64> {
+        let state = self.state();
+        state.bytes_per_second.filter(|_| state.due > now)
     }
 
-    /// A piece is over. Returns how long to rest.
-    pub(super) fn spent(&self, now: Instant, bytes: u64, took: Duration) -> Duration {
+    /// Pages of the next piece.
+    pub(super) fn pages(&self) -> i64 {
+        let state = self.state();
+        let limited = state.bytes_per_second.map(|most| most.max(0).saturating_mul(LIMITED_PIECE.as_secs() as i64) / PAGE);
+        state.pages.min(limited.unwrap_or(PAGES_MOST).max(PAGES_LEAST))
+    }
+
+    /// A piece of so many pages is over. Returns how long to rest.
+    pub(super) fn spent(&self, now: Instant, pages: i64, bytes: u64, took: Duration) -> Duration {
         let mut state = self.state();
-        state.piece_bytes = next_bytes(state.piece_bytes, bytes, took);
+        state.pages = next_pages(state.pages, pages, took);
         if let Some(most) = state.bytes_per_second {
             let cost = Duration::from_secs_f64(bytes as f64 / most.max(1) as f64);
             state.due = state.due.max(now.checked_sub(took).unwrap_or(now)) + cost;
@@ -109,15 +120,15 @@ impl Pace {
     }
 }
 
-/// Bytes of the next piece, after one of `bytes` that was to be of `most` and took so long.
-fn next_bytes(most: u64, bytes: u64, took: Duration) -> u64 {
+/// Pages of the next piece, after one of `pages` that was to be of `most` and took so long.
+fn next_pages(most: i64, pages: i64, took: Duration) -> i64 {
     let next = match took {
         took if took > PIECE * 2 => most / 2,
         // The last piece of a table says nothing of large ones.
-        took if took < PIECE / 2 && bytes >= most => most * 2,
+        took if took < PIECE / 2 && pages >= most => most * 2,
         _ => most,
     };
-    next.clamp(BYTES_LEAST, BYTES_MOST)
+    next.clamp(PAGES_LEAST, PAGES_MOST)
 }
 
 #[cfg(test)]
@@ -144,7 +155,7 @@ mod tests {
         pace.allow(now, true, Some(1000), 1);
         assert_eq!(pace.wait(now), None);
         // Half a second's worth, in a tenth of one.
-        pace.spent(now + second / 10, 500, second / 10);
+        pace.spent(now + second / 10, 1, 500, second / 10);
         let at = |ms: u64| {
             pace.allow(now + Duration::from_millis(ms), true, Some(1000), 1);
             pace.wait(now + Duration::from_millis(ms))
@@ -152,10 +163,10 @@ mod tests {
         assert!(at(450).is_some());
         assert_eq!(at(500), None);
         // What was not copied in a long rest is not made up for.
-        pace.spent(now + second * 60, 1000, second / 10);
+        pace.spent(now + second * 60, 1, 1000, second / 10);
         assert!(at(60_500).is_some());
         assert_eq!(at(60_900), None);
-        pace.spent(now + second * 61, 1 << 40, second);
+        pace.spent(now + second * 61, 1, 1 << 40, second);
         pace.allow(now + second * 62, true, None, 1);
         assert_eq!(pace.wait(now + second * 62), None, "the limit was taken off");
     }
@@ -174,13 +185,22 @@ mod tests {
     }
 
     #[test]
-    fn pieces_fit_the_machine() {
-        let megabyte = 1 << 20;
-        assert_eq!(next_bytes(megabyte, megabyte, PIECE), megabyte);
-        assert_eq!(next_bytes(megabyte, megabyte, PIECE * 3), megabyte / 2);
-        assert_eq!(next_bytes(BYTES_LEAST, BYTES_LEAST, PIECE * 30), BYTES_LEAST);
-        assert_eq!(next_bytes(megabyte, megabyte, Duration::ZERO), megabyte * 2);
-        assert_eq!(next_bytes(megabyte, 100, Duration::ZERO), megabyte);
-        assert_eq!(next_bytes(BYTES_MOST, BYTES_MOST, Duration::ZERO), BYTES_MOST);
+    fn pieces_fit_the_machine_and_the_limit() {
+        assert_eq!(next_pages(128, 128, PIECE), 128);
+        assert_eq!(next_pages(128, 128, PIECE * 3), 64);
+        assert_eq!(next_pages(PAGES_LEAST, PAGES_LEAST, PIECE * 30), PAGES_LEAST);
+        assert_eq!(next_pages(128, 128, Duration::ZERO), 256);
+        assert_eq!(next_pages(128, 5, Duration::ZERO), 128);
+        assert_eq!(next_pages(PAGES_MOST, PAGES_MOST, Duration::ZERO), PAGES_MOST);
+        let now = Instant::now();
+        let pace = Pace::new(now);
+        assert_eq!(pace.pages(), PAGES_FIRST);
+        pace.allow(now, true, Some(10 * PAGE), 1);
+        assert_eq!(pace.pages(), 20);
+        pace.allow(now, true, Some(0), 1);
+        assert_eq!(pace.pages(), PAGES_LEAST);
+        assert_eq!(pace.limit(now), None);
+        pace.spent(now, 4, 1000, PIECE);
+        assert_eq!(pace.limit(now), Some(0));
     }
 }

@@ -3,7 +3,7 @@
 //! One runner a move, by a session lock in the catalog. Whoever gets it first ends every session that an earlier runner of
 //! the move left on any server, so a process that was stopped and wakes up cannot act on what it believed.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use serde_json::json;
@@ -13,7 +13,6 @@ use super::catalog::{self, StoredMap};
 use super::attach::{Attached, attach, end_others};
 use super::job::{Job, Way};
 use super::machine::{Event, Phase, Wish};
-use super::preflight::human;
 use super::tables::{Table, sharded};
 use super::transfer::Transfer;
 use super::verify::Suspects;
@@ -27,9 +26,6 @@ const BACKOFF_FIRST: Duration = Duration::from_millis(500);
 const BACKOFF_MOST: Duration = Duration::from_secs(15);
 /// A cut-over that failed so often is given up until it is asked for again.
 const ATTEMPTS_MOST: i64 = 20;
-
-/// WAL files that a target should have ready, unless little is copied.
-const WAL_READY: i64 = 128 << 20;
 
 /// What ended a runner.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -100,6 +96,7 @@ pub(super) struct Runner<'a> {
     pub(super) compared_on: Identities,
     /// The first copy, while it is under way.
     pub(super) transfer: Option<Transfer>,
+    pub(super) shown: Instant,
     problems: Vec<super::preflight::Problem>,
     backoff: Duration,
 }
@@ -146,6 +143,7 @@ impl<'a> Runner<'a> {
             suspects: Suspects::new(),
             compared_on: (None, None),
             transfer: None,
+            shown: Instant::now(),
             problems: Vec::new(),
             backoff: BACKOFF_FIRST,
         }
@@ -381,44 +379,14 @@ impl Runner<'_> {
             self.job.set(&self.control, json!({ "source_bytes": total, "tables": found.1.len() })).await?;
         }
         if problems.is_empty() {
-            self.warn_of_wal().await?;
-            self.warn_of_wal_files().await?;
+            for text in super::warnings::all(&self.job, &self.source, &self.target).await? {
+                self.job.note(&self.control, &text).await?;
+            }
             return Ok(Some(Event::Finished));
         }
         let text: Vec<_> = problems.iter().map(|p| format!("{}: {}", p.what, p.remedy)).collect();
         self.problems = problems;
         Err(Hopeless(text.join("; ")).into())
-    }
-
-    /// A server that has few WAL files to write over fills a new one with zeros for each 16 MiB, and its commits wait for that.
-    async fn warn_of_wal_files(&self) -> anyhow::Result<()> {
-        let sql = "SELECT count(*) * pg_size_bytes(current_setting('wal_segment_size')) FROM pg_ls_waldir() \
-                   WHERE name > pg_walfile_name(pg_current_wal_lsn()) AND name ~ '^[0-9A-F]{24}$'";
-        let ready: i64 = self.target.value(sql, &[]).await?;
-        let bytes = self.job.number("source_bytes").unwrap_or(0);
-        if ready < WAL_READY.min(bytes) {
-            let text = format!(
-                "shard {} has {} of WAL files ready, and makes more while rows are copied, for which commits wait: raise min_wal_size \
-                 there and have a CHECKPOINT at a quiet moment (a new server: after it has written as much WAL)",
-                self.job.target,
-                human(ready)
-            );
-            self.job.note(&self.control, &text).await?;
-        }
-        Ok(())
-    }
-
-    /// A slot that nobody reads keeps WAL until the disk is full, unless the server has a limit.
-    async fn warn_of_wal(&self) -> anyhow::Result<()> {
-        for (shard, db) in [(self.job.source, &self.source), (self.job.target, &self.target)] {
-            if db.holds("SELECT current_setting('max_slot_wal_keep_size') = '-1'", &[]).await? {
-                let text = format!(
-                    "shard {shard} has no max_slot_wal_keep_size: while the move waits for you, WAL is kept without a limit"
-                );
-                self.job.note(&self.control, &text).await?;
-            }
-        }
-        Ok(())
     }
 
     pub(super) fn buckets(&self) -> u16 {

@@ -13,6 +13,8 @@ use crate::direct::{Db, Servers};
 pub(super) struct Snapshot {
     _holder: Db,
     name: String,
+    /// Where the slot begins.
+    pub(super) at: String,
 }
 
 impl Snapshot {
@@ -32,13 +34,13 @@ impl Snapshot {
             }
         };
         let exported = made.get("snapshot_name").context("no snapshot came with the slot")?;
+        let at = made.get("consistent_point").context("nothing says where the slot begins")?.clone();
         let holder = servers.beside(source, session_name).await?;
-        // What it waits for is the rest of the copy.
-        holder.run("SET idle_in_transaction_session_timeout = 0").await?;
-        enter(&holder, exported).await?;
+        endless(&holder).await?;
+        enter(&holder, exported, "").await?;
         // The walsender's goes with its connection, and that counts against max_wal_senders.
         let name: String = holder.value("SELECT pg_export_snapshot()", &[]).await?;
-        Ok(Self { _holder: holder, name })
+        Ok(Self { _holder: holder, name, at })
     }
 
     pub(super) fn name(&self) -> &str {
@@ -46,8 +48,15 @@ impl Snapshot {
     }
 }
 
-/// Begins a transaction that sees what the snapshot shows.
-pub(super) async fn enter(db: &Db, snapshot: &str) -> anyhow::Result<()> {
+/// Begins a transaction that sees what the snapshot shows, and does more in it.
+pub(super) async fn enter(db: &Db, snapshot: &str, more: &str) -> anyhow::Result<()> {
     let snapshot = literal(snapshot);
-    db.run(&format!("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {snapshot}")).await
+    db.run(&format!("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {snapshot}; {more}")).await
+}
+
+/// A session that waits, in a transaction or not, for as long as its runner lives: an operator may pause the copy.
+pub(super) async fn endless(db: &Db) -> anyhow::Result<()> {
+    // transaction_timeout is of PostgreSQL 17.
+    db.run("SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0").await?;
+    db.rows("SELECT set_config(name, '0', false) FROM pg_settings WHERE name = 'transaction_timeout'", &[]).await.map(drop)
 }

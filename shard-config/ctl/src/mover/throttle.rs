@@ -12,6 +12,8 @@ use crate::direct::Db;
 /// Tables copied at the same time unless the operator says otherwise: each keeps a processor of either server busy, which the
 /// application wants, too.
 const PARALLEL: usize = 1;
+/// Each takes a connection on either shard.
+const PARALLEL_MOST: usize = 8;
 
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Throttle {
@@ -43,7 +45,7 @@ impl Throttle {
     }
 
     pub fn parallel(&self) -> usize {
-        self.parallel.unwrap_or(PARALLEL).max(1)
+        self.parallel.unwrap_or(PARALLEL).clamp(1, PARALLEL_MOST)
     }
 
     /// Why nothing may be copied just now; `None` when it may.

@@ -1,9 +1,8 @@
 //! The first copy of a scope's rows: piece by piece in one snapshot, each piece one transaction on the target, by workers that
-//! take a table each, as `pace` lets them. The source's statements go on from one piece to the next: between two of them they
-//! wait for somebody to read their rows.
+//! take a table each, as `pace` lets them. Between two pieces nothing is locked, however long somebody lets it wait.
 
 use std::collections::VecDeque;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -11,20 +10,19 @@ use anyhow::Context;
 use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
-use tokio_postgres::CopyOutStream;
 
-use super::copy_format::Rows;
 use super::pace::Pace;
-use super::scope::{Scope, ident};
-use super::snapshot::{Snapshot, enter};
-use super::tables::{Table, leaves, pages};
+use super::preflight::human;
+use super::scope::{Scope, ident, literal};
+use super::snapshot::{Snapshot, endless, enter};
+use super::tables::{Table, leaves};
 use super::throttle::Throttle;
 use crate::direct::{Db, Servers};
 
 /// No piece takes so long unless a server is gone.
 const PIECE_LIMIT: Duration = Duration::from_secs(300);
-/// Pages of one statement of the source: what is known of a table's progress.
-const RANGE: i64 = 4096;
+/// What a binary COPY of no rows consists of: signature, flags, length of the extension, and the end.
+const BINARY_EMPTY: usize = 11 + 4 + 4 + 2;
 
 /// Copying under way. It ends when this is dropped: what was committed stays on the target.
 pub(super) struct Transfer {
@@ -51,14 +49,20 @@ struct Done {
     part: f64,
     rows: u64,
     bytes: u64,
+    pieces: u64,
 }
 
 impl Work {
-    fn count(&self, table: usize, part: f64, piece: &Piece) {
+    fn count(&self, table: usize, part: f64, rows: u64, bytes: u64) {
         let done = &mut locked(&self.done)[table];
         // The end is said when it is known to be the end.
-        let part = part.min(0.999);
-        *done = Done { begun: true, part, rows: done.rows + piece.rows, bytes: done.bytes + piece.bytes };
+        *done = Done {
+            begun: true,
+            part: part.min(0.999),
+            rows: done.rows + rows,
+            bytes: done.bytes + bytes,
+            pieces: done.pieces + 1,
+        };
     }
 }
 
@@ -95,12 +99,28 @@ impl Transfer {
         }
         let work = &self.work;
         work.pace.allow(Instant::now(), !held, throttle.bytes_per_second, throttle.parallel());
-        while !locked(&work.queue).is_empty() && work.pace.join() {
+        // Each new one takes a table off the queue, a moment later.
+        let waiting = locked(&work.queue).len();
+        for _ in 0..waiting {
+            if !work.pace.join() {
+                break;
+            }
             let giver = servers.beside(source, &self.session_name).await?;
             let taker = servers.beside(target, &self.session_name).await?;
             self.workers.spawn(worker(work.clone(), giver, taker, self.snapshot.name().to_owned()));
         }
         Ok(self.workers.is_empty() && locked(&work.queue).is_empty())
+    }
+
+    /// Lets the snapshot go, and returns where the slot begins.
+    pub(super) fn end(self) -> String {
+        self.snapshot.at
+    }
+
+    /// Why it waits, if it is not held and waits all the same.
+    pub(super) fn waits_for(&self) -> Option<String> {
+        let limit = self.work.pace.limit(Instant::now())?;
+        Some(format!("it has copied what {}/s allow", human(limit)))
     }
 
     /// For the screen.
@@ -114,6 +134,7 @@ impl Transfer {
             "ready": names(|done| done.part >= 1.0), "copying": names(|done| done.begun && done.part < 1.0),
             "tables": done.len(),
             "rows": done.iter().map(|done| done.rows).sum::<u64>(), "bytes": done.iter().map(|done| done.bytes).sum::<u64>(),
+            "pieces": done.iter().map(|done| done.pieces).sum::<u64>(),
             "percent": percent(self.work.tables.iter().map(|table| table.bytes).zip(done.iter().map(|done| done.part))),
         })
     }
@@ -130,11 +151,14 @@ fn percent(tables: impl Iterator<Item = (i64, f64)>) -> u64 {
 }
 
 /// Copies one table after the other until none is left, or there are too many workers.
-async fn worker(work: Arc<Work>, giver: Db, taker: Db, snapshot: String) -> anyhow::Result<()> {
-    giver.run("SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0").await?;
+async fn worker(work: Arc<Work>, mut giver: Db, mut taker: Db, snapshot: String) -> anyhow::Result<()> {
+    // Somebody may hold a lock for a while.
+    (giver.patience, taker.patience) = (PIECE_LIMIT, PIECE_LIMIT);
+    endless(&giver).await?;
+    endless(&taker).await?;
     // As for replicated rows: the source has checked them, and the target's triggers have fired there. A loss of the last
     // commits is a loss of this session, and then everything is copied anew; who ends the copy waits for the disk.
-    taker.run("SET statement_timeout = 0; SET session_replication_role = replica; SET synchronous_commit = off").await?;
+    taker.run("SET session_replication_role = replica; SET synchronous_commit = off").await?;
     loop {
         let Some(at) = locked(&work.queue).pop_front() else { break };
         let table = &work.tables[at];
@@ -151,88 +175,84 @@ async fn worker(work: Arc<Work>, giver: Db, taker: Db, snapshot: String) -> anyh
 
 async fn copy_table(work: &Work, giver: &Db, taker: &Db, snapshot: &str, at: usize) -> anyhow::Result<()> {
     let table = &work.tables[at];
-    // A transaction a table: it keeps nobody from the others.
-    enter(giver, snapshot).await?;
     let binary = is_portable(giver, table).await? && is_portable(taker, table).await?;
     let into = in_sql(table, binary);
     let leaves = leaves(giver, table).await?;
-    let mut part = 0.0;
     for (n, leaf) in leaves.iter().enumerate() {
-        // The lock keeps the rows where they are (VACUUM FULL), and with the snapshot none of them is removed.
-        giver.run(&format!("LOCK TABLE ONLY {leaf} IN ACCESS SHARE MODE")).await?;
-        let all = pages(giver, leaf).await?;
-        let mut from = 0;
-        while from < all {
-            let to = (from + RANGE).min(all);
-            let mut out = pin!(giver.copy_out(&out_sql(table, leaf, from, to, work, binary)).await?);
-            let mut rows = Rows::new(binary);
-            loop {
-                while let Some(wait) = work.pace.wait(Instant::now()) {
-                    tokio::time::sleep(wait).await;
-                }
-                let begun = Instant::now();
-                let piece = copy_piece(giver, out.as_mut(), &mut rows, taker, &into, work.pace.piece_bytes());
-                let copied = tokio::time::timeout(PIECE_LIMIT, piece).await;
-                let piece = copied.with_context(|| format!("no end of one piece within {PIECE_LIMIT:?}"))??;
-                let rest = work.pace.spent(Instant::now(), piece.bytes, begun.elapsed());
-                if piece.is_last {
-                    part = (n as f64 + to as f64 / all as f64) / leaves.len() as f64;
-                }
-                work.count(at, part, &piece);
-                tokio::time::sleep(rest).await;
-                if piece.is_last {
-                    break;
-                }
+        let (mut from, mut first) = (0, None);
+        loop {
+            while let Some(wait) = work.pace.wait(Instant::now()) {
+                tokio::time::sleep(wait).await;
             }
+            let begun = Instant::now();
+            // The lock keeps the rows where they are (VACUUM FULL), and with the snapshot none of them is removed.
+            enter(giver, snapshot, &format!("LOCK TABLE ONLY {leaf} IN ACCESS SHARE MODE")).await?;
+            let now = place_of(giver, leaf).await?;
+            // Rows that are written later are on later pages, too, and not in the snapshot.
+            let place = first.get_or_insert_with(|| now.clone());
+            anyhow::ensure!(place.file == now.file, "{leaf} was rewritten meanwhile (VACUUM FULL, CLUSTER)");
+            let to = (from + work.pace.pages()).min(place.pages);
+            let out = out_sql(table, leaf, from, to, work, binary);
+            let copied = tokio::time::timeout(PIECE_LIMIT, copy_piece(giver, taker, &out, &into, binary)).await;
+            let (rows, bytes) = copied.with_context(|| format!("no end of one piece within {PIECE_LIMIT:?}"))??;
+            giver.run("COMMIT").await?;
+            let rest = work.pace.spent(Instant::now(), to - from, bytes, begun.elapsed());
+            let part = (n as f64 + to as f64 / place.pages.max(1) as f64) / leaves.len() as f64;
+            work.count(at, part, rows, bytes);
             from = to;
+            if from >= place.pages {
+                break;
+            }
+            tokio::time::sleep(rest).await;
         }
     }
-    giver.run("COMMIT").await?;
     locked(&work.done)[at].part = 1.0;
     Ok(())
 }
 
-/// One transaction of the target.
-struct Piece {
-    rows: u64,
-    bytes: u64,
-    /// The source's statement has ended.
-    is_last: bool,
+/// Where a table's rows are.
+#[derive(Debug, Clone)]
+struct Place {
+    file: String,
+    pages: i64,
 }
 
-/// Copies rows until they are `most` bytes, or there are no more. What has no rows costs the target nothing.
-async fn copy_piece(
-    giver: &Db,
-    mut out: Pin<&mut CopyOutStream>,
-    rows: &mut Rows,
-    taker: &Db,
-    into: &str,
-    most: u64,
-) -> anyhow::Result<Piece> {
-    let mut piece = Piece { rows: 0, bytes: 0, is_last: true };
-    let mut sink = None;
-    while let Some(message) = out.next().await.transpose().map_err(|error| giver.refused(&error))? {
-        let Some(row) = rows.of(message) else { continue };
-        let sink = match &mut sink {
-            Some(sink) => sink,
-            none => {
-                let mut begun = Box::pin(taker.copy_in(into).await?);
-                begun.feed(rows.header()).await.map_err(|error| taker.refused(&error))?;
-                none.insert(begun)
-            }
-        };
-        piece.bytes += row.len() as u64;
-        sink.feed(row).await.map_err(|error| taker.refused(&error))?;
-        if piece.bytes >= most {
-            piece.is_last = false;
-            break;
+async fn place_of(db: &Db, leaf: &str) -> anyhow::Result<Place> {
+    let sql = format!(
+        "SELECT pg_relation_filenode({0}::regclass) AS file, \
+         pg_relation_size({0}::regclass) / current_setting('block_size')::int8 AS pages",
+        literal(leaf)
+    );
+    let mut row = db.command(&sql).await?;
+    let mut value = |name: &str| row.remove(name).with_context(|| format!("{leaf} has no {name}"));
+    Ok(Place { file: value("file")?, pages: value("pages")?.parse()? })
+}
+
+/// Rows and bytes of one piece, in one transaction of the target. What has no rows costs the target nothing.
+async fn copy_piece(giver: &Db, taker: &Db, out: &str, into: &str, binary: bool) -> anyhow::Result<(u64, u64)> {
+    let mut out = pin!(giver.copy_out(out).await?);
+    let mut next = out.next().await.transpose().map_err(|error| giver.refused(&error))?;
+    if binary && next.as_ref().is_some_and(|first| first.len() <= BINARY_EMPTY) {
+        // The end of the statement.
+        while next.is_some() {
+            next = out.next().await.transpose().map_err(|error| giver.refused(&error))?;
         }
     }
-    if let Some(mut sink) = sink {
-        sink.feed(rows.trailer()).await.map_err(|error| taker.refused(&error))?;
-        piece.rows = sink.as_mut().finish().await.map_err(|error| taker.refused(&error))?;
+    if next.is_none() {
+        return Ok((0, 0));
     }
-    Ok(piece)
+    // COPY by itself is answered before it commits, and an error of that commit would be nobody's.
+    taker.run("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE").await?;
+    let mut sink = pin!(taker.copy_in(into).await?);
+    let mut bytes = 0;
+    while let Some(chunk) = next {
+        bytes += chunk.len() as u64;
+        sink.feed(chunk).await.map_err(|error| taker.refused(&error))?;
+        next = out.next().await.transpose().map_err(|error| giver.refused(&error))?;
+    }
+    let rows = sink.as_mut().finish().await.map_err(|error| taker.refused(&error))?;
+    taker.run("COMMIT").await?;
+    Ok((rows, bytes))
 }
 
 /// Whether values of the table's columns mean the same on every server in binary form: those of types with numbers that

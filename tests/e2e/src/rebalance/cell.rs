@@ -107,7 +107,7 @@ impl Phase {
         match self {
             Phase::Announcing => &["announcing"],
             Phase::Arming => &["arming"],
-            Phase::Copying => &["copying"],
+            Phase::Copying => &["copying", "copying-snapshot", "copying-copied", "copying-subscribed"],
             Phase::Verifying => &["catching_up", "verifying"],
             Phase::Fencing => {
                 &["fencing-held", "fencing-locked", "fencing-shut", "fencing-owned", "fencing-flipped"]
