@@ -63,7 +63,9 @@ impl Runner<'_> {
         let transfer = self.transfer.as_mut().context("the copy has not begun")?;
         let all = transfer.look(self.servers, &self.source, &self.target, &throttle, held.is_some()).await?;
         let (progress, held) = (transfer.progress(), held.or_else(|| transfer.waits_for()));
-        reach(&self.job, "");
+        if progress["pieces"] != 0 {
+            reach(&self.job, "");
+        }
         if all || self.shown.elapsed() > SHOWN || held.as_deref() != self.job.text("throttled") {
             self.shown = Instant::now();
             self.job.set(&self.control, json!({ "progress": progress, "throttled": held })).await?;

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use shardctl::mover::lost;
 use shardctl::mover::machine::{Phase, Wish};
 use shardctl::mover::run::{End, Options};
 use shardctl::mover::scope::Scope;
+use shardctl::mover::{clean, lost, tables};
 
-use crate::bed::{Bed, Writers};
+use crate::bed::{BUCKETS, Bed, Writers};
 use crate::proxy::Proxy;
 
 const ALL: Options = Options { auto: true, finish: true, stay: false };
@@ -324,4 +324,26 @@ async fn h6_a_catalog_that_has_lost_its_end_is_not_believed() {
     assert!(format!("{error:#}").contains("the catalog has lost its end"), "{error:#}");
     let open: i64 = bed.shard(2).await.value("SELECT count(*) FROM shard_catalog.fence", &[]).await.unwrap();
     assert_eq!(open, 0, "the target goes on taking writes");
+}
+
+/// A process that was stopped before it deletes, and goes on after the rows were given to that shard.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_shard_owns_is_not_deleted_by_who_believes_otherwise() {
+    let bed = Bed::start(2).await;
+    let scope = Scope::of_range(0, 15);
+    let job = bed.plan(&scope, 1, 2).await;
+    assert_eq!(bed.run(job.id, Options::default()).await, End::Waiting);
+    let before = bed.rows(2, &scope).await;
+    let late = bed.load(job.id).await;
+    let auto = Options { auto: true, finish: false, stay: false };
+    assert_eq!(bed.run(job.id, auto).await, End::Waiting);
+    assert_eq!(bed.load(job.id).await.phase, Phase::Window, "{}", bed.story(job.id).await);
+    let db = bed.shard(2).await;
+    let tables = tables::sharded(&db, &bed.servers.config).await.unwrap();
+    assert_eq!(clean::delete(&db, &late, &tables, BUCKETS, &bed.control).await.unwrap(), 0);
+    assert_eq!(bed.rows(2, &scope).await, before);
+    bed.ask(job.id, Wish::Finish).await;
+    assert_eq!(bed.run(job.id, Options::default()).await, End::Over);
+    bed.check_rows(0).await;
+    bed.check_clean().await;
 }
