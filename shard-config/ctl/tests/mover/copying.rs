@@ -270,7 +270,7 @@ async fn every_type_arrives_as_it_was() {
         source
             .execute(
                 r#"INSERT INTO public."Odd, one" (tenant_id, mood, moods, pair, class, raw, number)
-                   SELECT $1, 'ok "then"', ARRAY['sad', NULL, 'ok "then"']::public.mood[], ROW('sad', n)::public.pair, 'public.accounts'::regclass,
+                   SELECT $1, 'ok "then"', ARRAY['sad', NULL, 'ok "then"']::public.mood[], ROW('sad', n)::public.pair, 'public.more'::regclass,
                           decode(repeat('5c00ff', n), 'hex'), CASE n WHEN 1 THEN 'NaN' ELSE 1.500 END FROM generate_series(1, 3) n"#,
                 &[&tenant],
             )
