@@ -10,6 +10,7 @@ use std::time::Instant;
 use anyhow::Context;
 use serde_json::{Value, json};
 
+use super::arm;
 use super::attach::end_others;
 use super::catalog;
 use super::clean;
@@ -25,6 +26,8 @@ use crate::direct::{Db, is_for_good};
 
 /// A copy that was cut short more often than this by an error cannot be made.
 const FAILURES_MOST: i64 = 8;
+/// How long the end of the copy may wait for the target's standby.
+const GROUND: std::time::Duration = std::time::Duration::from_secs(600);
 /// How far it is is written down so often.
 const SHOWN: std::time::Duration = std::time::Duration::from_millis(500);
 
@@ -33,14 +36,23 @@ impl Runner<'_> {
         let done = self.copy_on().await;
         let Err(error) = &done else { return done };
         // Its sessions may be what failed.
-        if self.transfer.take().is_some() {
-            let failures = self.job.number("copy_failures").unwrap_or(0) + 1;
-            if is_for_good(error) || failures > FAILURES_MOST {
-                return Err(Hopeless(format!("the copy was cut short ({failures} times): {error:#}")).into());
-            }
-            self.job.set(&self.control, json!({ "copy_failures": failures })).await?;
+        let began = self.transfer.take().is_some();
+        if is_for_good(error) {
+            return Err(Hopeless(format!("the copy cannot be made: {error:#}")).into());
+        }
+        if began {
+            self.cut_short(&format!("{error:#}")).await?;
         }
         done
+    }
+
+    /// Counts copies that came to nothing. A server that cannot be reached is waited for as long as it takes.
+    async fn cut_short(&mut self, why: &str) -> anyhow::Result<()> {
+        let failures = self.job.number("copy_failures").unwrap_or(0) + 1;
+        if failures > FAILURES_MOST {
+            return Err(Hopeless(format!("the copy was cut short {failures} times: {why}")).into());
+        }
+        self.job.set(&self.control, json!({ "copy_failures": failures })).await
     }
 
     async fn copy_on(&mut self) -> Step {
@@ -66,7 +78,7 @@ impl Runner<'_> {
         if progress["pieces"] != 0 {
             reach(&self.job, "");
         }
-        if all || self.shown.elapsed() > SHOWN || held.as_deref() != self.job.text("throttled") {
+        if all || self.shown.elapsed() > SHOWN || held.is_some() != self.job.text("throttled").is_some() {
             self.shown = Instant::now();
             self.job.set(&self.control, json!({ "progress": progress, "throttled": held })).await?;
         }
@@ -76,7 +88,14 @@ impl Runner<'_> {
         // The source's snapshot goes. The target's rows stay, whatever happens to it: this session was there before them, so
         // the server has not been restarted, and its commit waits for the disk after theirs.
         let at = self.transfer.take().map(Transfer::end);
-        copy::ground(&self.target, &self.job, Way::Out).await?;
+        // A standby that it waits for may be away for a moment, and this is not to be done again.
+        let patience = std::mem::replace(&mut self.target.patience, GROUND);
+        let grounded = copy::ground(&self.target, &self.job, Way::Out).await;
+        self.target.patience = patience;
+        if let Err(error) = grounded {
+            self.cut_short(&format!("{error:#}")).await?;
+            return Err(error);
+        }
         self.job.set(&self.control, json!({ "copied_to": server(&self.target), "slot_at": at, "throttled": null })).await?;
         self.job.note(&self.control, &format!("{} rows copied", progress["rows"])).await?;
         reach(&self.job, "copied");
@@ -98,6 +117,10 @@ impl Runner<'_> {
         end_others(&[&self.control, &self.source, &self.target], &name).await?;
         copy::take_down(&self.source, &self.target, &self.job, Way::Out).await?;
         if again {
+            // Another primary may lack what arming wrote there.
+            arm::install(&self.target).await?;
+            arm::fence_row(&self.target, &self.job, buckets).await?;
+            arm::register(&self.target, &self.job, &tables).await?;
             let db = self.servers.beside(&self.target, &name).await?;
             // After the session was opened: what is true now is true of it.
             let map = catalog::map(&self.control).await?;
@@ -109,6 +132,10 @@ impl Runner<'_> {
                 self.job.target
             );
             let rows = clean::delete(&db, &self.job, &tables, buckets, &self.control).await?;
+            for table in &tables {
+                let left = clean::any_row(&db, &self.job, table, buckets).await?;
+                anyhow::ensure!(!left, "rows of {} are left of an earlier copy", table.full_name());
+            }
             self.job.note(&self.control, &format!("copying begins anew: {rows} rows of an earlier attempt deleted")).await?;
         }
         // What the slot begins with must know the tables.
@@ -125,11 +152,13 @@ impl Runner<'_> {
     /// Every row of the snapshot is on the target.
     async fn go_on_from_slot(&mut self) -> Step {
         if !copy::is_enabled(&self.target, &self.job, Way::Out).await? {
-            let sql = "SELECT confirmed_flush_lsn::text FROM pg_replication_slots WHERE slot_name = $1";
-            let at: Option<String> = self.source.value(sql, &[&self.job.publication(Way::Out)]).await?;
-            if self.job.text("slot_at") != at.as_deref() {
+            let sql = "SELECT coalesce(confirmed_flush_lsn = $2::text::pg_lsn, false) FROM pg_replication_slots WHERE slot_name = $1";
+            let at = self.job.text("slot_at").unwrap_or("0/0");
+            if !self.source.holds(sql, &[&self.job.publication(Way::Out), &at]).await? {
+                let text = format!("somebody else has read the replication slot: an old server of shard {}?", self.job.target);
                 self.job.set(&self.control, json!({ "copied_to": null })).await?;
-                anyhow::bail!("somebody else has read the replication slot: an old server of shard {}?", self.job.target);
+                self.cut_short(&text).await?;
+                anyhow::bail!(text);
             }
             reach(&self.job, "subscribed");
         }

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 /// A piece should take about so long: its rows are locked against TRUNCATE and the like, and a pause or a limit holds from the
 /// next one on.
 const PIECE: Duration = Duration::from_millis(400);
-const PAGES_FIRST: i64 = 32;
+/// Rows may have much beside their pages.
+const PAGES_FIRST: i64 = 8;
 const PAGES_LEAST: i64 = 4;
 const PAGES_MOST: i64 = 1 << 15;
 /// A piece of pages that are full of rows of the scope is over within so long by the limit of bytes.
@@ -195,8 +196,8 @@ mod tests {
         let now = Instant::now();
         let pace = Pace::new(now);
         assert_eq!(pace.pages(), PAGES_FIRST);
-        pace.allow(now, true, Some(10 * PAGE), 1);
-        assert_eq!(pace.pages(), 20);
+        pace.allow(now, true, Some(3 * PAGE), 1);
+        assert_eq!(pace.pages(), 6);
         pace.allow(now, true, Some(0), 1);
         assert_eq!(pace.pages(), PAGES_LEAST);
         assert_eq!(pace.limit(now), None);

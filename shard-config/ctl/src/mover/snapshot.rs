@@ -30,14 +30,15 @@ impl Snapshot {
                 let end = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity \
                            WHERE application_name = $1 AND backend_type = 'walsender'";
                 source.rows(end, &[&session_name]).await?;
-                return Err(error.context(format!("slot {slot}; {}", oldest(source).await?)));
+                anyhow::bail!("slot {slot}: {error:#}; {}", oldest(source).await?);
             }
         };
         let exported = made.get("snapshot_name").context("no snapshot came with the slot")?;
         let at = made.get("consistent_point").context("nothing says where the slot begins")?.clone();
         let holder = servers.beside(source, session_name).await?;
         endless(&holder).await?;
-        enter(&holder, exported, "").await?;
+        // Without its code, which says that no repetition mends it.
+        enter(&holder, exported, "").await.map_err(|error| anyhow::anyhow!("the snapshot: {error:#}"))?;
         // The walsender's goes with its connection, and that counts against max_wal_senders.
         let name: String = holder.value("SELECT pg_export_snapshot()", &[]).await?;
         Ok(Self { _holder: holder, name, at })

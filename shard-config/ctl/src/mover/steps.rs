@@ -302,6 +302,7 @@ impl Runner<'_> {
         // Nothing is copied any more, and no session of the copy is about to commit.
         self.transfer = None;
         end_others(&[&self.control, &self.source, &self.target], &self.job.session_name()).await?;
+        self.job.set(&self.control, json!({ "throttled": null })).await?;
         copy::take_down(&self.source, &self.target, &self.job, Way::Out).await?;
         copy::take_down(&self.target, &self.source, &self.job, Way::Back).await?;
         Ok(Some(Event::Finished))
@@ -327,6 +328,9 @@ impl Runner<'_> {
             if let Err(who) = fence::unlock_when_safe(db, shard, &self.control, &self.job).await? {
                 anyhow::bail!("there are snapshots from before the cut-over: {who}");
             }
+            // What is deleted is deleted under the shard's own word that it does not own it. It may have lost that word (a blow
+            // in the middle of a cut-over, a failover). Said by this session, which the next runner ends first of all.
+            arm::fence_row(self.side(shard), &self.job, self.buckets()).await?;
             let db = self.servers.primary(shard, &self.job.session_name()).await?;
             let tables = super::tables::sharded(&db, &self.servers.config).await?;
             let buckets = self.map.map.buckets();

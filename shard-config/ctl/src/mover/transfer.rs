@@ -30,6 +30,8 @@ pub(super) struct Transfer {
     work: Arc<Work>,
     workers: JoinSet<anyhow::Result<()>>,
     session_name: String,
+    /// Why there are fewer workers than may be.
+    trouble: Option<String>,
 }
 
 struct Work {
@@ -82,7 +84,7 @@ impl Transfer {
             done: Mutex::new(vec![Done::default(); tables.len()]),
             tables,
         };
-        Self { snapshot, work: Arc::new(work), workers: JoinSet::new(), session_name }
+        Self { snapshot, work: Arc::new(work), workers: JoinSet::new(), session_name, trouble: None }
     }
 
     /// Lets it go on for a moment, unless it is held, with as many workers as may be. True when every row is copied.
@@ -98,6 +100,7 @@ impl Transfer {
             ended.context("a worker of the copy")??;
         }
         let work = &self.work;
+        self.trouble = None;
         work.pace.allow(Instant::now(), !held, throttle.bytes_per_second, throttle.parallel());
         // Each new one takes a table off the queue, a moment later.
         let waiting = locked(&work.queue).len();
@@ -105,9 +108,21 @@ impl Transfer {
             if !work.pace.join() {
                 break;
             }
-            let giver = servers.beside(source, &self.session_name).await?;
-            let taker = servers.beside(target, &self.session_name).await?;
-            self.workers.spawn(worker(work.clone(), giver, taker, self.snapshot.name().to_owned()));
+            let name = &self.session_name;
+            match futures_util::try_join!(servers.beside(source, name), servers.beside(target, name)) {
+                Ok((giver, taker)) => {
+                    self.workers.spawn(worker(work.clone(), giver, taker, self.snapshot.name().to_owned()));
+                }
+                Err(error) => {
+                    work.pace.leave();
+                    if self.workers.is_empty() {
+                        return Err(error);
+                    }
+                    // The others go on.
+                    self.trouble = Some(format!("no further table at a time: {error:#}"));
+                    break;
+                }
+            }
         }
         Ok(self.workers.is_empty() && locked(&work.queue).is_empty())
     }
@@ -119,8 +134,8 @@ impl Transfer {
 
     /// Why it waits, if it is not held and waits all the same.
     pub(super) fn waits_for(&self) -> Option<String> {
-        let limit = self.work.pace.limit(Instant::now())?;
-        Some(format!("it has copied what {}/s allow", human(limit)))
+        let limit = self.work.pace.limit(Instant::now());
+        limit.map(|limit| format!("it has copied what {}/s allow", human(limit))).or_else(|| self.trouble.clone())
     }
 
     /// For the screen.
@@ -186,7 +201,9 @@ async fn copy_table(work: &Work, giver: &Db, taker: &Db, snapshot: &str, at: usi
             }
             let begun = Instant::now();
             // The lock keeps the rows where they are (VACUUM FULL), and with the snapshot none of them is removed.
-            enter(giver, snapshot, &format!("LOCK TABLE ONLY {leaf} IN ACCESS SHARE MODE")).await?;
+            let lock = format!("LOCK TABLE ONLY {leaf} IN ACCESS SHARE MODE");
+            // Without its code: that the snapshot is gone is nothing that repetition does not mend.
+            enter(giver, snapshot, &lock).await.map_err(|error| anyhow::anyhow!("the snapshot: {error:#}"))?;
             let now = place_of(giver, leaf).await?;
             // Rows that are written later are on later pages, too, and not in the snapshot.
             let place = first.get_or_insert_with(|| now.clone());
@@ -234,7 +251,10 @@ async fn copy_piece(giver: &Db, taker: &Db, out: &str, into: &str, binary: bool)
     let mut next = out.next().await.transpose().map_err(|error| giver.refused(&error))?;
     if binary && next.as_ref().is_some_and(|first| first.len() <= BINARY_EMPTY) {
         // The end of the statement.
-        while next.is_some() {
+        let mut bytes = 0;
+        while let Some(end) = next {
+            bytes += end.len();
+            anyhow::ensure!(bytes <= BINARY_EMPTY, "a COPY whose first message has no row");
             next = out.next().await.transpose().map_err(|error| giver.refused(&error))?;
         }
     }

@@ -122,6 +122,26 @@ async fn a_target_that_drops_a_session_is_copied_to_anew() {
     bed.check_clean().await;
 }
 
+/// Without the session that holds it the snapshot is gone, which is no fault of the rows.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_that_is_lost_is_made_anew() {
+    let bed = Bed::start(2).await;
+    let scope = Scope::of_range(0, 31);
+    let proxy = Proxy::start(&bed.servers).await;
+    let writers = Writers::start(&proxy, 3);
+    let job = bed.plan(&scope, 1, 2).await;
+    let runner = cut_short(&bed, job.id, &scope).await;
+    let end = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE query = 'SELECT pg_export_snapshot()' AND state LIKE 'idle in%'";
+    assert_eq!(bed.shard(1).await.value::<i64>(end, &[]).await.unwrap(), 1);
+    bed.load(job.id).await.set(&bed.control, json!({ "throttle": null })).await.unwrap();
+    assert_eq!(runner.await.unwrap().unwrap(), End::Over, "{}", bed.story(job.id).await);
+    let story = bed.story(job.id).await;
+    assert_eq!(bed.load(job.id).await.phase, Phase::Done, "{story}");
+    assert!(story.contains("copying begins anew"), "{story}");
+    bed.check_rows(writers.stop().await).await;
+    bed.check_clean().await;
+}
+
 /// Many pieces, partitions and tables at a time: every row once, as it was.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_pieces_are_one_copy() {

@@ -288,6 +288,8 @@ async fn a_target_that_is_lost_does_not_take_the_source_along() {
     // One that was never announced has nothing anywhere: it must not come to delete what the other one has copied.
     let mut unheard = bed.plan(&scope, 1, 2).await;
     unheard.go(&bed.control, Phase::Announcing, "a test").await.unwrap();
+    // As a cut-over leaves it that died when the target had been opened, and before the flip.
+    bed.shard(2).await.run("DELETE FROM shard_catalog.fence").await.unwrap();
     bed.pg[1].crash();
     lost::free(&bed.servers, unheard.id, Wish::Abort).await.unwrap();
     assert_eq!(bed.control.value::<i64>("SELECT count(*) FROM shard_catalog.motion", &[]).await.unwrap(), 1);
