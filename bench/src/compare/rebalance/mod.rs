@@ -18,6 +18,7 @@ pub mod shardctl;
 pub mod watch;
 
 use crate::check;
+use crate::measure::wal;
 use crate::stack::Stack;
 use anyhow::{Context, Result};
 use clap::Args;
@@ -83,7 +84,7 @@ pub async fn run(args: RebalanceArgs) -> Result<bool> {
     say("payments to move");
     foreground::prepare(args.payments).await?;
     watch::prepare(&stack).await?;
-    crate::measure::wal::checkpoint(&stack.shards).await?;
+    wal::checkpoint(&stack.shards).await?;
     // Before the payments without a move, so that those are beside it, too.
     let application = match args.no_jdbc {
         true => None,
@@ -98,6 +99,8 @@ pub async fn run(args: RebalanceArgs) -> Result<bool> {
     let mut report = Report::new(&args, baseline);
     for kind in steps {
         say(kind.name());
+        // The steps before have written over the files that were there.
+        wal::checkpoint(&shardctl::stack_now(&stack).await?.shards).await?;
         let step = Step::of(kind, &args, &stack, &tool).await?;
         let result = one(&args, &stack, &tool, step).await.with_context(|| kind.name().to_owned())?;
         say(&result.line());
@@ -111,6 +114,7 @@ pub async fn run(args: RebalanceArgs) -> Result<bool> {
     }
     if !args.no_copy && may_copy {
         say("the same rows by COPY");
+        wal::checkpoint(&shardctl::stack_now(&stack).await?.shards).await?;
         report.copy = copy::compare(&args, &stack, report.first_move()).await?;
     }
     // Not before: the copy that the mover's is compared with is beside it, too.

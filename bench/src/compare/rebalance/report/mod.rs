@@ -329,7 +329,9 @@ mod tests {
         assert!(!copied(1400, noticed(10.0, 1)).well());
         let failed = Noticed {
             load: Seen { errors: 2, ..Seen::default() },
-            seen: Counts { errors: 3, texts: ["XX000: oops".to_owned()].into(), ..Counts::default() }, busy: None };
+            seen: Counts { errors: 3, texts: ["XX000: oops".to_owned()].into(), ..Counts::default() },
+            busy: None,
+        };
         let failed = copied(1400, failed);
         assert!(!failed.well());
         assert_eq!(failed.json()["errors"], 5);
