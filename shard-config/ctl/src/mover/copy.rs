@@ -82,9 +82,9 @@ pub async fn subscribed(taker: &Db, job: &Job, way: Way) -> anyhow::Result<bool>
     taker.holds(there, &[&job.publication(way)]).await
 }
 
-/// Begins with what the giver's slot has not passed yet. From where is told to the
-/// subscription, too: a slot that was advanced is on the giver's disk with its next checkpoint only, and after a crash
-/// before that it would send once more what had come from here.
+/// Begins with what the giver's slot has not passed yet. From where is told to the subscription, too: a slot that was
+/// advanced is on the giver's disk with its next checkpoint only, and after a crash before that it would send once more what
+/// had come from here.
 pub async fn begin(giver: &Db, taker: &Db, job: &Job, way: Way) -> anyhow::Result<()> {
     let name = job.publication(way);
     let sql = "SELECT confirmed_flush_lsn::text FROM pg_replication_slots WHERE slot_name = $1";
