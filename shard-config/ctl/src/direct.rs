@@ -13,7 +13,7 @@ use shard_config::{Config, HostPort, ShardId, ShardMap};
 use tokio::net::TcpStream;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{FromSqlOwned, ToSql};
-use tokio_postgres::{Client, CopyInSink, CopyOutStream, NoTls, Row, SimpleQueryMessage};
+use tokio_postgres::{Client, CopyInSink, CopyOutStream, NoTls, Row, SimpleQueryMessage, Statement};
 
 use crate::connect::describe;
 use crate::replication::Walsender;
@@ -243,7 +243,8 @@ pub fn is_code(error: &anyhow::Error, code: &SqlState) -> bool {
 }
 
 impl Db {
-    async fn answered<T>(
+    /// Waits for an answer no longer than its patience.
+    pub async fn answered<T>(
         &self,
         asked: impl Future<Output = Result<T, tokio_postgres::Error>>,
     ) -> anyhow::Result<T> {
@@ -264,17 +265,21 @@ impl Db {
         Refused { text: format!("{}: {}", self.what, describe(error)), code: error.code().cloned() }.into()
     }
 
-    /// Rows by `COPY ... TO STDOUT`. No patience covers the stream itself.
-    pub async fn copy_out(&self, sql: &str) -> anyhow::Result<CopyOutStream> {
-        self.answered(self.client.copy_out(sql)).await
+    pub async fn prepare(&self, sql: &str) -> anyhow::Result<Statement> {
+        self.answered(self.client.prepare(sql)).await
+    }
+
+    /// Rows by `COPY ... TO STDOUT`. Each of them is to be waited for by `answered`, too.
+    pub async fn copy_out(&self, statement: &Statement) -> anyhow::Result<CopyOutStream> {
+        self.answered(self.client.copy_out(statement)).await
     }
 
     /// Takes what `COPY ... FROM STDIN` reads; nothing is there before its `finish`.
-    pub async fn copy_in(&self, sql: &str) -> anyhow::Result<CopyInSink<Bytes>> {
-        self.answered(self.client.copy_in(sql)).await
+    pub async fn copy_in(&self, statement: &Statement) -> anyhow::Result<CopyInSink<Bytes>> {
+        self.answered(self.client.copy_in(statement)).await
     }
 
-    /// The answer's first row of a command that is no SQL: (column, value).
+    /// The first row that one or more commands answer, of SQL or not: (column, value).
     pub async fn command(&self, command: &str) -> anyhow::Result<BTreeMap<String, String>> {
         let answer = self.answered(self.client.simple_query(command)).await?;
         let row = answer.iter().find_map(|message| match message {

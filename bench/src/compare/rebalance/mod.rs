@@ -105,19 +105,18 @@ pub async fn run(args: RebalanceArgs) -> Result<bool> {
         let result = one(&args, &stack, &tool, step).await.with_context(|| kind.name().to_owned())?;
         say(&result.line());
         report.steps.push(result);
+        // Now: without the roll-back the target has the rows, and each step makes the tables larger.
+        if kind == Kind::Rollback && !args.no_copy {
+            say("the same rows by COPY");
+            wal::checkpoint(&stack.shards).await?;
+            report.copy = copy::compare(&args, &stack, report.first_move()).await?;
+        }
     }
-    // Without the roll-back the target has the rows.
-    let may_copy = report.steps.iter().any(|step| step.kind == Kind::Rollback);
-    if let Some(moved) = report.first_move().filter(|_| !may_copy) {
+    let is_back = report.steps.iter().any(|step| step.kind == Kind::Rollback);
+    if let Some(moved) = report.first_move().filter(|_| !is_back) {
         // An open window keeps the rows on both shards, and the check of the ledger looks at the shards themselves.
         tool.run(&["finish".to_owned(), moved.id.to_string()]).await?;
     }
-    if !args.no_copy && may_copy {
-        say("the same rows by COPY");
-        wal::checkpoint(&shardctl::stack_now(&stack).await?.shards).await?;
-        report.copy = copy::compare(&args, &stack, report.first_move()).await?;
-    }
-    // Not before: the copy that the mover's is compared with is beside it, too.
     if let Some(application) = application {
         report.application = Some(application.stop().await?);
     }

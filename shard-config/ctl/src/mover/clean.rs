@@ -11,17 +11,44 @@ use crate::direct::Db;
 
 /// Pages of one statement: few enough that its locks and its WAL stay small beside the payments'.
 const PAGES: i64 = 64;
+const PAGES_READ: i64 = 1024;
 /// At most half of one backend's time is spent here.
 const REST_LEAST: Duration = Duration::from_millis(1);
+/// One page may be of rows with megabytes beside it.
+pub const PATIENCE: Duration = Duration::from_secs(300);
 
-/// Rows of the scope that a shard still has; stops at the first.
-pub async fn any_row(db: &Db, job: &Job, table: &Table, buckets: u16) -> anyhow::Result<bool> {
-    let sql = format!(
-        "SELECT EXISTS (SELECT FROM {} WHERE {})",
-        table.sql(),
-        table.predicate("", &job.scope, buckets)
-    );
-    db.holds(&sql, &[]).await
+/// Whether a shard still has rows of the scope; stops at the first. Read page by page, since there is no index to find them
+/// by and the tables may be of any size, and as one moment had them.
+pub async fn any_row(db: &Db, job: &Job, tables: &[Table], buckets: u16) -> anyhow::Result<Option<String>> {
+    db.run("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
+    let found = find_row(db, job, tables, buckets).await;
+    // Also after an error: the session is used for other things, too.
+    let ended = db.run("ROLLBACK").await;
+    let found = found?;
+    ended.map(|()| found)
+}
+
+async fn find_row(db: &Db, job: &Job, tables: &[Table], buckets: u16) -> anyhow::Result<Option<String>> {
+    for table in tables {
+        let scope = table.predicate("", &job.scope, buckets);
+        for leaf in leaves(db, table).await? {
+            let pages = pages(db, &leaf).await?;
+            let mut from = 0;
+            while from < pages {
+                let begun = Instant::now();
+                let to = (from + PAGES_READ).min(pages);
+                let sql = format!(
+                    "SELECT EXISTS (SELECT FROM ONLY {leaf} WHERE ctid >= '({from},0)' AND ctid < '({to},0)' AND {scope})"
+                );
+                if db.holds(&sql, &[]).await? {
+                    return Ok(Some(table.full_name()));
+                }
+                from = to;
+                tokio::time::sleep(begun.elapsed()).await;
+            }
+        }
+    }
+    Ok(None)
 }
 
 /// Deletes every row of the scope. The session says that it is replication, by an origin that only a superuser can set:

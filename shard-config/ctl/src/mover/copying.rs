@@ -121,7 +121,8 @@ impl Runner<'_> {
             arm::install(&self.target).await?;
             arm::fence_row(&self.target, &self.job, buckets).await?;
             arm::register(&self.target, &self.job, &tables).await?;
-            let db = self.servers.beside(&self.target, &name).await?;
+            let mut db = self.servers.beside(&self.target, &name).await?;
+            db.patience = clean::PATIENCE;
             // After the session was opened: what is true now is true of it.
             let map = catalog::map(&self.control).await?;
             anyhow::ensure!(
@@ -132,9 +133,8 @@ impl Runner<'_> {
                 self.job.target
             );
             let rows = clean::delete(&db, &self.job, &tables, buckets, &self.control).await?;
-            for table in &tables {
-                let left = clean::any_row(&db, &self.job, table, buckets).await?;
-                anyhow::ensure!(!left, "rows of {} are left of an earlier copy", table.full_name());
+            if let Some(table) = clean::any_row(&db, &self.job, &tables, buckets).await? {
+                anyhow::bail!("rows of {table} are left of an earlier copy");
             }
             self.job.note(&self.control, &format!("copying begins anew: {rows} rows of an earlier attempt deleted")).await?;
         }

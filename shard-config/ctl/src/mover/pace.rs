@@ -6,17 +6,22 @@ use std::time::{Duration, Instant};
 /// A piece should take about so long: its rows are locked against TRUNCATE and the like, and a pause or a limit holds from the
 /// next one on.
 const PIECE: Duration = Duration::from_millis(400);
-/// Rows may have much beside their pages.
-const PAGES_FIRST: i64 = 8;
+/// The first ones of a table, of whose rows nothing is known.
+const PAGES_FIRST: i64 = 32;
 const PAGES_LEAST: i64 = 4;
 const PAGES_MOST: i64 = 1 << 15;
+/// A piece has no more bytes than this, if its rows are like the others of its table.
+const PIECE_BYTES: i64 = 64 << 20;
+/// One that has more waits for the limit of bytes each time, in the middle of itself.
+pub(super) const PART_BYTES: u64 = 4 << 20;
 /// A piece of pages that are full of rows of the scope is over within so long by the limit of bytes.
 const LIMITED_PIECE: Duration = Duration::from_secs(2);
+/// A page's bytes in most installations.
 const PAGE: i64 = 8192;
 /// Nothing goes on for longer than that without a runner who looks after it.
 const ALLOWANCE: Duration = Duration::from_secs(1);
 /// Of the time of a piece, what is rested after it.
-const REST: f64 = 0.35;
+const REST: f64 = 0.2;
 /// Between two looks of one who must wait for the runner.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -33,8 +38,11 @@ struct State {
     bytes_per_second: Option<i64>,
     parallel: usize,
     workers: usize,
-    pages: i64,
 }
+
+/// How many pages the next piece of a table should have, by what the ones before took.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Pages(i64);
 
 impl Pace {
     pub(super) fn new(now: Instant) -> Self {
@@ -45,7 +53,6 @@ impl Pace {
                 bytes_per_second: None,
                 parallel: 1,
                 workers: 0,
-                pages: PAGES_FIRST,
             }),
         }
     }
@@ -68,12 +75,13 @@ impl Pace {
 
     /// How long the next piece must wait at least before it asks again; `None` when it may begin.
     pub(super) fn wait(&self, now: Instant) -> Option<Duration> {
-        let state = self.state();
-        if now >= state.open_until {
-            return Some(LOOK);
-        }
-        // Not all at once: the limit may change meanwhile.
-        (state.due > now).then(|| (state.due - now).min(LOOK))
+        if now >= self.state().open_until { Some(LOOK) } else { self.owed(now) }
+    }
+
+    /// How long to wait at least for the limit of bytes before it is asked again. Not all at once: the limit may change.
+    pub(super) fn owed(&self, now: Instant) -> Option<Duration> {
+        let due = self.state().due;
+        (due > now).then(|| (due - now).min(LOOK))
     }
 
     /// Why it waits, if it waits for the limit of bytes.
@@ -82,21 +90,24 @@ impl Pace {
         state.bytes_per_second.filter(|_| state.due > now)
     }
 
-    /// Pages of the next piece.
-    pub(super) fn pages(&self) -> i64 {
-        let state = self.state();
-        let limited = state.bytes_per_second.map(|most| most.max(0).saturating_mul(LIMITED_PIECE.as_secs() as i64) / PAGE);
-        state.pages.min(limited.unwrap_or(PAGES_MOST).max(PAGES_LEAST))
+    /// Pages of the next piece, of `page_bytes` each with all that is stored beside them.
+    pub(super) fn pages(&self, wanted: Pages, page_bytes: i64) -> i64 {
+        let limited = self.state().bytes_per_second.map(|most| most.max(0).saturating_mul(LIMITED_PIECE.as_secs() as i64));
+        let most = PIECE_BYTES.min(limited.unwrap_or(PIECE_BYTES)) / page_bytes.max(PAGE);
+        wanted.0.min(most.max(PAGES_LEAST))
     }
 
-    /// A piece of so many pages is over. Returns how long to rest.
-    pub(super) fn spent(&self, now: Instant, pages: i64, bytes: u64, took: Duration) -> Duration {
+    /// So many bytes more were copied, by a piece that began then.
+    pub(super) fn copied(&self, begun: Instant, bytes: u64) {
         let mut state = self.state();
-        state.pages = next_pages(state.pages, pages, took);
         if let Some(most) = state.bytes_per_second {
             let cost = Duration::from_secs_f64(bytes as f64 / most.max(1) as f64);
-            state.due = state.due.max(now.checked_sub(took).unwrap_or(now)) + cost;
+            state.due = state.due.max(begun) + cost;
         }
+    }
+
+    /// How long to rest after a piece that took so long.
+    pub(super) fn rest(took: Duration) -> Duration {
         took.mul_f64(REST)
     }
 
@@ -121,15 +132,21 @@ impl Pace {
     }
 }
 
-/// Pages of the next piece, after one of `pages` that was to be of `most` and took so long.
-fn next_pages(most: i64, pages: i64, took: Duration) -> i64 {
-    let next = match took {
-        took if took > PIECE * 2 => most / 2,
-        // The last piece of a table says nothing of large ones.
-        took if took < PIECE / 2 && pages >= most => most * 2,
-        _ => most,
-    };
-    next.clamp(PAGES_LEAST, PAGES_MOST)
+impl Pages {
+    pub(super) const FIRST: Self = Self(PAGES_FIRST);
+
+    /// After a piece of `pages` that took so long. No round trips but its own count, or a busy machine would keep them small.
+    #[must_use]
+    pub(super) fn after(self, pages: i64, took: Duration) -> Self {
+        let next = match took {
+            // At once: the next ones may be as large.
+            took if took > PIECE * 2 => (pages as f64 * PIECE.as_secs_f64() / took.as_secs_f64()) as i64,
+            // The last piece of a table says nothing of large ones.
+            took if took < PIECE / 2 && pages >= self.0 => self.0 * 2,
+            _ => self.0,
+        };
+        Self(next.clamp(PAGES_LEAST, PAGES_MOST))
+    }
 }
 
 #[cfg(test)]
@@ -156,7 +173,7 @@ mod tests {
         pace.allow(now, true, Some(1000), 1);
         assert_eq!(pace.wait(now), None);
         // Half a second's worth, in a tenth of one.
-        pace.spent(now + second / 10, 1, 500, second / 10);
+        pace.copied(now, 500);
         let at = |ms: u64| {
             pace.allow(now + Duration::from_millis(ms), true, Some(1000), 1);
             pace.wait(now + Duration::from_millis(ms))
@@ -164,10 +181,11 @@ mod tests {
         assert!(at(450).is_some());
         assert_eq!(at(500), None);
         // What was not copied in a long rest is not made up for.
-        pace.spent(now + second * 60, 1, 1000, second / 10);
+        pace.copied(now + second * 599 / 10, 1000);
         assert!(at(60_500).is_some());
         assert_eq!(at(60_900), None);
-        pace.spent(now + second * 61, 1, 1 << 40, second);
+        pace.copied(now + second * 60, 1 << 30);
+        pace.copied(now + second * 60, 1 << 40);
         pace.allow(now + second * 62, true, None, 1);
         assert_eq!(pace.wait(now + second * 62), None, "the limit was taken off");
     }
@@ -186,22 +204,50 @@ mod tests {
     }
 
     #[test]
-    fn pieces_fit_the_machine_and_the_limit() {
-        assert_eq!(next_pages(128, 128, PIECE), 128);
-        assert_eq!(next_pages(128, 128, PIECE * 3), 64);
-        assert_eq!(next_pages(PAGES_LEAST, PAGES_LEAST, PIECE * 30), PAGES_LEAST);
-        assert_eq!(next_pages(128, 128, Duration::ZERO), 256);
-        assert_eq!(next_pages(128, 5, Duration::ZERO), 128);
-        assert_eq!(next_pages(PAGES_MOST, PAGES_MOST, Duration::ZERO), PAGES_MOST);
+    fn a_piece_waits_for_the_bytes_of_its_first_part() {
+        let now = Instant::now();
+        let second = Duration::from_secs(1);
+        let pace = Pace::new(now);
+        assert_eq!(pace.owed(now), None);
+        pace.allow(now, true, Some(1000), 1);
+        pace.copied(now, 1000);
+        pace.copied(now, 1000);
+        assert!(pace.owed(now + second * 19 / 10).is_some());
+        assert_eq!(pace.owed(now + second * 2), None);
+        pace.allow(now, true, None, 1);
+        pace.copied(now, 1000);
+        assert_eq!(pace.owed(now), None, "there is no limit");
+    }
+
+    #[test]
+    fn pieces_fit_the_machine() {
+        let after = |wanted: i64, pages: i64, took: Duration| Pages(wanted).after(pages, took).0;
+        assert_eq!(after(128, 128, PIECE), 128);
+        assert_eq!(after(128, 128, PIECE * 4), 32);
+        assert_eq!(after(128, 16, PIECE * 4), PAGES_LEAST, "it had fewer, for a reason of its own");
+        assert_eq!(after(PAGES_LEAST, PAGES_LEAST, PIECE * 30), PAGES_LEAST);
+        assert_eq!(after(128, 128, Duration::ZERO), 256);
+        assert_eq!(after(128, 5, Duration::ZERO), 128);
+        assert_eq!(after(PAGES_MOST, PAGES_MOST, Duration::ZERO), PAGES_MOST);
+    }
+
+    #[test]
+    fn pieces_fit_the_limit_and_the_rows() {
         let now = Instant::now();
         let pace = Pace::new(now);
-        assert_eq!(pace.pages(), PAGES_FIRST);
+        assert_eq!(pace.pages(Pages::FIRST, PAGE), PAGES_FIRST);
+        // Rows of megabytes, most of them beside the pages.
+        assert_eq!(pace.pages(Pages(PAGES_MOST), 4 << 20), 16);
+        assert_eq!(pace.pages(Pages(PAGES_MOST), 1 << 30), PAGES_LEAST);
+        assert_eq!(pace.pages(Pages(PAGES_MOST), 0), PIECE_BYTES / PAGE, "an empty table");
         pace.allow(now, true, Some(3 * PAGE), 1);
-        assert_eq!(pace.pages(), 6);
+        assert_eq!(pace.pages(Pages::FIRST, PAGE), 6);
+        pace.allow(now, true, Some(i64::MAX), 1);
+        assert_eq!(pace.pages(Pages(PAGES_MOST), PAGE), PIECE_BYTES / PAGE);
         pace.allow(now, true, Some(0), 1);
-        assert_eq!(pace.pages(), PAGES_LEAST);
+        assert_eq!(pace.pages(Pages::FIRST, PAGE), PAGES_LEAST);
         assert_eq!(pace.limit(now), None);
-        pace.spent(now, 4, 1000, PIECE);
+        pace.copied(now, 1000);
         assert_eq!(pace.limit(now), Some(0));
     }
 }

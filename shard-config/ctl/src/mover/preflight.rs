@@ -128,13 +128,11 @@ pub async fn servers(
         );
     }
     if found.0.is_empty() {
-        for table in &there {
-            if super::clean::any_row(target, job, table, buckets).await? {
-                found.add(
-                    format!("shard {} has rows of {} in {} already", job.target, job.scope, table.full_name()),
-                    "they are leftovers or were written past the proxy: look at them (shardctl doctor --sweep), then delete them",
-                );
-            }
+        if let Some(table) = super::clean::any_row(target, job, &there, buckets).await? {
+            found.add(
+                format!("shard {} has rows of {} in {table} already", job.target, job.scope),
+                "they are leftovers or were written past the proxy: look at them (shardctl doctor --sweep), then delete them",
+            );
         }
         room(source, target, job, &tables, buckets, &mut found).await?;
     }

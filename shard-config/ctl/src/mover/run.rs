@@ -257,7 +257,10 @@ impl Runner<'_> {
     ) -> anyhow::Result<Option<End>> {
         let (event, why) = match done {
             Ok(None) => {
-                self.backoff = BACKOFF_FIRST;
+                // A copy that has begun has not come far: what cuts it short comes later, each time.
+                if phase != Phase::Copying {
+                    self.backoff = BACKOFF_FIRST;
+                }
                 tokio::time::sleep(if phase == Phase::Copying { LOOK_AT_COPY } else { LOOK }).await;
                 return Ok(None);
             }

@@ -38,7 +38,7 @@ impl Snapshot {
         let holder = servers.beside(source, session_name).await?;
         endless(&holder).await?;
         // Without its code, which says that no repetition mends it.
-        enter(&holder, exported, "").await.map_err(|error| anyhow::anyhow!("the snapshot: {error:#}"))?;
+        holder.run(&enter(exported)).await.map_err(|error| anyhow::anyhow!("the snapshot: {error:#}"))?;
         // The walsender's goes with its connection, and that counts against max_wal_senders.
         let name: String = holder.value("SELECT pg_export_snapshot()", &[]).await?;
         Ok(Self { _holder: holder, name, at })
@@ -49,10 +49,9 @@ impl Snapshot {
     }
 }
 
-/// Begins a transaction that sees what the snapshot shows, and does more in it.
-pub(super) async fn enter(db: &Db, snapshot: &str, more: &str) -> anyhow::Result<()> {
-    let snapshot = literal(snapshot);
-    db.run(&format!("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {snapshot}; {more}")).await
+/// Begins a transaction that sees what the snapshot shows.
+pub(super) fn enter(snapshot: &str) -> String {
+    format!("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {};", literal(snapshot))
 }
 
 /// A session that waits, in a transaction or not, for as long as its runner lives: an operator may pause the copy.

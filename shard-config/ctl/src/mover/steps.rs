@@ -331,14 +331,14 @@ impl Runner<'_> {
             // What is deleted is deleted under the shard's own word that it does not own it. It may have lost that word (a blow
             // in the middle of a cut-over, a failover). Said by this session, which the next runner ends first of all.
             arm::fence_row(self.side(shard), &self.job, self.buckets()).await?;
-            let db = self.servers.primary(shard, &self.job.session_name()).await?;
+            let mut db = self.servers.primary(shard, &self.job.session_name()).await?;
+            db.patience = clean::PATIENCE;
             let tables = super::tables::sharded(&db, &self.servers.config).await?;
             let buckets = self.map.map.buckets();
             let total = clean::delete(&db, &self.job, &tables, buckets, &self.control).await?;
             reach(&self.job, "deleted");
-            for table in &tables {
-                let left = clean::any_row(&db, &self.job, table, buckets).await?;
-                anyhow::ensure!(!left, "rows of {} came while it was cleaned", table.full_name());
+            if let Some(table) = clean::any_row(&db, &self.job, &tables, buckets).await? {
+                anyhow::bail!("rows of {table} came while it was cleaned");
             }
             self.job.note(&self.control, &format!("{total} rows deleted from shard {shard}")).await?;
         }

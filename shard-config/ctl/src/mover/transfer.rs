@@ -1,17 +1,18 @@
 //! The first copy of a scope's rows: piece by piece in one snapshot, each piece one transaction on the target, by workers that
 //! take a table each, as `pace` lets them. Between two pieces nothing is locked, however long somebody lets it wait.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use futures_util::{SinkExt, StreamExt};
+use futures_util::{SinkExt, TryStreamExt};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
+use tokio_postgres::Statement;
 
-use super::pace::Pace;
+use super::pace::{PART_BYTES, Pace, Pages};
 use super::preflight::human;
 use super::scope::{Scope, ident, literal};
 use super::snapshot::{Snapshot, endless, enter};
@@ -19,8 +20,8 @@ use super::tables::{Table, leaves};
 use super::throttle::Throttle;
 use crate::direct::{Db, Servers};
 
-/// No piece takes so long unless a server is gone.
-const PIECE_LIMIT: Duration = Duration::from_secs(300);
+/// No server says nothing for so long unless it is gone. Somebody may hold a lock for a while.
+const PATIENCE: Duration = Duration::from_secs(300);
 /// What a binary COPY of no rows consists of: signature, flags, length of the extension, and the end.
 const BINARY_EMPTY: usize = 11 + 4 + 4 + 2;
 
@@ -47,6 +48,7 @@ struct Work {
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 struct Done {
     begun: bool,
+    as_text: bool,
     /// From 0 to 1.
     part: f64,
     rows: u64,
@@ -64,6 +66,7 @@ impl Work {
             rows: done.rows + rows,
             bytes: done.bytes + bytes,
             pieces: done.pieces + 1,
+            ..*done
         };
     }
 }
@@ -147,7 +150,7 @@ impl Transfer {
         };
         json!({
             "ready": names(|done| done.part >= 1.0), "copying": names(|done| done.begun && done.part < 1.0),
-            "tables": done.len(),
+            "tables": done.len(), "as_text": names(|done| done.as_text),
             "rows": done.iter().map(|done| done.rows).sum::<u64>(), "bytes": done.iter().map(|done| done.bytes).sum::<u64>(),
             "pieces": done.iter().map(|done| done.pieces).sum::<u64>(),
             "percent": percent(self.work.tables.iter().map(|table| table.bytes).zip(done.iter().map(|done| done.part))),
@@ -167,8 +170,7 @@ fn percent(tables: impl Iterator<Item = (i64, f64)>) -> u64 {
 
 /// Copies one table after the other until none is left, or there are too many workers.
 async fn worker(work: Arc<Work>, mut giver: Db, mut taker: Db, snapshot: String) -> anyhow::Result<()> {
-    // Somebody may hold a lock for a while.
-    (giver.patience, taker.patience) = (PIECE_LIMIT, PIECE_LIMIT);
+    (giver.patience, taker.patience) = (PATIENCE, PATIENCE);
     endless(&giver).await?;
     endless(&taker).await?;
     // As for replicated rows: the source has checked them, and the target's triggers have fired there. A loss of the last
@@ -191,36 +193,31 @@ async fn worker(work: Arc<Work>, mut giver: Db, mut taker: Db, snapshot: String)
 async fn copy_table(work: &Work, giver: &Db, taker: &Db, snapshot: &str, at: usize) -> anyhow::Result<()> {
     let table = &work.tables[at];
     let binary = is_portable(giver, table).await? && is_portable(taker, table).await?;
-    let into = in_sql(table, binary);
+    locked(&work.done)[at].as_text = !binary;
+    let into = taker.prepare(&in_sql(table, binary)).await?;
     let leaves = leaves(giver, table).await?;
+    let mut wanted = Pages::FIRST;
     for (n, leaf) in leaves.iter().enumerate() {
-        let (mut from, mut first) = (0, None);
+        let (mut from, mut last, mut page_bytes) = (0, None, 0);
         loop {
             while let Some(wait) = work.pace.wait(Instant::now()) {
                 tokio::time::sleep(wait).await;
             }
-            let begun = Instant::now();
-            // The lock keeps the rows where they are (VACUUM FULL), and with the snapshot none of them is removed.
-            let lock = format!("LOCK TABLE ONLY {leaf} IN ACCESS SHARE MODE");
-            // Without its code: that the snapshot is gone is nothing that repetition does not mend.
-            enter(giver, snapshot, &lock).await.map_err(|error| anyhow::anyhow!("the snapshot: {error:#}"))?;
-            let now = place_of(giver, leaf).await?;
+            let to = from + work.pace.pages(wanted, page_bytes);
+            let piece = Piece { leaf, out: out_sql(table, leaf, from, to, work, binary), binary };
+            let copied = piece.copy(giver, snapshot, taker, &into, &work.pace).await?;
             // Rows that are written later are on later pages, too, and not in the snapshot.
-            let place = first.get_or_insert_with(|| now.clone());
-            anyhow::ensure!(place.file == now.file, "{leaf} was rewritten meanwhile (VACUUM FULL, CLUSTER)");
-            let to = (from + work.pace.pages()).min(place.pages);
-            let out = out_sql(table, leaf, from, to, work, binary);
-            let copied = tokio::time::timeout(PIECE_LIMIT, copy_piece(giver, taker, &out, &into, binary)).await;
-            let (rows, bytes) = copied.with_context(|| format!("no end of one piece within {PIECE_LIMIT:?}"))??;
-            giver.run("COMMIT").await?;
-            let rest = work.pace.spent(Instant::now(), to - from, bytes, begun.elapsed());
-            let part = (n as f64 + to as f64 / place.pages.max(1) as f64) / leaves.len() as f64;
-            work.count(at, part, rows, bytes);
+            let last = *last.get_or_insert(copied.place.pages);
+            let to = to.min(last);
+            wanted = wanted.after(to - from, copied.took);
+            page_bytes = copied.place.bytes / copied.place.pages.max(1);
+            let part = (n as f64 + to as f64 / last.max(1) as f64) / leaves.len() as f64;
+            work.count(at, part, copied.rows, copied.bytes);
+            tokio::time::sleep(Pace::rest(copied.took)).await;
             from = to;
-            if from >= place.pages {
+            if from >= last {
                 break;
             }
-            tokio::time::sleep(rest).await;
         }
     }
     locked(&work.done)[at].part = 1.0;
@@ -228,51 +225,118 @@ async fn copy_table(work: &Work, giver: &Db, taker: &Db, snapshot: &str, at: usi
 }
 
 /// Where a table's rows are.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 struct Place {
-    file: String,
     pages: i64,
+    /// With all that is stored beside them.
+    bytes: i64,
 }
 
-async fn place_of(db: &Db, leaf: &str) -> anyhow::Result<Place> {
-    let sql = format!(
-        "SELECT pg_relation_filenode({0}::regclass) AS file, \
-         pg_relation_size({0}::regclass) / current_setting('block_size')::int8 AS pages",
-        literal(leaf)
-    );
-    let mut row = db.command(&sql).await?;
-    let mut value = |name: &str| row.remove(name).with_context(|| format!("{leaf} has no {name}"));
-    Ok(Place { file: value("file")?, pages: value("pages")?.parse()? })
+impl Place {
+    /// The catalog is read in the snapshot, and what the functions say is true now.
+    fn sql(leaf: &str) -> String {
+        format!(
+            "SELECT c.relfilenode = pg_relation_filenode(c.oid) AS there, pg_table_size(c.oid) AS bytes, \
+             pg_relation_size(c.oid) / current_setting('block_size')::int8 AS pages FROM pg_class c WHERE c.oid = {}::regclass",
+            literal(leaf)
+        )
+    }
+
+    fn read(mut row: BTreeMap<String, String>) -> anyhow::Result<Self> {
+        let mut value = |name: &str| row.remove(name).with_context(|| format!("no {name}"));
+        // Not every way to do that keeps the rows for those who came before.
+        anyhow::ensure!(value("there")? == "t", "it was rewritten meanwhile (VACUUM FULL, CLUSTER)");
+        Ok(Self { pages: value("pages")?.parse()?, bytes: value("bytes")?.parse()? })
+    }
 }
 
-/// Rows and bytes of one piece, in one transaction of the target. What has no rows costs the target nothing.
-async fn copy_piece(giver: &Db, taker: &Db, out: &str, into: &str, binary: bool) -> anyhow::Result<(u64, u64)> {
-    let mut out = pin!(giver.copy_out(out).await?);
-    let mut next = out.next().await.transpose().map_err(|error| giver.refused(&error))?;
-    if binary && next.as_ref().is_some_and(|first| first.len() <= BINARY_EMPTY) {
-        // The end of the statement.
-        let mut bytes = 0;
-        while let Some(end) = next {
-            bytes += end.len();
-            anyhow::ensure!(bytes <= BINARY_EMPTY, "a COPY whose first message has no row");
-            next = out.next().await.transpose().map_err(|error| giver.refused(&error))?;
+/// One transaction on either side. Every round trip is a wait for a processor on both sides, so what can is sent at once.
+struct Piece<'a> {
+    leaf: &'a str,
+    out: String,
+    binary: bool,
+}
+
+struct Copied {
+    place: Place,
+    rows: u64,
+    bytes: u64,
+    /// Without the time that it waited for the limit.
+    took: Duration,
+}
+
+impl Piece<'_> {
+    async fn copy(
+        &self,
+        giver: &Db,
+        snapshot: &str,
+        taker: &Db,
+        into: &Statement,
+        pace: &Pace,
+    ) -> anyhow::Result<Copied> {
+        let Self { leaf, out, .. } = self;
+        // The lock keeps the rows where they are (VACUUM FULL), and with the snapshot none of them is removed.
+        let begin = format!("{} LOCK TABLE ONLY {leaf} IN ACCESS SHARE MODE; {}", enter(snapshot), Place::sql(leaf));
+        let (begun, out) = futures_util::join!(giver.command(&begin), giver.prepare(out));
+        // Without its code: that the snapshot is gone is nothing that repetition does not mend.
+        let place = begun.map_err(|error| anyhow::anyhow!("the snapshot: {error:#}"))?;
+        let (place, out) = (Place::read(place).with_context(|| (*leaf).to_owned())?, out?);
+        let begun = Instant::now();
+        let (rows, bytes, waited) = self.rows(giver, &out, taker, into, pace).await?;
+        Ok(Copied { place, rows, bytes, took: begun.elapsed().saturating_sub(waited) })
+    }
+
+    /// Rows, bytes, and how long it waited for the limit. What has no rows costs the target nothing.
+    async fn rows(
+        &self,
+        giver: &Db,
+        out: &Statement,
+        taker: &Db,
+        into: &Statement,
+        pace: &Pace,
+    ) -> anyhow::Result<(u64, u64, Duration)> {
+        let begun = Instant::now();
+        let mut out = pin!(giver.copy_out(out).await?);
+        let mut next = giver.answered(out.try_next()).await?;
+        if self.binary && next.as_ref().is_some_and(|first| first.len() <= BINARY_EMPTY) {
+            // The end of the statement.
+            let mut bytes = 0;
+            while let Some(end) = next {
+                bytes += end.len();
+                anyhow::ensure!(bytes <= BINARY_EMPTY, "a COPY whose first message has no row");
+                next = giver.answered(out.try_next()).await?;
+            }
         }
+        if next.is_none() {
+            giver.run("COMMIT").await?;
+            return Ok((0, 0, Duration::ZERO));
+        }
+        // COPY by itself is answered before it commits, and an error of that commit would be nobody's.
+        let begin = taker.run("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE");
+        let (begin, sink) = futures_util::join!(begin, taker.copy_in(into));
+        begin?;
+        let mut sink = pin!(sink?);
+        let (mut bytes, mut counted, mut waited) = (0, 0, Duration::ZERO);
+        while let Some(chunk) = next {
+            bytes += chunk.len() as u64;
+            taker.answered(sink.feed(chunk)).await?;
+            if bytes - counted >= PART_BYTES {
+                pace.copied(begun, bytes - counted);
+                counted = bytes;
+                while let Some(wait) = pace.owed(Instant::now()) {
+                    tokio::time::sleep(wait).await;
+                    waited += wait;
+                }
+            }
+            next = giver.answered(out.try_next()).await?;
+        }
+        pace.copied(begun, bytes - counted);
+        // Sent after the end of the rows. Of a transaction that has failed it is a ROLLBACK, so what counts is that all are well.
+        let end = taker.answered(sink.as_mut().finish());
+        let (rows, taken, given) = futures_util::join!(end, taker.run("COMMIT"), giver.run("COMMIT"));
+        let rows = rows?;
+        taken.and(given).map(|()| (rows, bytes, waited))
     }
-    if next.is_none() {
-        return Ok((0, 0));
-    }
-    // COPY by itself is answered before it commits, and an error of that commit would be nobody's.
-    taker.run("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE").await?;
-    let mut sink = pin!(taker.copy_in(into).await?);
-    let mut bytes = 0;
-    while let Some(chunk) = next {
-        bytes += chunk.len() as u64;
-        sink.feed(chunk).await.map_err(|error| taker.refused(&error))?;
-        next = out.next().await.transpose().map_err(|error| giver.refused(&error))?;
-    }
-    let rows = sink.as_mut().finish().await.map_err(|error| taker.refused(&error))?;
-    taker.run("COMMIT").await?;
-    Ok((rows, bytes))
 }
 
 /// Whether values of the table's columns mean the same on every server in binary form: those of types with numbers that

@@ -1,5 +1,6 @@
 //! The first copy: what cuts it short, what holds it, and what its rows consist of.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -51,50 +52,112 @@ async fn cut_short(bed: &Bed, id: i64, scope: &Scope) -> tokio::task::JoinHandle
     runner
 }
 
+/// Such a copy, under writes.
+struct Short {
+    bed: Bed,
+    scope: Scope,
+    // Its writers write through it.
+    _proxy: Arc<Proxy>,
+    writers: Writers,
+    id: i64,
+    runner: tokio::task::JoinHandle<anyhow::Result<End>>,
+}
+
+impl Short {
+    async fn start() -> Self {
+        let bed = Bed::start(2).await;
+        let scope = Scope::of_range(0, 31);
+        let proxy = Proxy::start(&bed.servers).await;
+        let writers = Writers::start(&proxy, 3);
+        let id = bed.plan(&scope, 1, 2).await.id;
+        let runner = cut_short(&bed, id, &scope).await;
+        Self { bed, scope, _proxy: proxy, writers, id, runner }
+    }
+
+    async fn stop(&mut self) {
+        self.runner.abort();
+        let _ = (&mut self.runner).await;
+    }
+
+    /// A runner of its own goes on, without the limit.
+    async fn go_on(&mut self) {
+        self.no_limit().await;
+        self.runner = self.bed.spawn(self.id, ALL);
+    }
+
+    async fn no_limit(&self) {
+        self.bed.load(self.id).await.set(&self.bed.control, json!({ "throttle": null })).await.unwrap();
+    }
+
+    /// It is done, from a new beginning. What was there of the first one is not counted on.
+    async fn ends_anew(self) -> (Bed, String) {
+        let ended = self.runner.await.unwrap();
+        let (bed, posted) = (self.bed, self.writers.stop().await);
+        let story = bed.story(self.id).await;
+        assert_eq!(ended.unwrap(), End::Over, "{story}");
+        assert_eq!(bed.load(self.id).await.phase, Phase::Done, "{story}");
+        assert!(story.contains("copying begins anew"), "{story}");
+        bed.check_rows(posted).await;
+        bed.check_clean().await;
+        (bed, story)
+    }
+}
+
 /// What a dead runner has copied came from a snapshot that is gone, and rows change meanwhile.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_copy_that_is_cut_short_begins_anew() {
-    let bed = Bed::start(2).await;
-    let scope = Scope::of_range(0, 31);
-    let proxy = Proxy::start(&bed.servers).await;
-    let writers = Writers::start(&proxy, 4);
-    let job = bed.plan(&scope, 1, 2).await;
-    let runner = cut_short(&bed, job.id, &scope).await;
-    until(&bed, job.id, "no reason", async || bed.load(job.id).await.text("throttled").is_some_and(|reason| reason.contains("10 B/s"))).await;
-    let running: i64 = bed.load(job.id).await.detail["progress"]["rows"].as_i64().unwrap_or(0);
-    runner.abort();
-    let _ = runner.await;
+    let mut short = Short::start().await;
+    let (bed, id, scope) = (&short.bed, short.id, short.scope.clone());
+    until(bed, id, "no reason", async || bed.load(id).await.text("throttled").is_some_and(|reason| reason.contains("10 B/s"))).await;
+    let running: i64 = bed.load(id).await.detail["progress"]["rows"].as_i64().unwrap_or(0);
     assert!(running > 0 && running < 2000, "{running} rows, of one table that has many more");
-    let (all, copied) = (inside(&bed, 1, &scope).await, inside(&bed, 2, &scope).await);
+    short.stop().await;
+    let (all, copied) = (inside(&short.bed, 1, &scope).await, inside(&short.bed, 2, &scope).await);
     assert!(copied > 0 && copied < all, "{copied} of {all} rows");
     // Rows that were copied are changed before the next snapshot, and gone from it.
     tokio::time::sleep(Duration::from_millis(300)).await;
     let gone = (0..200).map(tenant).find(|t| bucket(t) < 32).unwrap();
-    let source = bed.shard(1).await;
+    let source = short.bed.shard(1).await;
     source.execute("DELETE FROM public.entries WHERE tenant_id = $1 AND amount = 0", &[&gone]).await.unwrap();
-    bed.load(job.id).await.set(&bed.control, json!({ "throttle": null })).await.unwrap();
-    assert_eq!(bed.run(job.id, ALL).await, End::Over);
-    let posted = writers.stop().await;
-    let story = bed.story(job.id).await;
-    assert_eq!(bed.load(job.id).await.phase, Phase::Done, "{story}");
-    assert!(story.contains("copying begins anew"), "{story}");
-    bed.check_rows(posted).await;
-    bed.check_clean().await;
+    short.go_on().await;
+    let (bed, _) = short.ends_anew().await;
     let left = "SELECT count(*) FROM public.entries WHERE tenant_id = $1 AND amount = 0";
     assert_eq!(bed.shard(2).await.value::<i64>(left, &[&gone]).await.unwrap(), 0);
 }
 
+/// That every row is there holds of one server, since its last failover, and of one place in the source's changes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_note_that_all_is_copied_is_not_believed_of_another_server_or_slot() {
+    let mut short = Short::start().await;
+    short.stop().await;
+    let (bed, id) = (&short.bed, short.id);
+    let (system, timeline) = bed.shard(2).await.identity.unwrap();
+    let slot = "SELECT confirmed_flush_lsn::text FROM pg_replication_slots WHERE slot_type = 'logical'";
+    let at: String = bed.shard(1).await.value(slot, &[]).await.unwrap();
+    let other = json!({ "copied_to": format!("{system}:{}", timeline + 1), "slot_at": at });
+    bed.load(id).await.set(&bed.control, other).await.unwrap();
+    short.go_on().await;
+    let (_, story) = short.ends_anew().await;
+    assert!(!story.contains("somebody else"), "{story}");
+
+    let mut short = Short::start().await;
+    short.stop().await;
+    let (bed, id) = (&short.bed, short.id);
+    let (system, timeline) = bed.shard(2).await.identity.unwrap();
+    // The slot has been read since.
+    let early = json!({ "copied_to": format!("{system}:{timeline}"), "slot_at": "0/1" });
+    bed.load(id).await.set(&bed.control, early).await.unwrap();
+    short.go_on().await;
+    let (_, story) = short.ends_anew().await;
+    assert!(story.contains("somebody else has read the replication slot"), "{story}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_abort_in_the_middle_of_a_copy_leaves_nothing() {
-    let bed = Bed::start(2).await;
-    let scope = Scope::of_range(0, 31);
-    let proxy = Proxy::start(&bed.servers).await;
-    let writers = Writers::start(&proxy, 3);
-    let job = bed.plan(&scope, 1, 2).await;
-    let runner = cut_short(&bed, job.id, &scope).await;
-    bed.ask(job.id, shardctl::mover::machine::Wish::Abort).await;
+    let Short { bed, scope, _proxy, writers, id, runner } = Short::start().await;
+    bed.ask(id, shardctl::mover::machine::Wish::Abort).await;
     assert_eq!(runner.await.unwrap().unwrap(), End::Over);
-    assert_eq!(bed.load(job.id).await.phase, Phase::Aborted, "{}", bed.story(job.id).await);
+    assert_eq!(bed.load(id).await.phase, Phase::Aborted, "{}", bed.story(id).await);
     assert_eq!(inside(&bed, 2, &scope).await, 0);
     bed.check_rows(writers.stop().await).await;
     bed.check_clean().await;
@@ -103,43 +166,23 @@ async fn an_abort_in_the_middle_of_a_copy_leaves_nothing() {
 /// A session of the copy that ends is a server that may have lost commits: the runner begins anew by itself.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_target_that_drops_a_session_is_copied_to_anew() {
-    let bed = Bed::start(2).await;
-    let scope = Scope::of_range(0, 31);
-    let proxy = Proxy::start(&bed.servers).await;
-    let writers = Writers::start(&proxy, 3);
-    let job = bed.plan(&scope, 1, 2).await;
-    let runner = cut_short(&bed, job.id, &scope).await;
+    let short = Short::start().await;
     // The one that writes, between two pieces.
-    let name = format!("shardctl move {}", job.id);
+    let name = format!("shardctl move {}", short.id);
     let end = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = $1 AND query = 'COMMIT'";
-    assert_eq!(bed.shard(2).await.value::<i64>(end, &[&name]).await.unwrap(), 1);
-    bed.load(job.id).await.set(&bed.control, json!({ "throttle": null })).await.unwrap();
-    assert_eq!(runner.await.unwrap().unwrap(), End::Over, "{}", bed.story(job.id).await);
-    let story = bed.story(job.id).await;
-    assert_eq!(bed.load(job.id).await.phase, Phase::Done, "{story}");
-    assert!(story.contains("copying begins anew"), "{story}");
-    bed.check_rows(writers.stop().await).await;
-    bed.check_clean().await;
+    assert_eq!(short.bed.shard(2).await.value::<i64>(end, &[&name]).await.unwrap(), 1);
+    short.no_limit().await;
+    short.ends_anew().await;
 }
 
 /// Without the session that holds it the snapshot is gone, which is no fault of the rows.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_snapshot_that_is_lost_is_made_anew() {
-    let bed = Bed::start(2).await;
-    let scope = Scope::of_range(0, 31);
-    let proxy = Proxy::start(&bed.servers).await;
-    let writers = Writers::start(&proxy, 3);
-    let job = bed.plan(&scope, 1, 2).await;
-    let runner = cut_short(&bed, job.id, &scope).await;
+    let short = Short::start().await;
     let end = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE query = 'SELECT pg_export_snapshot()' AND state LIKE 'idle in%'";
-    assert_eq!(bed.shard(1).await.value::<i64>(end, &[]).await.unwrap(), 1);
-    bed.load(job.id).await.set(&bed.control, json!({ "throttle": null })).await.unwrap();
-    assert_eq!(runner.await.unwrap().unwrap(), End::Over, "{}", bed.story(job.id).await);
-    let story = bed.story(job.id).await;
-    assert_eq!(bed.load(job.id).await.phase, Phase::Done, "{story}");
-    assert!(story.contains("copying begins anew"), "{story}");
-    bed.check_rows(writers.stop().await).await;
-    bed.check_clean().await;
+    assert_eq!(short.bed.shard(1).await.value::<i64>(end, &[]).await.unwrap(), 1);
+    short.no_limit().await;
+    short.ends_anew().await;
 }
 
 /// Many pieces, partitions and tables at a time: every row once, as it was.
@@ -147,7 +190,9 @@ async fn a_snapshot_that_is_lost_is_made_anew() {
 async fn many_pieces_are_one_copy() {
     let bed = Bed::start(2).await;
     let scope = Scope::of_range(0, 31);
-    fill(&bed).await;
+    for _ in 0..4 {
+        fill(&bed).await;
+    }
     let before = digest(&bed, 1, &scope).await;
     let job = bed.plan(&scope, 1, 2).await;
     bed.load(job.id).await.set(&bed.control, json!({ "throttle": { "parallel": 100 } })).await.unwrap();
@@ -155,8 +200,9 @@ async fn many_pieces_are_one_copy() {
     assert_eq!(bed.run(job.id, auto).await, End::Waiting);
     assert_eq!(bed.load(job.id).await.phase, Phase::Window, "{}", bed.story(job.id).await);
     assert_eq!(digest(&bed, 2, &scope).await, before);
-    let commits: i64 = bed.load(job.id).await.detail["progress"]["pieces"].as_i64().unwrap();
-    assert!(commits >= 6, "{commits} pieces");
+    let pieces = bed.load(job.id).await.detail["progress"]["pieces"].as_i64().unwrap();
+    // Three tables have one or two of few pages, and the fourth many.
+    assert!(pieces >= 7, "{pieces} pieces");
     bed.ask(job.id, shardctl::mover::machine::Wish::Rollback).await;
     assert_eq!(bed.run(job.id, Options::default()).await, End::Over);
     assert_eq!(digest(&bed, 1, &scope).await, before);
@@ -181,7 +227,8 @@ async fn rows_that_the_target_refuses_undo_the_move() {
     assert_eq!(bed.run(job.id, ALL).await, End::Over);
     let story = bed.story(job.id).await;
     assert_eq!(bed.load(job.id).await.phase, Phase::Aborted, "{story}");
-    assert!(story.contains("duplicate key"), "{story}");
+    assert!(story.contains("the copy cannot be made") && story.contains("duplicate key"), "{story}");
+    assert!(!story.contains("copying begins anew"), "{story}");
     assert_eq!(inside(&bed, 2, &scope).await, 0);
     bed.check_clean().await;
 }
@@ -208,32 +255,71 @@ async fn a_table_that_is_rewritten_is_copied_anew() {
     bed.check_clean().await;
 }
 
-/// Limits hold a copy, with the reason, and may be mended; so may a pause.
+/// Limits hold a copy that is under way, with the reason, and may be mended; so may a pause.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn limits_hold_a_copy_under_way() {
     let bed = Bed::start(2).await;
     let scope = Scope::of_range(0, 31);
+    for _ in 0..2 {
+        fill(&bed).await;
+    }
     let job = bed.plan(&scope, 1, 2).await;
+    let runner = cut_short(&bed, job.id, &scope).await;
+    let set = async |limits: serde_json::Value| bed.load(job.id).await.set(&bed.control, limits).await.unwrap();
+    let stands = async || {
+        // What had begun is over by then.
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        let before = inside(&bed, 2, &scope).await;
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        assert_eq!(inside(&bed, 2, &scope).await, before, "{}", bed.story(job.id).await);
+        assert!(before < inside(&bed, 1, &scope).await, "nothing was left to be copied");
+    };
+    // In one, so that the limit of bytes is not what holds it.
+    set(json!({ "throttle": null, "paused": true })).await;
+    stands().await;
     // No answer takes less than no time.
-    let limit = json!({ "throttle": { "latency_ms": -1, "parallel": 3 } });
-    bed.load(job.id).await.set(&bed.control, limit).await.unwrap();
-    let runner = bed.spawn(job.id, Options::default());
+    set(json!({ "throttle": { "latency_ms": -1, "parallel": 3 }, "paused": false })).await;
     until(&bed, job.id, "no reason", async || {
         bed.load(job.id).await.text("throttled").is_some_and(|reason| reason.contains("limit -1 ms"))
     })
     .await;
-    tokio::time::sleep(Duration::from_secs(2)).await;
-    assert_eq!(inside(&bed, 2, &scope).await, 0, "{}", bed.story(job.id).await);
-    let paused = json!({ "throttle": null, "paused": true });
-    bed.load(job.id).await.set(&bed.control, paused).await.unwrap();
-    tokio::time::sleep(Duration::from_secs(2)).await;
-    assert_eq!(inside(&bed, 2, &scope).await, 0, "{}", bed.story(job.id).await);
-    bed.load(job.id).await.set(&bed.control, json!({ "paused": false })).await.unwrap();
-    assert_eq!(runner.await.unwrap().unwrap(), End::Waiting);
-    assert_eq!(bed.load(job.id).await.phase, Phase::Ready, "{}", bed.story(job.id).await);
+    stands().await;
+    set(json!({ "throttle": null })).await;
+    until(&bed, job.id, "it does not go on", async || bed.load(job.id).await.phase == Phase::Ready).await;
     assert_eq!(inside(&bed, 2, &scope).await, inside(&bed, 1, &scope).await);
     bed.ask(job.id, shardctl::mover::machine::Wish::Abort).await;
-    assert_eq!(bed.run(job.id, Options::default()).await, End::Over);
+    assert_eq!(runner.await.unwrap().unwrap(), End::Over);
+    bed.check_clean().await;
+}
+
+/// Few pages may have much beside them: the limit of bytes holds in the middle of a piece, too.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_piece_of_wide_rows_keeps_to_the_limit() {
+    let bed = Bed::start(2).await;
+    for shard in [1, 2] {
+        let sql = "CREATE TABLE public.wide (tenant_id uuid, id int, doc bytea, PRIMARY KEY (tenant_id, id));
+                   ALTER TABLE public.wide ALTER doc SET STORAGE EXTERNAL";
+        bed.shard(shard).await.run(sql).await.unwrap();
+    }
+    let moving = (0..200).map(tenant).find(|t| bucket(t) < 32).unwrap();
+    // 24 MiB, in one page.
+    let sql = "INSERT INTO public.wide SELECT $1, n, convert_to(repeat('x', 1 << 20), 'UTF8') FROM generate_series(1, 24) n";
+    bed.shard(1).await.execute(sql, &[&moving]).await.unwrap();
+    let job = bed.plan(&Scope::of_range(0, 31), 1, 2).await;
+    bed.load(job.id).await.set(&bed.control, json!({ "throttle": { "bytes_per_second": 8 << 20 } })).await.unwrap();
+    let runner = bed.spawn(job.id, ALL);
+    let target = bed.shard(2).await;
+    let under_way = "SELECT EXISTS (SELECT FROM pg_stat_progress_copy WHERE relid = 'public.wide'::regclass)";
+    until(&bed, job.id, "nothing was copied", async || target.holds(under_way, &[]).await.unwrap()).await;
+    let begun = Instant::now();
+    until(&bed, job.id, "it does not end", async || !target.holds(under_way, &[]).await.unwrap()).await;
+    // Of three seconds, as much as it may have been seen late.
+    assert!(begun.elapsed() > Duration::from_millis(1500), "{:?}", begun.elapsed());
+    assert_eq!(runner.await.unwrap().unwrap(), End::Over);
+    assert_eq!(bed.load(job.id).await.phase, Phase::Done, "{}", bed.story(job.id).await);
+    let bytes = "SELECT sum(length(doc))::int8 FROM public.wide WHERE tenant_id = $1";
+    assert_eq!(target.value::<i64>(bytes, &[&moving]).await.unwrap(), 24 << 20);
+    bed.check_rows(0).await;
     bed.check_clean().await;
 }
 
@@ -320,6 +406,8 @@ async fn every_type_arrives_as_it_was() {
     assert_eq!(bed.run(job.id, ALL).await, End::Over);
     assert_eq!(bed.load(job.id).await.phase, Phase::Done, "{}", bed.story(job.id).await);
     assert_eq!(texts(2).await, before);
+    let as_text = &bed.load(job.id).await.detail["progress"]["as_text"];
+    assert_eq!(*as_text, json!(["public.Odd, one"]), "in binary form only what means the same everywhere");
     bed.check_rows(0).await;
     bed.check_clean().await;
 }
