@@ -248,10 +248,18 @@ impl Db {
         &self,
         asked: impl Future<Output = Result<T, tokio_postgres::Error>>,
     ) -> anyhow::Result<T> {
-        match tokio::time::timeout(self.patience, asked).await {
+        self.answered_within(self.patience, asked).await
+    }
+
+    async fn answered_within<T>(
+        &self,
+        patience: Duration,
+        asked: impl Future<Output = Result<T, tokio_postgres::Error>>,
+    ) -> anyhow::Result<T> {
+        match tokio::time::timeout(patience, asked).await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) => Err(self.refused(&error)),
-            Err(_) => Err(anyhow::anyhow!("{}: no answer within {:?}", self.what, self.patience)),
+            Err(_) => Err(anyhow::anyhow!("{}: no answer within {patience:?}", self.what)),
         }
     }
 
@@ -302,6 +310,11 @@ impl Db {
 
     pub async fn rows(&self, sql: &str, params: Params<'_>) -> anyhow::Result<Vec<Row>> {
         self.answered(self.client.query(sql, params)).await
+    }
+
+    /// For what may take longer than others.
+    pub async fn rows_within(&self, patience: Duration, sql: &str, params: Params<'_>) -> anyhow::Result<Vec<Row>> {
+        self.answered_within(patience, self.client.query(sql, params)).await
     }
 
     pub async fn one(&self, sql: &str, params: Params<'_>) -> anyhow::Result<Row> {

@@ -292,7 +292,7 @@ pub async fn wish(
         .map_err(|instead| anyhow::anyhow!("move {id} is in phase {}: {instead}", job.phase.name()))?;
     if wish == Wish::Cutover {
         let source = servers.primary(job.source, "shardctl").await?;
-        if let Some((_, lag)) = copy::slot_state(&source, &job.publication(Way::Out)).await?
+        if let Some(lag) = copy::lag(&source, &job.publication(Way::Out)).await?
             && lag > lag_most
         {
             let text = format!(
@@ -400,7 +400,7 @@ pub async fn diff(servers: &Servers, id: i64) -> anyhow::Result<Ended> {
     let map = catalog::map(&control).await?;
     let buckets = map.map.buckets();
     let tables = tables::sharded(&giver, &servers.config).await?;
-    let (digests, mut unequal) = digest::digests(&mut giver, &mut taker, &job, &tables, buckets).await?;
+    let (digests, mut unequal) = digest::digests(&mut giver, &mut taker, &job, &tables, buckets, None).await?;
     // Rows that change all the time differ in most moments; a difference that stays is one.
     for _ in 0..5 {
         if unequal.is_empty() {

@@ -17,18 +17,9 @@ const REST_LEAST: Duration = Duration::from_millis(1);
 /// One page may be of rows with megabytes beside it.
 pub const PATIENCE: Duration = Duration::from_secs(300);
 
-/// Whether a shard still has rows of the scope; stops at the first. Read page by page, since there is no index to find them
-/// by and the tables may be of any size, and as one moment had them.
+/// A table of which a shard still has rows of the scope; stops at the first. Read page by page, since there is no index to
+/// find them by and the tables may be of any size.
 pub async fn any_row(db: &Db, job: &Job, tables: &[Table], buckets: u16) -> anyhow::Result<Option<String>> {
-    db.run("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
-    let found = find_row(db, job, tables, buckets).await;
-    // Also after an error: the session is used for other things, too.
-    let ended = db.run("ROLLBACK").await;
-    let found = found?;
-    ended.map(|()| found)
-}
-
-async fn find_row(db: &Db, job: &Job, tables: &[Table], buckets: u16) -> anyhow::Result<Option<String>> {
     for table in tables {
         let scope = table.predicate("", &job.scope, buckets);
         for leaf in leaves(db, table).await? {

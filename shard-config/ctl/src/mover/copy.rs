@@ -152,6 +152,13 @@ pub async fn slot_state(giver: &Db, name: &str) -> anyhow::Result<Option<(String
     row.map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).transpose()
 }
 
+/// Bytes of the giver's WAL that the taker has not said it has.
+pub async fn lag(giver: &Db, name: &str) -> anyhow::Result<Option<i64>> {
+    let sql = "SELECT coalesce(pg_wal_lsn_diff(pg_current_wal_lsn(), confirmed_flush_lsn), 0)::int8 \
+               FROM pg_replication_slots WHERE slot_name = $1";
+    giver.first(sql, &[&name]).await?.map(|row| Ok(row.try_get(0)?)).transpose()
+}
+
 /// Writes the next mark on the giver and returns its number.
 pub async fn mark(giver: &Db, job: &Job, way: Way) -> anyhow::Result<i64> {
     let sql = "UPDATE shard_catalog.mark SET n = n + 1, at = clock_timestamp() WHERE id = $1 RETURNING n";

@@ -73,7 +73,7 @@ impl Runner<'_> {
         let epoch_id: String = self.control.value("SELECT gen_random_uuid()::text", &[]).await?;
         let tables = self.tables().await?;
         let job = self.job.clone();
-        self.compare_again(way).await?;
+        anyhow::ensure!(self.compare_again(way).await?, "rows change faster than they are compared");
         let back = self.job.publication(Way::Back);
         if way == Way::Out {
             fence::advance(&self.target, &back).await?;

@@ -22,7 +22,7 @@ use super::job::{Job, LOCK_CLASS, Way};
 use super::machine::Phase;
 use super::scope::literal;
 use super::tables::Table;
-use super::verify::{self, Read, Suspects};
+use super::verify::{self, Suspects};
 use crate::direct::{Db, is_code};
 
 /// From the first statement held to the decision.
@@ -191,7 +191,7 @@ async fn steps(seats: &Seats, plan: Plan<'_>, clock: &mut Clock) -> anyhow::Resu
     let left = clock.left("the target has caught up")?;
     let (_, changed) = tokio::try_join!(
         copy::caught_up(taker, job, way, n, left),
-        verify::changes(giver, job, way, tables, Read::Peek, DELTA_MAX)
+        verify::peek(giver, job, way, tables, DELTA_MAX)
     )?;
     clock.lap("drain");
     let mut suspects = plan.suspects;

@@ -13,7 +13,9 @@ use super::fault::reach;
 use super::fence;
 use super::job::Way;
 use super::machine::{Event, Phase, Wish};
+use super::rounds::{Interrupted, Rounds};
 use super::run::{Different, Hopeless, Runner, Step};
+use super::verify::Lost;
 use super::{arm, clean, verify};
 
 /// How long statements that began before a motion was announced may still run before the step says who it waits for.
@@ -122,19 +124,19 @@ impl Runner<'_> {
     /// The slot for the way back is on the target since before the digests. Another server has become its primary if it is
     /// gone, and may lack rows that were applied.
     async fn check_way_back(&self) -> anyhow::Result<()> {
-        if copy::slot_state(&self.target, &self.job.publication(Way::Back)).await?.is_none() {
-            let text = "the slot for the way back is gone from the target: did it fail over?";
-            return Err(Hopeless(text.into()).into());
-        }
-        Ok(())
+        let text = match copy::slot_state(&self.target, &self.job.publication(Way::Back)).await? {
+            None => "the slot for the way back is gone from the target: did it fail over?",
+            Some((state, _)) if state == "lost" => {
+                "the slot for the way back kept more WAL on the target than max_slot_wal_keep_size allows and is lost"
+            }
+            Some(_) => return Ok(()),
+        };
+        Err(Hopeless(text.into()).into())
     }
 
     async fn show_lag(&mut self, way: Way) -> anyhow::Result<()> {
         let giver = self.side(self.job.giver(way));
-        let sql = "SELECT coalesce(pg_wal_lsn_diff(pg_current_wal_lsn(), confirmed_flush_lsn), 0)::int8 \
-                   FROM pg_replication_slots WHERE slot_name = $1";
-        if let Some(row) = giver.first(sql, &[&self.job.publication(way)]).await? {
-            let lag: i64 = row.try_get(0)?;
+        if let Some(lag) = copy::lag(giver, &self.job.publication(way)).await? {
             self.job.set(&self.control, json!({ "lag_bytes": lag })).await?;
         }
         Ok(())
@@ -161,6 +163,10 @@ impl Runner<'_> {
             // The slot of an earlier runner is kept: a new one would wait for every transaction that is open now, and what
             // the old one collected is only compared once more.
             let giver = if way == Way::Out { &mut self.source } else { &mut self.target };
+            if copy::slot_state(giver, &slot).await?.is_some_and(|(state, _)| state == "lost") {
+                // It would never say anything again.
+                copy::drop_slot(giver, &slot).await?;
+            }
             copy::slot(giver, &slot).await?;
             reach(&self.job, "");
             let lsn: String = giver.value("SELECT pg_current_wal_lsn()::text", &[]).await?;
@@ -168,7 +174,13 @@ impl Runner<'_> {
                 Way::Out => (&mut self.source, &mut self.target),
                 Way::Back => (&mut self.target, &mut self.source),
             };
-            let (digests, suspects) = digest::digests(giver, taker, &self.job, &tables, buckets).await?;
+            let rounds = Rounds::new(way, &self.control);
+            let made = digest::digests(giver, taker, &self.job, &tables, buckets, Some(rounds)).await;
+            let (digests, suspects) = match made {
+                // It is obeyed before the next step.
+                Err(error) if error.is::<Interrupted>() => return Ok(None),
+                made => made?,
+            };
             let rows: i64 = digests.iter().map(|digest| digest.rows).sum();
             let shown: serde_json::Map<_, _> = digests
                 .iter()
@@ -187,32 +199,31 @@ impl Runner<'_> {
             self.compared = true;
             self.compared_on = (self.source.identity, self.target.identity);
         }
-        self.compare_again(way).await?;
+        let all = self.compare_again(way).await?;
         // One more look if much is left: rows that changed while the digests were made.
-        Ok((verify::count(&self.suspects) <= SUSPECTS_MOST).then_some(Event::Finished))
+        Ok((all && verify::count(&self.suspects) <= SUSPECTS_MOST).then_some(Event::Finished))
     }
 
-    /// A round over what changed. A difference counts when two rounds find it.
-    pub(super) async fn compare_again(&mut self, way: Way) -> anyhow::Result<()> {
+    /// A round over what changed. A difference counts when two rounds find it. False when more has changed than one round
+    /// is for.
+    pub(super) async fn compare_again(&mut self, way: Way) -> anyhow::Result<bool> {
         let tables = self.tables().await?;
         let buckets = self.buckets();
         let mut found = None;
         for _ in 0..2 {
+            let mut suspects = std::mem::take(&mut self.suspects);
             let (giver, taker) = (self.side(self.job.giver(way)), self.side(self.job.taker(way)));
-            let round = verify::round(giver, taker, &self.job, way, &tables, buckets, &self.suspects).await;
-            let (suspects, real) = match round {
-                Ok(round) => round,
+            let round = verify::round(giver, taker, &self.job, way, &tables, buckets, &mut suspects).await;
+            self.suspects = suspects;
+            let round = match round {
                 Err(error) => {
-                    // The slot was read; what it said is lost with this round.
-                    self.compared = false;
+                    self.compared &= !error.is::<Lost>();
                     return Err(error);
                 }
+                Ok(round) if round.real.is_empty() => return Ok(!round.more),
+                Ok(round) => round,
             };
-            self.suspects = suspects;
-            if real.is_empty() {
-                return Ok(());
-            }
-            found = Some(real);
+            found = Some(round.real);
         }
         self.compared = false;
         let real = found.unwrap_or_default();
@@ -226,10 +237,10 @@ impl Runner<'_> {
         }
         self.check_flow(Way::Out).await?;
         self.check_way_back().await?;
-        self.compare_again(Way::Out).await?;
+        let all = self.compare_again(Way::Out).await?;
         fence::advance(&self.target, &self.job.publication(Way::Back)).await?;
         self.show_lag(Way::Out).await?;
-        if self.job.wish() != Some(Wish::Cutover) {
+        if !all || self.job.wish() != Some(Wish::Cutover) {
             return Ok(None);
         }
         if let Some(who) = fence::in_the_way(&self.source, &self.job).await? {

@@ -16,8 +16,10 @@ use super::job::{Job, Way};
 use super::tables::Table;
 use crate::direct::Db;
 
-/// Rows compared one by one; more than this is no coincidence of a busy system.
-pub const ROWS_MAX: usize = 200_000;
+/// Changed rows that are read in one go: what is left in the slot is for the next round.
+pub const ROWS_MOST: usize = 200_000;
+/// A slot reads all WAL from the oldest transaction on that was open when it was last read.
+const TAKING: Duration = Duration::from_secs(300);
 /// Rows of one statement.
 const BATCH: usize = 2_000;
 
@@ -111,45 +113,73 @@ pub enum Read {
     Peek,
 }
 
-/// The rows that the verify slot saw changing since it was last taken from. `most` bounds what is kept.
-pub async fn changes(
+/// What an error leaves behind when the slot had been read: nobody will hear again of what it said.
+#[derive(Debug)]
+pub struct Lost;
+
+impl std::fmt::Display for Lost {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("reading what changed")
+    }
+}
+
+fn read_sql(verb: &str) -> String {
+    format!(
+        "SELECT data FROM pg_logical_slot_{verb}_binary_changes($1, NULL, $2, 'proto_version', '1', 'publication_names', $3)"
+    )
+}
+
+fn collector(tables: &[Table]) -> Collector {
+    let key = |table: &Table| table.primary_key.iter().map(|(column, _)| column.clone()).collect();
+    Collector::new(tables.iter().map(|table| (table.full_name(), key(table))).collect())
+}
+
+/// The rows that the verify slot saw changing since it was last taken from. They stay in it, for who comes after an attempt
+/// that fails; so it is one call for all of them, and more than `most` are an error.
+pub async fn peek(giver: &Db, job: &Job, way: Way, tables: &[Table], most: usize) -> anyhow::Result<Changed> {
+    let mut collector = collector(tables);
+    let part = i32::try_from(most.saturating_mul(8))?;
+    let rows = giver
+        .rows(&read_sql("peek"), &[&job.verify_slot(way), &part, &job.publication(way)])
+        .await
+        .context("reading what changed")?;
+    for row in &rows {
+        collector.message(row.try_get(0)?)?;
+    }
+    anyhow::ensure!(
+        collector.rows() <= most && rows.len() < usize::try_from(part)?,
+        "more than {most} rows changed since both sides were compared"
+    );
+    Ok(collector.changed)
+}
+
+/// Takes them out of the slot, to `changed`. False when it may have more. An error with [`Lost`] has taken some, or not.
+async fn take(
     giver: &Db,
     job: &Job,
     way: Way,
     tables: &[Table],
-    read: Read,
-    most: usize,
-) -> anyhow::Result<Changed> {
-    let keys = tables
-        .iter()
-        .map(|table| {
-            (table.full_name(), table.primary_key.iter().map(|(column, _)| column.clone()).collect())
-        })
-        .collect();
-    let mut collector = Collector::new(keys);
-    let verb = if read == Read::Take { "get" } else { "peek" };
-    let sql = format!(
-        "SELECT data FROM pg_logical_slot_{verb}_binary_changes($1, NULL, $2, 'proto_version', '1', 'publication_names', $3)"
-    );
-    // Messages of one call. A peek begins at the same place each time, so it is one call for all.
-    let part = if read == Read::Take { 20_000 } else { i32::try_from(most.saturating_mul(8))? };
-    loop {
+    changed: &mut Changed,
+) -> anyhow::Result<bool> {
+    /// Messages of one call.
+    const PART: i32 = 20_000;
+    let mut collector = collector(tables);
+    let sql = read_sql("get");
+    let all = loop {
         let rows = giver
-            .rows(&sql, &[&job.verify_slot(way), &part, &job.publication(way)])
+            .rows_within(TAKING, &sql, &[&job.verify_slot(way), &PART, &job.publication(way)])
             .await
-            .context("reading what changed")?;
+            .context(Lost)?;
         for row in &rows {
-            collector.message(row.try_get(0)?)?;
+            collector.message(row.try_get(0)?).context(Lost)?;
         }
-        let full = rows.len() >= usize::try_from(part)?;
-        anyhow::ensure!(
-            collector.rows() <= most && !(full && read == Read::Peek),
-            "more than {most} rows changed since both sides were compared"
-        );
-        if !full {
-            return Ok(collector.changed);
+        let full = rows.len() >= usize::try_from(PART)?;
+        if !full || collector.rows() >= ROWS_MOST {
+            break !full;
         }
-    }
+    };
+    add(changed, collector.changed);
+    Ok(all)
 }
 
 pub fn add(suspects: &mut Suspects, more: Changed) {
@@ -158,8 +188,17 @@ pub fn add(suspects: &mut Suspects, more: Changed) {
     }
 }
 
-/// One round: what changed and what was suspect is compared once both sides have the same mark. Returns the rows that
-/// are still unequal, and the rows that were unequal before and have not changed since: those are real differences.
+/// How a round ended.
+#[derive(Debug, Default)]
+pub struct Round {
+    /// Rows that were unequal before and have not changed since: those are real differences, if another round finds them, too.
+    pub real: Suspects,
+    /// The slot has more to say.
+    pub more: bool,
+}
+
+/// One round: what changed and what was suspect is compared once both sides have the same mark, and what is equal is no longer
+/// suspect. After an error everything that was read is; but for one with [`Lost`].
 pub async fn round(
     giver: &Db,
     taker: &Db,
@@ -167,31 +206,32 @@ pub async fn round(
     way: Way,
     tables: &[Table],
     buckets: u16,
-    suspects: &Suspects,
-) -> anyhow::Result<(Suspects, Suspects)> {
-    let changed = changes(giver, job, way, tables, Read::Take, ROWS_MAX).await?;
-    let mut all = suspects.clone();
-    add(&mut all, changed);
+    suspects: &mut Suspects,
+) -> anyhow::Result<Round> {
+    let all = take(giver, job, way, tables, suspects).await?;
     let n = copy::mark(giver, job, way).await?;
     copy::caught_up(taker, job, way, n, Duration::from_secs(60)).await?;
-    let unequal = compare(giver, taker, job, tables, buckets, &all).await?;
-    if unequal.is_empty() {
-        return Ok((unequal, Suspects::new()));
+    let unequal = compare(giver, taker, job, tables, buckets, suspects).await?;
+    *suspects = unequal.clone();
+    if unequal.is_empty() || !all {
+        // Who is unequal may have changed already, as the slot would say later.
+        return Ok(Round { real: Suspects::new(), more: !all });
     }
     // Unequal although the target has applied all up to the mark: either the row changed after it, which the slot knows
     // once it is flushed (the commit of another mark sees to that), or it is different.
     copy::mark(giver, job, way).await?;
-    let since = changes(giver, job, way, tables, Read::Take, ROWS_MAX).await?;
+    let mut since = Changed::new();
+    let all = take(giver, job, way, tables, &mut since).await;
     let still = |(table, keys): (&String, &BTreeSet<Key>)| {
         let moving = since.get(table);
         let left: BTreeSet<Key> =
             keys.iter().filter(|key| moving.is_none_or(|moving| !moving.contains(*key))).cloned().collect();
         (!left.is_empty()).then(|| (table.clone(), left))
     };
-    let real: Suspects = unequal.iter().filter_map(still).collect();
-    let mut next = unequal;
-    add(&mut next, since);
-    Ok((next, real))
+    let all = all?;
+    let real = if all { unequal.iter().filter_map(still).collect() } else { Suspects::new() };
+    add(suspects, since);
+    Ok(Round { real, more: !all })
 }
 
 /// For people: the first few keys of each table.

@@ -1,0 +1,81 @@
+//! Rounds over the rows that change while digests are made: the slot that collects them keeps WAL, and what it has collected in
+//! hours is more than anybody holds at once. Rows that are equal are done with at once, and again when they change again.
+
+use std::time::{Duration, Instant};
+
+use super::fence;
+use super::job::{Job, Way};
+use super::tables::Table;
+use super::verify::{self, Lost, Suspects};
+use crate::direct::Db;
+
+const EVERY: Duration = Duration::from_secs(5);
+
+/// The digests are not wanted any more.
+#[derive(Debug)]
+pub struct Interrupted;
+
+impl std::fmt::Display for Interrupted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("the operator asked for something else")
+    }
+}
+
+impl std::error::Error for Interrupted {}
+
+pub struct Rounds<'a> {
+    way: Way,
+    /// Where the operator's wishes are.
+    control: &'a Db,
+    next: Instant,
+}
+
+impl<'a> Rounds<'a> {
+    pub fn new(way: Way, control: &'a Db) -> Self {
+        Self { way, control, next: Instant::now() + EVERY }
+    }
+
+    /// A round if it is time for one. [`Interrupted`] if the operator wants the move to go elsewhere.
+    pub async fn look(
+        &mut self,
+        giver: &Db,
+        taker: &Db,
+        job: &Job,
+        tables: &[Table],
+        buckets: u16,
+        suspects: &mut Suspects,
+    ) -> anyhow::Result<()> {
+        if self.next > Instant::now() {
+            return Ok(());
+        }
+        let now = Job::load(self.control, job.id).await?;
+        if now.wish().is_some_and(|wish| matches!(now.phase.granted(wish), Ok(Some(_)))) {
+            return Err(Interrupted.into());
+        }
+        match self.round(giver, taker, job, tables, buckets, suspects).await {
+            // What it did not come to is compared by the next one. If that is why there is no next one (a target that is too far
+            // behind, a server that is gone), the last one of all says so: the step's own.
+            Err(error) if !error.is::<Lost>() => Ok(()),
+            ended => ended,
+        }
+    }
+
+    /// What is unequal may only have changed: it stays among the suspects, and the rounds after the digests judge.
+    pub async fn round(
+        &mut self,
+        giver: &Db,
+        taker: &Db,
+        job: &Job,
+        tables: &[Table],
+        buckets: u16,
+        suspects: &mut Suspects,
+    ) -> anyhow::Result<()> {
+        let ended = verify::round(giver, taker, job, self.way, tables, buckets, suspects).await;
+        if self.way == Way::Out {
+            // Nor is that for the way back to keep WAL for as long.
+            fence::advance(taker, &job.publication(Way::Back)).await?;
+        }
+        self.next = Instant::now() + EVERY;
+        ended.map(drop)
+    }
+}
