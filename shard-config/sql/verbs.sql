@@ -60,25 +60,38 @@ LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
         jsonb_build_object('auto', auto, 'finish', finish, 'dry_run', dry_run))
 $$;
 
--- What the verbs on one move write: an entry of its record, and a line of its history.
+-- What the verbs on one move write: an entry of its record, and a line of its history. Of limits (throttle) those that are named
+-- are set, null for none. Without a text nothing is written, and the limits are the answer.
 CREATE OR REPLACE FUNCTION shard_catalog.tell(p_move bigint, p_entries jsonb, p_text text) RETURNS text
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_phase text;
+    v_detail jsonb;
+    v_limits jsonb;
+    v_text text := p_text;
 BEGIN
-    UPDATE shard_catalog.move SET detail = detail || p_entries, updated_at = clock_timestamp()
-     WHERE id = p_move AND phase NOT IN ('done', 'rolled_back', 'aborted', 'refused') RETURNING phase INTO v_phase;
+    SELECT phase, detail, coalesce(nullif(detail -> 'throttle', 'null'), '{}') INTO v_phase, v_detail, v_limits
+      FROM shard_catalog.move WHERE id = p_move FOR UPDATE;
     IF v_phase IS NULL THEN
-        SELECT phase INTO v_phase FROM shard_catalog.move WHERE id = p_move;
-        IF v_phase IS NULL THEN
-            RAISE EXCEPTION 'there is no move %', p_move USING ERRCODE = 'invalid_parameter_value',
-                HINT = 'TABLE shard_catalog.moves lists them.';
-        END IF;
+        RAISE EXCEPTION 'there is no move %', p_move USING ERRCODE = 'invalid_parameter_value',
+            HINT = 'TABLE shard_catalog.moves lists them.';
+    END IF;
+    IF p_text IS NULL THEN
+        RETURN format('move %s in phase %s: throttle: %s', p_move, v_phase, jsonb_strip_nulls(v_limits));
+    END IF;
+    IF v_phase IN ('done', 'rolled_back', 'aborted', 'refused') THEN
         RAISE EXCEPTION 'move % is over: %', p_move, v_phase USING ERRCODE = 'object_not_in_prerequisite_state';
     END IF;
-    INSERT INTO shard_catalog.move_event (move_id, phase, text) VALUES (p_move, v_phase, p_text || ' (' || session_user || ')');
+    IF p_entries ? 'throttle' THEN
+        p_entries := p_entries || jsonb_build_object('throttle', jsonb_strip_nulls(v_limits || (p_entries -> 'throttle')));
+    END IF;
+    IF (v_detail ->> 'paused')::boolean AND p_entries ? 'wish' THEN
+        v_text := v_text || '; the pause ends with it';
+    END IF;
+    UPDATE shard_catalog.move SET detail = detail || p_entries, updated_at = clock_timestamp() WHERE id = p_move;
+    INSERT INTO shard_catalog.move_event (move_id, phase, text) VALUES (p_move, v_phase, v_text || ' (' || session_user || ')');
     PERFORM pg_notify('shard_catalog', '');
-    RETURN format('move %s in phase %s: %s', p_move, v_phase, p_text);
+    RETURN format('move %s in phase %s: %s', p_move, v_phase, v_text);
 END
 $$;
 CREATE OR REPLACE FUNCTION shard_catalog.cutover(move bigint) RETURNS text
@@ -87,11 +100,11 @@ LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
 $$;
 CREATE OR REPLACE FUNCTION shard_catalog.abort(move bigint) RETURNS text
 LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
-    SELECT shard_catalog.tell(move, '{"wish": "abort", "attempts": 0, "paused": false}', 'abort was asked for')
+    SELECT shard_catalog.tell(move, '{"wish": "abort", "attempts": 0, "paused": false, "auto": false, "finish": false}', 'abort was asked for')
 $$;
 CREATE OR REPLACE FUNCTION shard_catalog.roll_back(move bigint) RETURNS text
 LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
-    SELECT shard_catalog.tell(move, '{"wish": "rollback", "attempts": 0, "paused": false}', 'rollback was asked for')
+    SELECT shard_catalog.tell(move, '{"wish": "rollback", "attempts": 0, "paused": false, "auto": false, "finish": false}', 'rollback was asked for')
 $$;
 CREATE OR REPLACE FUNCTION shard_catalog.finish(move bigint) RETURNS text
 LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
@@ -105,13 +118,37 @@ CREATE OR REPLACE FUNCTION shard_catalog.resume(move bigint) RETURNS text
 LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
     SELECT shard_catalog.tell(move, '{"paused": false}', 'resumed')
 $$;
--- NULL: no limit.
+-- Sets limits that are given; the others stay. Without any it says which are set. unthrottle takes them away.
 CREATE OR REPLACE FUNCTION shard_catalog.throttle(move bigint, bytes_per_second bigint DEFAULT NULL,
     standby_lag_bytes bigint DEFAULT NULL, latency_ms bigint DEFAULT NULL, parallel int DEFAULT NULL) RETURNS text
-LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
-    SELECT shard_catalog.tell(move, jsonb_build_object('throttle', limits), 'throttle: ' || limits::text)
-      FROM jsonb_build_object('bytes_per_second', bytes_per_second, 'standby_lag_bytes', standby_lag_bytes,
-          'latency_ms', latency_ms, 'parallel', parallel) AS limits
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_limits jsonb := jsonb_strip_nulls(jsonb_build_object('bytes_per_second', bytes_per_second,
+        'standby_lag_bytes', standby_lag_bytes, 'latency_ms', latency_ms, 'parallel', parallel));
+BEGIN
+    IF least(bytes_per_second, standby_lag_bytes, latency_ms, parallel) < 1 THEN
+        RAISE EXCEPTION 'a limit is a number from 1 on: %', v_limits USING ERRCODE = 'invalid_parameter_value',
+            HINT = 'shard_catalog.unthrottle(move, name, ...) takes limits away.';
+    END IF;
+    RETURN shard_catalog.tell(move, jsonb_build_object('throttle', v_limits),
+        CASE WHEN v_limits <> '{}' THEN 'throttle: ' || v_limits::text END);
+END
+$$;
+-- Takes away the limits that are named; all of them if none is.
+CREATE OR REPLACE FUNCTION shard_catalog.unthrottle(move bigint, VARIADIC limits text[] DEFAULT '{}') RETURNS text
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    c_all CONSTANT text[] := '{bytes_per_second, standby_lag_bytes, latency_ms, parallel}';
+    v_gone text[] := CASE WHEN limits = '{}' THEN c_all ELSE limits END;
+BEGIN
+    IF NOT v_gone <@ c_all THEN
+        RAISE EXCEPTION 'not all of these are limits: %', limits USING ERRCODE = 'invalid_parameter_value',
+            HINT = 'Limits are ' || array_to_string(c_all, ', ') || '.';
+    END IF;
+    RETURN shard_catalog.tell(move,
+        jsonb_build_object('throttle', (SELECT jsonb_object_agg(name, NULL) FROM unnest(v_gone) name)),
+        'no limit any more: ' || array_to_string(v_gone, ', '));
+END
 $$;
 
 CREATE OR REPLACE VIEW shard_catalog.moves AS

@@ -53,11 +53,22 @@ pub use secret::Secret;
 pub use settings::Mistake;
 pub use url::ConnectionUrl;
 
-/// SQL for what a constraint `k`, a row of `pg_constraint`, says: for comparisons between shards. Of checks without casts and
-/// parentheses, which a dump that was restored has in other places.
-pub const CONSTRAINT_SQL: &str = r"CASE WHEN k.contype = 'c' THEN regexp_replace(pg_get_constraintdef(k.oid),
-    '::(character varying|double precision|timestamp with(out)? time zone|[a-z_0-9]+)(\([0-9,]+\))?(\[\])?|[() ]', '', 'g')
-    ELSE pg_get_constraintdef(k.oid) END";
+macro_rules! noise {
+    () => {
+        r"'::(character varying|double precision|timestamp with(out)? time zone|[a-z_0-9]+)(\([0-9,]+\))?(\[\])?|[() ]'"
+    };
+}
+
+/// A regular expression, as SQL reads it, for what an expression of a dump that was restored has in other places: casts,
+/// parentheses and blanks.
+pub const NOISE_SQL: &str = noise!();
+
+/// SQL for what a constraint `k`, a row of `pg_constraint`, says: for comparisons between shards. Of checks without `NOISE_SQL`.
+pub const CONSTRAINT_SQL: &str = concat!(
+    "CASE WHEN k.contype = 'c' THEN regexp_replace(pg_get_constraintdef(k.oid), ",
+    noise!(),
+    ", '', 'g') ELSE pg_get_constraintdef(k.oid) END"
+);
 
 /// The catalog's tables, which proxies and `shardctl` make alike: for `batch_execute` by a superuser, safe to repeat.
 pub const CATALOG_SQL: &str = concat!(include_str!("../sql/catalog.sql"), include_str!("../sql/verbs.sql"));

@@ -208,8 +208,11 @@ fn difference(ours: &RawRelation, theirs: &RawRelation) -> Option<String> {
     if ours.constraints != theirs.constraints {
         return Some("its constraints differ".to_owned());
     }
-    if ours.triggers != theirs.triggers || ours.rules != theirs.rules {
+    if ours.triggers != theirs.triggers {
         return Some("its triggers differ".to_owned());
+    }
+    if ours.rules != theirs.rules {
+        return Some("its rewrite rules differ".to_owned());
     }
     if ours.expressions != theirs.expressions {
         return Some("functions called by its defaults or constraints differ".to_owned());

@@ -230,6 +230,14 @@ fn h39_shards_that_disagree_stop_the_table() {
     assert_eq!(table(&catalog, "plain").drift, None, "plain tables live on the default shard only");
     assert!(table(&catalog, "extra").drift.is_some());
 
+    let ruled = RawRelation { rules: true, ..ours.relations[&("public".to_owned(), "t".to_owned())].clone() };
+    let other = raw(&[("t", ruled)], &[]);
+    let catalog = build(&config(), &RawCatalog::default(), &ours, &[(ShardId(2), &other)]);
+    assert_eq!(
+        table(&catalog, "t").drift.expect("drifted"),
+        "its rewrite rules differ on shard 2 and on the default shard"
+    );
+
     let missing = build(&config(), &RawCatalog::default(), &ours, &[(ShardId(2), &RawCatalog::default())]);
     assert!(table(&missing, "t").drift.expect("drifted").contains("does not exist on shard 2"));
 }

@@ -22,7 +22,7 @@ pub(super) struct RawRelation {
     pub(super) oid: u32,
     /// `pg_class.relkind`: r p v m f S
     pub(super) kind: char,
-    /// Has rewrite rules beyond a view's own.
+    /// Has enabled rewrite rules; false for views, whose own is one.
     pub(super) rules: bool,
     pub(super) definition: Option<String>,
     /// Constraints and partition bound, as the server prints them, sorted.
@@ -84,7 +84,9 @@ fn relations_sql() -> String {
     let constraint = shard_config::CONSTRAINT_SQL;
     format!(
         "SELECT c.oid::int8, n.nspname::text, c.relname::text, c.relkind::text,
-    c.relhasrules AND c.relkind NOT IN ('v', 'm'),
+    -- `relhasrules` stays true after the last rule was dropped, until the next VACUUM.
+    c.relhasrules AND c.relkind NOT IN ('v', 'm') AND EXISTS (
+        SELECT FROM pg_rewrite w WHERE w.ev_class = c.oid AND w.rulename <> '_RETURN' AND w.ev_enabled <> 'D'),
     CASE WHEN c.relkind = 'v' AND NOT $1 THEN pg_get_viewdef(c.oid) END,
     CASE WHEN $1 THEN '{{}}' ELSE ARRAY(
         SELECT {constraint}

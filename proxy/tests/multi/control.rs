@@ -121,7 +121,12 @@ async fn h9_what_defaults_constraints_and_policies_call_is_read() {
         ALTER TABLE looking ENABLE ROW LEVEL SECURITY;
         CREATE POLICY p ON looking USING (a IN (SELECT id FROM other));
         CREATE TABLE asleep (tenant_id uuid, a int);
-        CREATE POLICY p ON asleep USING (a IN (SELECT id FROM other))";
+        CREATE POLICY p ON asleep USING (a IN (SELECT id FROM other));
+        CREATE TABLE ruled (tenant_id uuid);
+        CREATE RULE r AS ON DELETE TO ruled DO ALSO NOTIFY gone;
+        CREATE TABLE unruled (tenant_id uuid);
+        CREATE RULE r AS ON DELETE TO unruled DO ALSO NOTIFY gone;
+        DROP RULE r ON unruled";
     cluster.primaries[0].client("app").await.batch_execute(schema).await.unwrap();
     control.handle.refresh().await;
     let catalog = shared.load().catalog.clone();
@@ -134,6 +139,8 @@ async fn h9_what_defaults_constraints_and_policies_call_is_read() {
         ("domained", true, false),
         ("asking", true, true),
         ("looking", true, true),
+        ("ruled", true, false),
+        ("unruled", false, false),
     ] {
         let table = &catalog.tables[&("public".to_owned(), name.to_owned())];
         let found = (table.opaque_trigger.is_some(), table.opaque_policy.is_some());

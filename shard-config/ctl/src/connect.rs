@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Context;
-use shard_config::{ConnectionUrl, ShardId, ShardMap};
+use shard_config::{ConnectionUrl, KeyHash, ShardId, ShardMap};
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage, SimpleQueryRow};
 
 use crate::Unreachable;
@@ -70,14 +70,27 @@ impl Proxy {
         };
         let mut epoch = 0;
         let mut ranges = Vec::new();
+        let mut pinned = Vec::new();
         for row in &rows {
             epoch = number(row, "epoch")?;
             let shard = ShardId(number(row, "shard")?);
             ranges.push((number(row, "bucket_from")?, number(row, "bucket_to")?, shard));
+            pinned.extend(overrides(&cell(row, "overrides"))?);
         }
         let buckets = ranges.iter().map(|&(_, to, _): &(u16, u16, ShardId)| to).max().map_or(0, |to| to + 1);
-        ShardMap::from_ranges(epoch, buckets, &ranges).context("SHOW shard.map")
+        let map = ShardMap::from_ranges(epoch, buckets, &ranges).context("SHOW shard.map")?;
+        map.with_overrides(&pinned).context("SHOW shard.map")
     }
+}
+
+/// `[[hash, shard], ...]`, or nothing.
+fn overrides(text: &str) -> anyhow::Result<Vec<(KeyHash, ShardId)>> {
+    if text.is_empty() {
+        return Ok(Vec::new());
+    }
+    let list: Vec<(i64, u16)> =
+        serde_json::from_str(text).with_context(|| format!("SHOW shard.map: overrides is \"{text}\""))?;
+    Ok(list.into_iter().map(|(hash, shard)| (KeyHash::new(hash), ShardId(shard))).collect())
 }
 
 /// The rows of one simple query that must be answered in time.
@@ -116,5 +129,18 @@ pub fn describe(error: &tokio_postgres::Error) -> String {
             let hint = db.hint().map(|hint| format!(". {hint}")).unwrap_or_default();
             format!("{} ({}){hint}", db.message(), db.code().code())
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn overrides_are_read_as_the_proxy_says_them() {
+        assert_eq!(overrides("").unwrap(), []);
+        let pinned = [(KeyHash::new(-3), ShardId(2)), (KeyHash::new(i64::MAX), ShardId(1))];
+        assert_eq!(overrides("[[-3,2],[9223372036854775807,1]]").unwrap(), pinned);
+        assert!(overrides("[1,2]").is_err());
     }
 }

@@ -2,16 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::Context;
 use serde_json::json;
 use shard_config::{Config, ShardId, ShardMap};
 use tokio_postgres::Client;
 
-use crate::constraints;
 use crate::connect::{ANSWER_TIMEOUT, Proxy, ask, cell};
+use crate::constraints;
+use crate::direct::Servers;
+use crate::mover::definition::{Parts, difference, parts_sql};
 use crate::output::Report;
+use crate::sweep;
 
 /// Settings without which an acknowledged payment may be lost, or shards cannot be changed.
 const SETTINGS: [(&str, &[&str], &str); 6] = [
@@ -25,9 +27,6 @@ const SETTINGS: [(&str, &[&str], &str); 6] = [
 
 /// `migrate` makes six months; below two it is time to run it again.
 const PARTITION_DAYS: u32 = 60;
-
-/// A sweep reads whole tables.
-const SWEEP_TIMEOUT: Duration = Duration::from_secs(600);
 
 #[derive(Default)]
 pub(crate) struct Findings {
@@ -98,6 +97,7 @@ pub async fn doctor(proxy: &Proxy, config: Option<&Path>, sweep: bool) -> anyhow
     if let Some(config) = &config {
         against_config(&map, config, &mut findings);
     }
+    let servers = config.clone().map(Servers::new);
     let mut schemas = BTreeMap::new();
     let mut constraints_seen = false;
     for shard in map.shards() {
@@ -126,23 +126,24 @@ pub async fn doctor(proxy: &Proxy, config: Option<&Path>, sweep: bool) -> anyhow
             Ok(schema) => _ = schemas.insert(shard, schema),
             Err(error) => findings.problem(name.clone(), format!("{error:#}")),
         }
-        if sweep && let Err(error) = foreign_rows(&client, shard, &map, config.as_ref(), &mut findings).await
+        if sweep
+            && let Err(error) =
+                sweep::of_shard(proxy, &client, shard, servers.as_ref(), &mut findings).await
         {
             findings.problem(format!("{name}: sweep"), format!("{error:#}"));
         }
     }
     drift(&schemas, &mut findings);
-    if let Some(config) = config {
-        movable(config, &map, &mut findings).await;
+    if let Some(servers) = &servers {
+        movable(servers, &map, &mut findings).await;
     }
     Ok(findings.report())
 }
 
 /// Whether buckets could be moved: asked of the servers themselves, with the role of `[control]`.
-async fn movable(config: Config, map: &ShardMap, findings: &mut Findings) {
-    let servers = crate::direct::Servers::new(config);
+async fn movable(servers: &Servers, map: &ShardMap, findings: &mut Findings) {
     for shard in map.shards() {
-        match crate::mover::preflight::shard(&servers, shard).await {
+        match crate::mover::preflight::shard(servers, shard).await {
             Ok(problems) if problems.is_empty() => {
                 findings
                     .well(format!("shard {shard}: moving buckets"), "settings, rights and tables allow it");
@@ -234,37 +235,39 @@ async fn partitions(client: &Client, name: &str, findings: &mut Findings) -> any
     Ok(())
 }
 
-/// Everything that routing relies on: tables, columns, types and keys, one text a table.
-async fn schema(client: &Client) -> anyhow::Result<BTreeMap<String, String>> {
-    let constraint = shard_config::CONSTRAINT_SQL;
-    let sql = format!(
-        "SELECT c.oid::regclass::text AS name, c.relkind::text || ' '
-            || string_agg(a.attname || ' ' || format_type(a.atttypid, a.atttypmod) || CASE WHEN a.attnotnull THEN ' not null' ELSE '' END,
-                          ', ' ORDER BY a.attnum) || coalesce((SELECT ' | ' || string_agg({constraint}, '; ' ORDER BY k.conname)
-                 FROM pg_catalog.pg_constraint k WHERE k.conrelid = c.oid), '') AS definition
-        FROM pg_catalog.pg_class c
-        JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-        JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+/// Everything that routing and moves rely on, by relation. Unlike a move, routing takes columns by their order.
+async fn schema(client: &Client) -> anyhow::Result<BTreeMap<String, Parts>> {
+    const RELATIONS: &str = "pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
         WHERE n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'shard_catalog')
-          AND c.relkind IN ('r', 'p', 'v', 'm')
-        GROUP BY c.oid, c.relkind"
+          AND c.relkind IN ('r', 'p', 'v', 'm') AND c.relpersistence <> 't'";
+    let parts = parts_sql(&format!("SELECT c.oid::regclass::text, c.oid, ''::text FROM {RELATIONS}"));
+    let sql = format!(
+        "{parts} UNION ALL SELECT c.oid::regclass::text, 'columns in the order ' || coalesce((
+             SELECT string_agg(a.attname, ', ' ORDER BY a.attnum) FROM pg_catalog.pg_attribute a
+             WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped), '') FROM {RELATIONS}"
     );
-    let rows = ask(client, &sql, ANSWER_TIMEOUT).await?;
-    Ok(rows.iter().map(|row| (cell(row, "name"), cell(row, "definition"))).collect())
+    let mut found: BTreeMap<String, Parts> = BTreeMap::new();
+    for row in ask(client, &sql, ANSWER_TIMEOUT).await? {
+        found.entry(cell(&row, "name")).or_default().insert(cell(&row, "part"));
+    }
+    Ok(found)
 }
 
-fn drift(schemas: &BTreeMap<ShardId, BTreeMap<String, String>>, findings: &mut Findings) {
+fn drift(schemas: &BTreeMap<ShardId, BTreeMap<String, Parts>>, findings: &mut Findings) {
     let Some((first, wanted)) = schemas.iter().next() else { return };
     let before = findings.all.len();
     for (shard, schema) in schemas.iter().skip(1) {
         let mut tables: Vec<_> = wanted.keys().chain(schema.keys()).collect();
         tables.sort();
         tables.dedup();
-        for table in tables.into_iter().filter(|table| wanted.get(*table) != schema.get(*table)) {
+        for table in tables {
             let how = match (wanted.get(table), schema.get(table)) {
+                (Some(ours), Some(theirs)) => match difference((*first, ours), (*shard, theirs)) {
+                    Some(what) => format!("{table} differs between shard {first} and shard {shard} ({what})"),
+                    None => continue,
+                },
                 (Some(_), None) => format!("{table} is on shard {first} and not on shard {shard}"),
-                (None, Some(_)) => format!("{table} is on shard {shard} and not on shard {first}"),
-                _ => format!("{table} differs between shard {first} and shard {shard}"),
+                _ => format!("{table} is on shard {shard} and not on shard {first}"),
             };
             findings.problem(how, "run shardctl migrate, or repair it by hand with SET shard.target");
         }
@@ -275,55 +278,13 @@ fn drift(schemas: &BTreeMap<ShardId, BTreeMap<String, String>>, findings: &mut F
     }
 }
 
-/// Rows on a shard that does not own their bucket: nobody would find them (H24).
-async fn foreign_rows(
-    client: &Client,
-    shard: ShardId,
-    map: &ShardMap,
-    config: Option<&Config>,
-    findings: &mut Findings,
-) -> anyhow::Result<()> {
-    let (column, key_type) = config
-        .map_or(("tenant_id", shard_config::KeyType::Uuid), |c| (c.key.column.as_str(), c.key.key_type));
-    let quoted = format!("\"{}\"", column.replace('"', "\"\""));
-    let bucket = key_type.sql(&quoted, map.buckets());
-    let owned: Vec<_> = map.ranges().into_iter().filter(|range| range.2 == shard).collect();
-    let owned: Vec<_> =
-        owned.iter().map(|(from, to, _)| format!("{bucket} BETWEEN {from} AND {to}")).collect();
-    // Partitions are read through their root.
-    let tables = format!(
-        "SELECT c.oid::regclass::text AS name FROM pg_catalog.pg_class c
-         JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-         JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attname = '{}' AND a.atttypid = {}
-         WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND n.nspname !~ '^pg_'
-           AND n.nspname <> 'shard_catalog' ORDER BY 1",
-        column.replace('\'', "''"),
-        key_type.oid()
-    );
-    let mut total = 0;
-    for table in ask(client, &tables, ANSWER_TIMEOUT).await? {
-        let table = cell(&table, "name");
-        let sql = format!("SELECT count(*) AS foreign_rows FROM {table} WHERE NOT ({})", owned.join(" OR "));
-        let rows = ask(client, &sql, SWEEP_TIMEOUT).await?;
-        let foreign = rows.first().map(|row| cell(row, "foreign_rows")).unwrap_or_default();
-        if foreign != "0" {
-            let remedy =
-                format!("they were not written through the proxy: move them to the shard of {bucket}");
-            findings.problem(format!("shard {shard}: {foreign} rows of {table} belong elsewhere"), remedy);
-        }
-        total += 1;
-    }
-    findings.well(format!("shard {shard}: sweep"), format!("{total} sharded tables read"));
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn drift_is_named_by_table_and_shard() {
-        let table = |name: &str, columns: &str| (name.to_owned(), columns.to_owned());
+        let table = |name: &str, part: &str| (name.to_owned(), Parts::from([part.to_owned()]));
         let schemas = BTreeMap::from([
             (ShardId(1), BTreeMap::from([table("a", "r id uuid"), table("b", "r id uuid")])),
             (ShardId(2), BTreeMap::from([table("a", "r id text"), table("c", "r id uuid")])),
@@ -334,7 +295,7 @@ mod tests {
         assert_eq!(
             problems,
             [
-                "a differs between shard 1 and shard 2",
+                "a differs between shard 1 and shard 2 (only on shard 1: r id uuid; only on shard 2: r id text)",
                 "b is on shard 1 and not on shard 2",
                 "c is on shard 2 and not on shard 1"
             ]
@@ -344,26 +305,19 @@ mod tests {
 
     /// A plain PostgreSQL stands for shard 1, so every statement of `doctor` is run by a real server.
     #[tokio::test]
-    async fn h24_a_sweep_finds_rows_that_nobody_would_find() {
+    async fn settings_and_schemas_are_read() {
         let server = testpg::TempPostgres::start(&["wal_level = replica", "synchronous_commit = off"]);
         let (client, connection) =
             tokio_postgres::connect(&server.url("postgres"), tokio_postgres::NoTls).await.unwrap();
         tokio::spawn(connection);
         client
             .batch_execute(
-                "CREATE TABLE a (tenant_id uuid NOT NULL, PRIMARY KEY (tenant_id));
-                 CREATE TABLE parted (tenant_id uuid NOT NULL) PARTITION BY HASH (tenant_id);
-                 CREATE TABLE parted_1 PARTITION OF parted FOR VALUES WITH (MODULUS 1, REMAINDER 0);
-                 CREATE TABLE other (tenant_id text);
-                 -- Buckets 529 (shard 1 of 4) and 3302 (shard 4).
-                 INSERT INTO a VALUES ('018f3c1e-7b2a-7c3d-8e4f-5a6b7c8d9e0f'), ('550e8400-e29b-41d4-a716-446655440000');
-                 INSERT INTO parted SELECT tenant_id FROM a",
+                "CREATE TABLE a (tenant_id uuid NOT NULL, n int DEFAULT 7, PRIMARY KEY (tenant_id));
+                 CREATE VIEW v AS SELECT n FROM a; GRANT SELECT ON a TO PUBLIC",
             )
             .await
             .unwrap();
-        let map = ShardMap::even(&[1, 2, 3, 4].map(ShardId), 4096);
         let mut findings = Findings::default();
-        foreign_rows(&client, ShardId(1), &map, None, &mut findings).await.unwrap();
         of_shard(&client, "shard 1", &mut findings).await.unwrap();
         let problems: Vec<_> = findings
             .all
@@ -374,15 +328,24 @@ mod tests {
         assert_eq!(
             problems,
             [
-                "shard 1: 1 rows of a belong elsewhere",
-                "shard 1: 1 rows of parted belong elsewhere",
                 "shard 1: fsync is off",
                 "shard 1: synchronous_commit is off",
                 "shard 1: wal_level is replica",
             ]
         );
         let schema = schema(&client).await.unwrap();
-        assert_eq!(schema["a"], "r tenant_id uuid not null | PRIMARY KEY (tenant_id)");
+        for part in [
+            "table",
+            "column tenant_id uuid not null",
+            "column n integer default 7",
+            "columns in the order tenant_id, n",
+            "PRIMARY KEY (tenant_id)",
+            "owner postgres",
+            "grant SELECT to PUBLIC",
+        ] {
+            assert!(schema["a"].contains(part), "{part}: {:?}", schema["a"]);
+        }
+        assert!(schema["v"].iter().any(|part| part.starts_with("defined as ")), "{:?}", schema["v"]);
         let status = crate::status::of_primary(&client).await.unwrap();
         assert_eq!((&status["in_recovery"], &status["prepared"]), (&json!("f"), &json!("0")));
     }

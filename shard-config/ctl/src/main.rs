@@ -10,14 +10,15 @@ use shard_config::ShardId;
 use shardctl::direct::Servers;
 use shardctl::mover::machine::Wish;
 use shardctl::mover::run::Options;
-use shardctl::mover::throttle::Throttle;
-use shardctl::moves::{self, Ended, Screen};
-use shardctl::plans::{self, Goal, Measure, Stale};
-use shardctl::{Unreachable, connect, doctor, explain, map, migrate, status};
+use shardctl::exit::{self, Failure};
+use shardctl::look::{self, Screen};
+use shardctl::moves::{self, Ended};
+use shardctl::plans::{self, Goal, Measure};
+use shardctl::{Unreachable, connect, doctor, epochs, explain, map, migrate, status};
 
 /// See, check, migrate and rebalance the shards behind a shard-proxy.
 ///
-/// Exit status: 0 all is well, 1 a problem was found or something failed, 2 wrong usage, 3 the proxy could not be reached,
+/// Exit status: 0 all is well, 1 a problem was found, something failed, or a move came to another end than was asked for, 2 wrong usage, 3 the proxy could not be reached,
 /// 4 the plan is stale, 5 refused before anything was changed, 6 both sides of a move differ, 7 a cut-over was given up and
 /// everything is as before it, 130 detached from a move that can be resumed.
 #[derive(Parser)]
@@ -116,13 +117,13 @@ enum Verb {
     Watch { id: i64 },
     /// Begin nothing new until resume; what is under way ends: a piece of the copy, or a step.
     Pause { id: i64 },
-    /// Go on with a move that was paused, or whose shardctl ended.
+    /// Go on with a move that was paused, or whose shardctl ended, as `apply` was told to (--auto, --finish).
     Resume {
         id: i64,
         #[command(flatten)]
         how: How,
     },
-    /// Change the limits of a move while it runs.
+    /// Change the limits that are named, of a move while it runs; others stay. Without any: show them.
     Throttle {
         id: i64,
         #[command(flatten)]
@@ -211,30 +212,49 @@ impl How {
     }
 }
 
+/// A limit of a copy, or that there is none.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Limit(Option<i64>);
+
+impl std::str::FromStr for Limit {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.parse() {
+            _ if text == "none" => Ok(Self(None)),
+            Ok(most) if most >= 1 => Ok(Self(Some(most))),
+            _ => Err("write a number from 1 on, or none"),
+        }
+    }
+}
+
 #[derive(Args, Clone)]
 struct Limits {
-    /// Copy so many bytes a second at most.
-    #[arg(long)]
-    bytes_per_second: Option<i64>,
+    /// Copy so many bytes a second at most; none: as many as it can.
+    #[arg(long, value_name = "BYTES|none")]
+    bytes_per_second: Option<Limit>,
     /// Copy nothing while a standby of the source is so many bytes behind.
-    #[arg(long)]
-    standby_lag_bytes: Option<i64>,
+    #[arg(long, value_name = "BYTES|none")]
+    standby_lag_bytes: Option<Limit>,
     /// Copy nothing while the source takes so many milliseconds to answer SELECT 1.
-    #[arg(long)]
-    latency_ms: Option<i64>,
-    /// Tables copied at the same time (default 1).
-    #[arg(long)]
-    parallel: Option<usize>,
+    #[arg(long, value_name = "MS|none")]
+    latency_ms: Option<Limit>,
+    /// Tables copied at the same time, up to 8; none: the default, 1.
+    #[arg(long, value_name = "N|none")]
+    parallel: Option<Limit>,
 }
 
 impl Limits {
-    fn throttle(&self) -> Throttle {
-        Throttle {
-            bytes_per_second: self.bytes_per_second,
-            standby_lag_bytes: self.standby_lag_bytes,
-            latency_ms: self.latency_ms,
-            parallel: self.parallel,
-        }
+    /// Those that were given, by name.
+    fn named(&self) -> serde_json::Value {
+        let all = [
+            ("bytes_per_second", self.bytes_per_second),
+            ("standby_lag_bytes", self.standby_lag_bytes),
+            ("latency_ms", self.latency_ms),
+            ("parallel", self.parallel),
+        ];
+        let given = all.into_iter().filter_map(|(name, limit)| Some((name.to_owned(), limit?.0.into())));
+        serde_json::Value::Object(given.collect())
     }
 }
 
@@ -245,7 +265,7 @@ async fn main() -> ExitCode {
         Ok((report, code)) => {
             // A reader that went away (`shardctl map | head -1`) is no failure.
             _ = report.print(arguments.json);
-            ExitCode::from(if code == 0 && !report.well { 1 } else { code })
+            ExitCode::from(if code == 0 && !report.well { exit::FAILED } else { code })
         }
         Err(error) => {
             if arguments.json {
@@ -254,9 +274,8 @@ async fn main() -> ExitCode {
                 eprintln!("shardctl: {error:#}");
             }
             ExitCode::from(match () {
-                () if error.is::<Unreachable>() => 3,
-                () if error.is::<Stale>() => moves::STALE,
-                () => 1,
+                () if error.is::<Unreachable>() => exit::UNREACHABLE,
+                () => error.downcast_ref::<Failure>().map_or(exit::FAILED, |failure| failure.status),
             })
         }
     }
@@ -267,14 +286,14 @@ fn servers(arguments: &Arguments) -> anyhow::Result<Servers> {
     Servers::read(path.context("name the proxy's configuration file: --config FILE, or SHARD_PROXY_CONFIG")?)
 }
 
-fn goal(goal: &PlanGoal) -> anyhow::Result<Goal> {
+fn goal(goal: &PlanGoal) -> Result<Goal, Failure> {
     Ok(match goal {
         PlanGoal::Move { buckets, to } => {
             let range = buckets.split_once('-').unwrap_or((buckets, buckets));
             let number = |text: &str| text.trim().parse::<u16>().ok();
             let (from, last) = number(range.0)
                 .zip(number(range.1))
-                .with_context(|| format!("--buckets {buckets}: write FROM-TO, e.g. 0-511"))?;
+                .ok_or_else(|| Failure::usage(format!("--buckets {buckets}: write FROM-TO, e.g. 0-511")))?;
             Goal::Buckets { from, to: last, target: ShardId(*to) }
         }
         PlanGoal::Drain { shard } => Goal::Drain(ShardId(*shard)),
@@ -299,33 +318,33 @@ async fn run(arguments: &Arguments) -> anyhow::Result<Ended> {
         }
         Verb::Map { diff: Some(epochs), .. } => {
             let [from, to] = epochs[..] else { anyhow::bail!("--diff takes two epochs") };
-            return moves::map_diff(&servers(arguments)?, from, to).await;
+            return epochs::diff(&servers(arguments)?, from, to).await;
         }
-        Verb::Map { history: true, .. } => return moves::map_history(&servers(arguments)?).await,
+        Verb::Map { history: true, .. } => return epochs::history(&servers(arguments)?).await,
         Verb::Plan { goal: wanted, save, max_buckets, weights } => {
+            let wanted = goal(wanted)?;
             let servers = servers(arguments)?;
-            let control = servers.control("shardctl plan").await?;
             let weights = plans::weights(&servers, weights)?;
-            let plan = plans::make(&servers, &control, &goal(wanted)?, &weights, *max_buckets).await?;
+            let control = servers.control("shardctl plan").await?;
+            let plan = plans::make(&servers, &control, &wanted, &weights, *max_buckets).await?;
             if let Some(path) = save {
                 plan.save(path)?;
             }
             return Ok((plan.report(save.as_deref())?, 0));
         }
         Verb::Apply { plan, dry_run, how, limits } => {
-            let plan = moves::read_plan(plan)?;
             let servers = servers(arguments)?;
-            return moves::apply(&servers, &plan, how.options(), &limits.throttle(), *dry_run, screen).await;
+            return moves::apply(&servers, plan, how.options(), &limits.named(), *dry_run, screen).await;
         }
-        Verb::Moves => return moves::list(&servers(arguments)?).await,
-        Verb::History { id } => return moves::history(&servers(arguments)?, *id).await,
-        Verb::Watch { id } => return moves::watch(&servers(arguments)?, *id, screen).await,
+        Verb::Moves => return look::list(&servers(arguments)?).await,
+        Verb::History { id } => return look::history(&servers(arguments)?, *id).await,
+        Verb::Watch { id } => return look::watch(&servers(arguments)?, *id, screen).await,
         Verb::Pause { id } => return moves::pause(&servers(arguments)?, *id).await,
         Verb::Resume { id, how } => {
             return moves::resume(&servers(arguments)?, *id, how.options(), screen).await;
         }
         Verb::Throttle { id, limits } => {
-            return moves::throttle(&servers(arguments)?, *id, &limits.throttle()).await;
+            return moves::throttle(&servers(arguments)?, *id, &limits.named()).await;
         }
         Verb::Cutover { id, max_lag } => {
             return moves::wish(&servers(arguments)?, *id, Wish::Cutover, *max_lag, screen).await;
@@ -386,5 +405,22 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn only_limits_that_are_given_are_named() {
+        let named = |words: &[&str]| {
+            let words = ["shardctl", "throttle", "9"].iter().chain(words);
+            match Arguments::try_parse_from(words).map_err(|error| error.exit_code())?.verb {
+                Verb::Throttle { limits, .. } => Ok(limits.named()),
+                _ => unreachable!("another verb"),
+            }
+        };
+        assert_eq!(named(&[]), Ok(serde_json::json!({})));
+        let given = named(&["--parallel", "3", "--bytes-per-second", "none"]);
+        assert_eq!(given, Ok(serde_json::json!({ "parallel": 3, "bytes_per_second": null })));
+        for wrong in [["--parallel", "0"], ["--latency-ms", "-1"], ["--bytes-per-second", "much"]] {
+            assert_eq!(named(&wrong), Err(i32::from(exit::USAGE)), "{wrong:?}");
+        }
     }
 }

@@ -1,31 +1,25 @@
 //! The verbs on moves: apply, watch, cutover, abort and the rest. Each writes down what the operator wants, then runs the
 //! move, or watches the one who runs it.
 
-use std::io::IsTerminal;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
-use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
-use shard_config::{KeyHash, ShardId};
+use tokio::sync::watch;
 
+use crate::aim::{self, Aim, is_idle, stored};
 use crate::direct::{Db, Servers};
+use crate::exit::{self, Failure};
+use crate::look::{Screen, attended, look_on, probe};
+use crate::mover::attach::Attached;
 use crate::mover::job::{Job, Way};
 use crate::mover::machine::{Phase, Wish};
 use crate::mover::preflight::{self, Problem, human};
-use crate::mover::attach::Attached;
 use crate::mover::run::{End, Options, run};
-use crate::mover::throttle::Throttle;
 use crate::mover::{catalog, copy, digest, lost, tables, verify};
-use crate::output::{Report, table};
+use crate::output::Report;
 use crate::plans::{Plan, scope_of};
-
-/// Exit statuses beyond 0 to 3; `shardctl --help` lists all.
-pub const STALE: u8 = 4;
-pub const REFUSED: u8 = 5;
-pub const DIFFERENT: u8 = 6;
-pub const GIVEN_UP: u8 = 7;
-pub const DETACHED: u8 = 130;
 
 /// Bytes that the target may be behind when a cut-over is asked for.
 pub const LAG_MOST: i64 = 64 << 20;
@@ -33,48 +27,74 @@ pub const LAG_MOST: i64 = 64 << 20;
 /// How a verb ended, for the shell.
 pub type Ended = (Report, u8);
 
-fn said(text: impl Into<String>, json: Value, code: u8) -> Ended {
+pub(crate) fn said(text: impl Into<String>, json: Value, code: u8) -> Ended {
     (Report { json, text: text.into() + "\n", well: code == 0 }, code)
 }
 
-/// Where to print while a move runs.
-#[derive(Debug, Clone, Copy)]
-pub struct Screen {
-    pub json: bool,
-}
-
+/// `limits`: of the copy, by name. `file`: where the plan was read.
 pub async fn apply(
     servers: &Servers,
-    plan: &Plan,
+    file: &Path,
     options: Options,
-    throttle: &Throttle,
+    limits: &Value,
     dry_run: bool,
     screen: Screen,
 ) -> anyhow::Result<Ended> {
+    let plan = Plan::read(file).context("the plan")?;
     let control = servers.control("shardctl").await?;
     plan.check(&catalog::map(&control).await?)?;
     catalog::install(&control).await?;
     if dry_run {
-        return dry(servers, &control, plan).await;
+        return dry(servers, &control, &plan).await;
     }
-    anyhow::ensure!(
-        plan.steps.len() <= 1 || options.auto,
-        "the plan has {} steps: add --auto, or apply plans of one step",
-        plan.steps.len()
-    );
+    if plan.steps.len() > 1 && !options.auto {
+        let text = format!("the plan has {} steps: add --auto, or apply plans of one step", plan.steps.len());
+        return Err(Failure::usage(text).into());
+    }
     let mut done = Vec::new();
     for step in &plan.steps {
-        // For `serve`, should it take the move up.
-        let detail = json!({ "throttle": throttle.json(), "auto": options.auto, "finish": options.finish });
+        // For whoever takes the move up.
+        let detail = json!({ "throttle": limits, "auto": options.auto, "finish": options.finish });
         let epoch = i64::try_from(catalog::map(&control).await?.map.epoch())?;
         let job = Job::create(&control, &scope_of(step)?, step.source, step.target, epoch, &detail).await?;
-        done.push(job.id);
-        let (report, code) = drive(servers, job.id, options, screen).await?;
-        if code != 0 || plan.steps.len() == 1 {
-            return Ok((report, code));
+        let ended = drive(servers, job.id, options, Aim::of(&job, options), screen).await;
+        if plan.steps.len() == 1 {
+            return ended;
+        }
+        match ended {
+            Ok((_, 0)) => done.push(job.id),
+            Ok((mut report, status)) => {
+                report.text += &rest(servers, &plan, &done, job.id, file, options).await;
+                report.json["made"] = json!(done);
+                report.json["steps_left"] = json!(plan.steps.len() - done.len() - 1);
+                return Ok((report, status));
+            }
+            Err(error) => {
+                let rest = rest(servers, &plan, &done, job.id, file, options).await;
+                return Err(error.context(rest.trim_end().to_owned()));
+            }
         }
     }
     Ok(said(format!("{} moves are made: {done:?}", done.len()), json!({ "moves": done }), 0))
+}
+
+/// What of a plan is left after a step that did not come about, and how to go on. `done`: the moves before it.
+async fn rest(servers: &Servers, plan: &Plan, done: &[i64], id: i64, file: &Path, options: Options) -> String {
+    // A plan is for one map, and a move that came about has made another one.
+    let state = async {
+        let control = servers.control("shardctl").await?;
+        let over = Job::load(&control, id).await?.phase.is_over();
+        anyhow::Ok((over, plan.check(&catalog::map(&control).await?).is_ok()))
+    };
+    let next = match state.await {
+        Ok((true, true)) => format!("the map is as it was: shardctl apply {}{}", file.display(), words(options)),
+        Ok((true, false)) => "the map has changed: plan again, and apply the new plan".to_owned(),
+        // Also when nobody can say what the map is: a new plan is right whatever it is.
+        Ok((false, _)) | Err(_) => format!("when move {id} is over: plan again, and apply the new plan"),
+    };
+    let (all, n) = (plan.steps.len(), done.len() + 1);
+    let left = all - n;
+    format!("that was step {n} of {all}; moves that are made: {done:?}; steps not begun: {left}\ngo on: {next}\n")
 }
 
 /// Every check, and nothing else.
@@ -113,167 +133,137 @@ fn refusal(problems: &[Problem]) -> Option<Ended> {
     let lines: Vec<_> = problems.iter().map(|p| format!("PROBLEM  {}: {}", p.what, p.remedy)).collect();
     let list: Vec<_> = problems.iter().map(|p| json!({ "what": p.what, "remedy": p.remedy })).collect();
     let text = format!("{}\nnothing was changed", lines.join("\n"));
-    Some(said(text, json!({ "ok": false, "problems": list }), REFUSED))
+    Some(said(text, json!({ "ok": false, "problems": list }), exit::REFUSED))
 }
 
-/// Runs a move in the foreground and shows it; Ctrl-C detaches.
-pub async fn drive(servers: &Servers, id: i64, options: Options, screen: Screen) -> anyhow::Result<Ended> {
+/// Runs a move in the foreground and shows it, until it is where it is wanted or nobody goes on; Ctrl-C detaches.
+pub async fn drive(servers: &Servers, id: i64, options: Options, aim: Aim, screen: Screen) -> anyhow::Result<Ended> {
+    let (tell, away) = watch::channel(None);
     let ended = tokio::select! {
-        ended = run(servers, id, options) => ended,
-        error = look_on(servers, id, screen) => return Err(error),
+        ended = run_on(servers, id, options) => ended,
+        error = look_on(servers, id, screen, &away) => return Err(error),
+        never = probe(servers, id, tell) => match never {},
         _ = tokio::signal::ctrl_c() => {
             let text = format!("detached. Move {id} stays as it is, but for a first copy under way, which begins anew; \
-                                go on: shardctl resume {id}; undo: shardctl abort {id}");
-            return Ok(said(text, json!({ "id": id, "detached": true }), DETACHED));
+                                go on: shardctl resume {id}{}; undo: shardctl abort {id}", words(options));
+            return Ok(said(text, json!({ "id": id, "detached": true }), exit::DETACHED));
         }
+    };
+    let ended = match (ended, away.borrow().clone()) {
+        (Err(error), Some(away)) => return Err(error.context(away)),
+        (ended, _) => ended?,
     };
     let control = servers.control("shardctl").await?;
-    let ended = match ended {
-        // Somebody else runs it: look on until it is where this operator wants it.
-        Err(error) if error.is::<Attached>() => {
-            show(&control, id, screen, |job| {
-                job.phase.is_over() || (job.phase.waits() && job.wish().is_none())
-            })
-            .await?;
-            End::Waiting
-        }
-        other => other?,
-    };
     let job = Job::load(&control, id).await?;
-    Ok(summary(&job, ended))
-}
-
-/// Shows a move that another part of this program runs, which waits for a catalog that is away; so does this.
-async fn look_on(servers: &Servers, id: i64, screen: Screen) -> anyhow::Error {
-    loop {
-        if let Ok(control) = servers.control("shardctl watch").await
-            && let Err(error) = show(&control, id, screen, |_| false).await
-            && !control.client.is_closed()
-        {
-            return error;
-        }
-        tokio::time::sleep(Duration::from_millis(500)).await;
+    match ended {
+        End::Over | End::Waiting => summary(&control, &job, aim).await,
+        other => Ok(stopped(&job, other)),
     }
 }
 
-fn summary(job: &Job, ended: End) -> Ended {
+/// Runs the move, or waits while somebody else does.
+async fn run_on(servers: &Servers, id: i64, options: Options) -> anyhow::Result<End> {
+    loop {
+        match run(servers, id, options).await {
+            Err(error) if error.is::<Attached>() => {}
+            ended => return ended,
+        }
+        let control = servers.control("shardctl").await?;
+        loop {
+            let job = Job::load(&control, id).await?;
+            if is_idle(&job, options) || job.paused() {
+                return Ok(End::Waiting);
+            }
+            if !attended(&control).await?.contains(&id) {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    }
+}
+
+/// As they are to be typed.
+fn words(options: Options) -> &'static str {
+    match (options.auto, options.finish) {
+        (true, true) => " --auto --finish",
+        (true, false) => " --auto",
+        (false, _) => "",
+    }
+}
+
+/// What a runner says that did not come to the end.
+fn stopped(job: &Job, ended: End) -> Ended {
     let id = job.id;
     match ended {
-        End::Refused(problems) => refusal(&problems).unwrap_or_else(|| said("refused", job.json(), REFUSED)),
+        End::Refused(problems) => {
+            refusal(&problems).unwrap_or_else(|| said("refused", job.json(), exit::REFUSED))
+        }
         End::Different(what) => {
             let text =
                 format!("move {id} stopped: {what}\nlook: shardctl diff {id}; undo: shardctl abort {id}");
-            said(text, job.json(), DIFFERENT)
+            said(text, job.json(), exit::DIFFERENT)
         }
-        End::GivenUp(why) => {
-            let left = match job.phase {
-                Phase::Window => format!(
-                    "shard {} owns {} as before; next: shardctl finish {id}, or try again: shardctl rollback {id}",
-                    job.target, job.scope
-                ),
-                _ => format!("everything is as before the cut-over; try again: shardctl cutover {id}"),
-            };
-            let text = format!("move {id}: {why}\n{left}");
-            said(text, job.json(), GIVEN_UP)
-        }
-        End::Over | End::Waiting => {
-            let next = match job.phase {
-                Phase::Ready => {
-                    format!("ready: both sides are equal. Next: shardctl cutover {id} | abort {id}")
-                }
-                Phase::Window => {
-                    format!(
-                        "shard {} owns {}. Next: shardctl finish {id} | rollback {id}",
-                        job.target, job.scope
-                    )
-                }
-                Phase::Done => format!("done: shard {} owns {}", job.target, job.scope),
-                Phase::RolledBack => format!("rolled back: shard {} owns {}", job.source, job.scope),
-                Phase::Aborted => "aborted: everything is as before".to_owned(),
-                Phase::Refused => "refused: nothing was changed".to_owned(),
-                other => other.name().to_owned(),
-            };
-            let code = if job.phase == Phase::Refused { REFUSED } else { 0 };
-            said(format!("move {id} {next}"), job.json(), code)
-        }
+        End::GivenUp(why) => said(format!("move {id}: {why}\n{}", remains(job)), job.json(), exit::GIVEN_UP),
+        End::Over | End::Waiting => said(format!("move {id} {}", state(job)), job.json(), 0),
     }
 }
 
-/// Shows a move until `enough`.
-async fn show(control: &Db, id: i64, screen: Screen, enough: impl Fn(&Job) -> bool) -> anyhow::Result<()> {
-    let bar = (!screen.json && std::io::stderr().is_terminal()).then(|| {
-        let style = ProgressStyle::with_template("{spinner} {bar:24} {msg}")
-            .unwrap_or_else(|_| ProgressStyle::default_bar());
-        ProgressBar::new(100).with_style(style)
-    });
-    let mut seen = chrono::Utc::now() - chrono::Duration::milliseconds(200);
-    let mut last = Value::Null;
-    loop {
-        let job = Job::load(control, id).await?;
-        for note in Job::notes(control, id, seen).await? {
-            seen = note.at;
-            let line = format!("{}  {:<14} {}", note.at.format("%H:%M:%S%.3f"), note.phase, note.text);
-            match &bar {
-                Some(bar) => bar.println(line),
-                None if !screen.json => eprintln!("{line}"),
-                None => {}
-            }
-        }
-        let now = job.json();
-        if screen.json && now != last {
-            println!("{now}");
-            last = now;
-        }
-        if let Some(bar) = &bar {
-            let (percent, text) = progress(&job);
-            bar.set_position(percent);
-            bar.set_message(text);
-            bar.tick();
-        }
-        if enough(&job) {
-            if let Some(bar) = &bar {
-                bar.finish_and_clear();
-            }
-            return Ok(());
-        }
-        tokio::time::sleep(Duration::from_millis(300)).await;
+/// After a cut-over or a roll-back that was given up.
+fn remains(job: &Job) -> String {
+    let id = job.id;
+    match job.phase {
+        Phase::Window => format!(
+            "shard {} owns {} as before; next: shardctl finish {id}, or try again: shardctl rollback {id}",
+            job.target, job.scope
+        ),
+        _ => format!("everything is as before the cut-over; try again: shardctl cutover {id}"),
     }
 }
 
-/// Per cent of the tables copied, and one line.
-fn progress(job: &Job) -> (u64, String) {
-    let shown = &job.detail["progress"];
-    let count = |name: &str| shown[name].as_array().map_or(0, Vec::len);
-    let tables = shown["tables"].as_u64().unwrap_or(0).max(1);
-    let percent = match job.phase {
-        Phase::Preflight | Phase::Announcing | Phase::Arming => 0,
-        Phase::Copying => shown["percent"].as_u64().unwrap_or(0),
-        _ => 100,
+fn state(job: &Job) -> String {
+    let id = job.id;
+    match job.phase {
+        Phase::Ready => format!("ready: both sides are equal. Next: shardctl cutover {id} | abort {id}"),
+        Phase::Window => {
+            format!("shard {} owns {}. Next: shardctl finish {id} | rollback {id}", job.target, job.scope)
+        }
+        Phase::Done => format!("done: shard {} owns {}", job.target, job.scope),
+        Phase::RolledBack => format!("rolled back: shard {} owns {}", job.source, job.scope),
+        Phase::Aborted => "aborted: everything is as before".to_owned(),
+        Phase::Refused => "refused: nothing was changed".to_owned(),
+        other if job.paused() => format!("is paused in phase {}. Go on: shardctl resume {id}", other.name()),
+        other => other.name().to_owned(),
+    }
+}
+
+/// Where the move is, and why it is not where it is wanted.
+pub(crate) async fn summary(control: &Db, job: &Job, aim: Aim) -> anyhow::Result<Ended> {
+    let id = job.id;
+    let status = aim.status(job.phase);
+    if status == 0 {
+        return Ok(said(format!("move {id} {}", state(job)), job.json(), 0));
+    }
+    let why = missed(control, job).await?;
+    let text = match status {
+        exit::GIVEN_UP => format!("move {id}: {why}\n{}", remains(job)),
+        _ => format!("move {id} {}\nthat is not what was asked for: {why}", state(job)),
     };
-    let mut text = format!("move {} {}", job.id, job.phase.name());
-    if job.phase == Phase::Copying {
-        let bytes = human(shown["bytes"].as_i64().unwrap_or(0));
-        text += &format!(" {}/{tables} tables, {} rows, {bytes}", count("ready"), shown["rows"].as_u64().unwrap_or(0));
-    }
-    for (name, label) in [("throttled", "waits: "), ("waits_for", ""), ("lag", ""), ("error", "last error: ")]
-    {
-        if let Some(reason) = job.text(name) {
-            text += &format!("; {label}{reason}");
-        }
-    }
-    if job.paused() {
-        text += "; PAUSED";
-    }
-    (percent, text)
+    let mut json = job.json();
+    json["why"] = json!(why);
+    Ok(said(text, json, status))
 }
 
-pub async fn watch(servers: &Servers, id: i64, screen: Screen) -> anyhow::Result<Ended> {
-    let control = servers.control("shardctl watch").await?;
-    tokio::select! {
-        shown = show(&control, id, screen, |job| job.phase.is_over()) => shown?,
-        _ = tokio::signal::ctrl_c() => {}
+/// Why the move has come to its phase: what was noted when it took its turn there, or the last error.
+pub(crate) async fn missed(control: &Db, job: &Job) -> anyhow::Result<String> {
+    if !job.phase.is_over()
+        && let Some(error) = job.text("error").or(job.text("missed"))
+    {
+        return Ok(error.to_owned());
     }
-    Ok(summary(&Job::load(&control, id).await?, End::Waiting))
+    let sql = "SELECT text FROM shard_catalog.move_event WHERE move_id = $1 AND phase = ANY ($2) ORDER BY phase <> $3, id LIMIT 1";
+    let turn = aim::turn(job.phase).name();
+    let found = control.first(sql, &[&job.id, &vec![turn, job.phase.name()], &turn]).await?;
+    found.map_or_else(|| Ok(format!("it is {}", job.phase.name())), |row| Ok(row.try_get(0)?))
 }
 
 /// Writes down a wish, and sees to it.
@@ -286,10 +276,17 @@ pub async fn wish(
 ) -> anyhow::Result<Ended> {
     let control = servers.control("shardctl").await?;
     let mut job = Job::load(&control, id).await?;
-    job.phase
-        .resumed()
-        .granted(wish)
-        .map_err(|instead| anyhow::anyhow!("move {id} is in phase {}: {instead}", job.phase.name()))?;
+    let aim = Aim::from(wish);
+    if job.phase.is_over() {
+        let text = format!("move {id} is over: {}", state(&job));
+        return match aim.is_met(job.phase) && wish != Wish::Cutover {
+            true => Ok(said(text, job.json(), 0)),
+            false => Err(Failure::refused(text).into()),
+        };
+    }
+    job.phase.resumed().granted(wish).map_err(|instead| {
+        Failure::refused(format!("move {id} is in phase {}: {instead}", job.phase.name()))
+    })?;
     if wish == Wish::Cutover {
         let source = servers.primary(job.source, "shardctl").await?;
         if let Some(lag) = copy::lag(&source, &job.publication(Way::Out)).await?
@@ -300,12 +297,21 @@ pub async fn wish(
                 human(lag),
                 human(lag_most)
             );
-            return Ok(said(text, json!({ "lag_bytes": lag, "limit": lag_most }), REFUSED));
+            return Ok(said(text, json!({ "lag_bytes": lag, "limit": lag_most }), exit::REFUSED));
         }
     }
+    let pause = if job.paused() { "; the pause ends with it" } else { "" };
     job.set(&control, json!({ "wish": wish.name(), "attempts": 0, "paused": false })).await?;
-    job.note(&control, &format!("the operator asks for {}", wish.name())).await?;
-    drive(servers, id, Options::default(), screen).await
+    if matches!(wish, Wish::Abort | Wish::Rollback) {
+        // What was said when it began is not done to a move that is to be undone, should that be given up.
+        job.set(&control, json!({ "auto": false, "finish": false })).await?;
+    }
+    let text = format!("the operator asks for {}{pause}", wish.name());
+    job.note(&control, &text).await?;
+    if !pause.is_empty() && !screen.json {
+        eprintln!("move {id} was paused: {text}");
+    }
+    drive(servers, id, Options::default(), aim, screen).await
 }
 
 /// One of the move's shards is gone: frees the other one.
@@ -319,10 +325,17 @@ pub async fn lost(servers: &Servers, id: i64, wish: Wish) -> anyhow::Result<Ende
     Ok(said(text, job.json(), 0))
 }
 
+fn still_on(job: &Job) -> Result<(), Failure> {
+    match job.phase.is_over() {
+        true => Err(Failure::refused(format!("move {} is over: {}", job.id, state(job)))),
+        false => Ok(()),
+    }
+}
+
 pub async fn pause(servers: &Servers, id: i64) -> anyhow::Result<Ended> {
     let control = servers.control("shardctl").await?;
     let mut job = Job::load(&control, id).await?;
-    anyhow::ensure!(!job.phase.is_over(), "move {id} is over");
+    still_on(&job)?;
     job.set(&control, json!({ "paused": true })).await?;
     job.note(&control, "paused by the operator").await?;
     let text = format!("move {id} begins nothing new; what is under way ends (of a copy: its piece). Go on: shardctl resume {id}");
@@ -332,55 +345,39 @@ pub async fn pause(servers: &Servers, id: i64) -> anyhow::Result<Ended> {
 pub async fn resume(servers: &Servers, id: i64, options: Options, screen: Screen) -> anyhow::Result<Ended> {
     let control = servers.control("shardctl").await?;
     let mut job = Job::load(&control, id).await?;
-    anyhow::ensure!(!job.phase.is_over(), "move {id} is over: {}", job.phase.name());
+    still_on(&job)?;
     job.set(&control, json!({ "paused": false })).await?;
     if options.auto {
         job.set(&control, json!({ "auto": true, "finish": options.finish })).await?;
     }
-    drive(servers, id, options, screen).await
+    let options = stored(&job);
+    drive(servers, id, options, Aim::of(&job, options), screen).await
 }
 
-pub async fn throttle(servers: &Servers, id: i64, throttle: &Throttle) -> anyhow::Result<Ended> {
+/// Sets the limits that are named, null for none; others stay. Without a name it only says what is set.
+pub async fn throttle(servers: &Servers, id: i64, named: &Value) -> anyhow::Result<Ended> {
     let control = servers.control("shardctl").await?;
     let mut job = Job::load(&control, id).await?;
-    job.set(&control, json!({ "throttle": throttle.json() })).await?;
-    job.note(&control, &format!("throttle: {}", throttle.json())).await?;
-    Ok(said(format!("move {id}: {}", throttle.json()), throttle.json(), 0))
-}
-
-pub async fn list(servers: &Servers) -> anyhow::Result<Ended> {
-    let control = servers.control("shardctl").await?;
-    let jobs = Job::list(&control, 50).await?;
-    let rows: Vec<_> = jobs
-        .iter()
-        .map(|job| {
-            vec![
-                job.id.to_string(),
-                job.phase.name().to_owned() + if job.paused() { " (paused)" } else { "" },
-                job.scope.to_string(),
-                job.source.to_string(),
-                job.target.to_string(),
-                job.updated_at.format("%F %T").to_string(),
-                job.text("error").unwrap_or("").to_owned(),
-            ]
-        })
-        .collect();
-    let header = ["move", "phase", "what", "source", "target", "last change", "last error"];
-    let json = jobs.iter().map(Job::json).collect::<Vec<_>>();
-    Ok((Report { json: json!(json), text: table(&header, &rows), well: true }, 0))
-}
-
-pub async fn history(servers: &Servers, id: i64) -> anyhow::Result<Ended> {
-    let control = servers.control("shardctl").await?;
-    let job = Job::load(&control, id).await?;
-    let notes = Job::notes(&control, id, chrono::DateTime::UNIX_EPOCH).await?;
-    let mut text = format!("move {id}: {} from shard {} to shard {}\n", job.scope, job.source, job.target);
-    for note in &notes {
-        text += &format!("{}  {:<14} {}\n", note.at.format("%F %T%.3f"), note.phase, note.text);
+    if named.as_object().is_some_and(|named| !named.is_empty()) {
+        still_on(&job)?;
+        // An older shardctl may have made the function, which knew no single limits.
+        catalog::install(&control).await?;
+        let sql = "SELECT shard_catalog.tell($1, $2, $3)";
+        let text = format!("throttle: {}", limits(named));
+        control.rows(sql, &[&id, &json!({ "throttle": named }), &text]).await?;
+        job.refresh(&control).await?;
     }
-    let events: Vec<_> =
-        notes.iter().map(|n| json!({ "at": n.at, "phase": n.phase, "text": n.text })).collect();
-    Ok((Report { json: json!({ "move": job.json(), "events": events }), text, well: true }, 0))
+    let set = &job.detail["throttle"];
+    Ok(said(format!("move {id}: {}", limits(set)), json!({ "id": id, "throttle": set }), 0))
+}
+
+fn limits(set: &Value) -> String {
+    let one = |(name, value): (&String, &Value)| match value {
+        Value::Null => format!("{name} none"),
+        value => format!("{name} {value}"),
+    };
+    let all: Vec<_> = set.as_object().into_iter().flatten().map(one).collect();
+    if all.is_empty() { "no limits".to_owned() } else { all.join(", ") }
 }
 
 /// Compares both sides of a live move and repairs nothing.
@@ -390,10 +387,10 @@ pub async fn diff(servers: &Servers, id: i64) -> anyhow::Result<Ended> {
     let way = match job.phase {
         Phase::CatchingUp | Phase::Verifying | Phase::Ready => Way::Out,
         Phase::Window => Way::Back,
-        other => anyhow::bail!(
-            "move {id} is in phase {}: both sides are complete from catching_up to window",
-            other.name()
-        ),
+        other => {
+            let text = format!("move {id} is in phase {}: both sides are complete from catching_up to window", other.name());
+            return Err(Failure::refused(text).into());
+        }
     };
     let mut giver = servers.primary(job.giver(way), "shardctl diff").await?;
     let mut taker = servers.primary(job.taker(way), "shardctl diff").await?;
@@ -417,60 +414,5 @@ pub async fn diff(servers: &Servers, id: i64) -> anyhow::Result<Ended> {
         false => format!("move {id}: rows differ: {}", verify::show(&unequal)),
     };
     let json = json!({ "rows": rows, "equal": well, "different": verify::count(&unequal), "where": verify::show(&unequal) });
-    Ok(said(text, json, if well { 0 } else { DIFFERENT }))
-}
-
-/// Which buckets and tenants changed owner between two epochs.
-pub async fn map_diff(servers: &Servers, from: i64, to: i64) -> anyhow::Result<Ended> {
-    let control = servers.control("shardctl").await?;
-    let (before, after) = (catalog::map_at(&control, from).await?, catalog::map_at(&control, to).await?);
-    let mut changes: Vec<(String, ShardId, ShardId)> = Vec::new();
-    let mut run: Option<(u16, u16, ShardId, ShardId)> = None;
-    for (bucket, (old, new)) in before.map.owners().iter().zip(after.map.owners()).enumerate() {
-        let bucket = bucket as u16;
-        match &mut run {
-            Some((_, last, a, b)) if *a == *old && *b == *new && *last + 1 == bucket => *last = bucket,
-            _ if old != new => {
-                changes.extend(run.take().map(|(a, b, old, new)| (format!("buckets {a}-{b}"), old, new)));
-                run = Some((bucket, bucket, *old, *new));
-            }
-            _ => {}
-        }
-    }
-    changes.extend(run.map(|(a, b, old, new)| (format!("buckets {a}-{b}"), old, new)));
-    let mut hashes: Vec<KeyHash> =
-        before.overrides.iter().chain(&after.overrides).map(|(hash, _)| *hash).collect();
-    hashes.sort_unstable();
-    hashes.dedup();
-    for hash in hashes {
-        let (old, new) = (before.owner_of_hash(hash), after.owner_of_hash(hash));
-        if old != new {
-            changes.push((format!("tenant hash {hash}"), old, new));
-        }
-    }
-    let rows: Vec<_> =
-        changes.iter().map(|(what, old, new)| vec![what.clone(), old.to_string(), new.to_string()]).collect();
-    let json: Vec<_> =
-        changes.iter().map(|(what, old, new)| json!({ "what": what, "from": old.0, "to": new.0 })).collect();
-    Ok((Report { json: json!(json), text: table(&["what", "from shard", "to shard"], &rows), well: true }, 0))
-}
-
-/// The map's epochs, newest first.
-pub async fn map_history(servers: &Servers) -> anyhow::Result<Ended> {
-    let control = servers.control("shardctl").await?;
-    let sql = "SELECT epoch, created_at, coalesce(reason, ''), id::text FROM shard_catalog.map ORDER BY epoch DESC LIMIT 100";
-    let mut rows = Vec::new();
-    let mut list = Vec::new();
-    for row in control.rows(sql, &[]).await? {
-        let at: chrono::DateTime<chrono::Utc> = row.try_get(1)?;
-        let (epoch, reason, id): (i64, String, String) = (row.try_get(0)?, row.try_get(2)?, row.try_get(3)?);
-        list.push(json!({ "epoch": epoch, "at": at, "reason": reason, "id": id }));
-        rows.push(vec![epoch.to_string(), at.format("%F %T").to_string(), reason]);
-    }
-    Ok((Report { json: json!(list), text: table(&["epoch", "since", "why"], &rows), well: true }, 0))
-}
-
-/// Reads a plan or says what is wrong with it.
-pub fn read_plan(path: &std::path::Path) -> anyhow::Result<Plan> {
-    Plan::read(path).context("the plan")
+    Ok(said(text, json, if well { 0 } else { exit::DIFFERENT }))
 }

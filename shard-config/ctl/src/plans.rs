@@ -8,23 +8,12 @@ use shard_config::plan::{self, Placed, Step};
 use shard_config::{KeyType, ShardId};
 
 use crate::direct::{Db, Servers};
+use crate::exit::Failure;
 use crate::mover::catalog::{self, StoredMap};
 use crate::mover::preflight::human;
 use crate::mover::scope::{KeyHash, Scope, checked, hash_of_key, hash_sql, ident};
 use crate::mover::tables::sharded;
 use crate::output::{Report, table};
-
-/// The map is not the one that the plan was made for: exit status 4.
-#[derive(Debug)]
-pub struct Stale(String);
-
-impl std::fmt::Display for Stale {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for Stale {}
 
 /// What the operator wants.
 #[derive(Debug, Clone)]
@@ -97,11 +86,11 @@ impl Plan {
     }
 
     /// The plan is for this very map.
-    pub fn check(&self, map: &StoredMap) -> Result<(), Stale> {
+    pub fn check(&self, map: &StoredMap) -> Result<(), Failure> {
         if self.epoch == map.map.epoch() && self.epoch_id == map.id {
             return Ok(());
         }
-        Err(Stale(format!(
+        Err(Failure::stale(format!(
             "the plan was made for epoch {} of the map, which is at epoch {} now: plan again",
             self.epoch,
             map.map.epoch()
@@ -124,13 +113,15 @@ impl Plan {
             true => text += "nothing is to be moved\n",
             false => text += &table(&["step", "what", "buckets", "source", "target"], &rows),
         }
+        // Several steps are not carried out with an operator in between.
+        let auto = if rows.len() > 1 { " --auto" } else { "" };
         if !rows.is_empty() {
             text += "Writes to what moves pause once a step, for less than half a second; other rows do not notice.\n";
             text += &match saved {
                 Some(path) => {
-                    format!("Next: shardctl apply {0} --dry-run, then shardctl apply {0}\n", path.display())
+                    format!("Next: shardctl apply {0} --dry-run, then shardctl apply {0}{auto}\n", path.display())
                 }
-                None => "Next: the same with --save plan.json, then shardctl apply plan.json\n".to_owned(),
+                None => format!("Next: the same with --save plan.json, then shardctl apply plan.json{auto}\n"),
             };
         }
         Ok(Report { json: self.json()?, text, well: true })
@@ -148,10 +139,10 @@ pub fn weights(servers: &Servers, given: &[String]) -> anyhow::Result<Vec<(Shard
         let parsed =
             text.split_once('=').and_then(|(id, weight)| Some((id.parse().ok()?, weight.parse().ok()?)));
         let (id, weight): (u16, u32) =
-            parsed.with_context(|| format!("--weight {text}: write SHARD=WEIGHT, e.g. 3=2"))?;
+            parsed.ok_or_else(|| Failure::usage(format!("--weight {text}: write SHARD=WEIGHT, e.g. 3=2")))?;
         let entry = weights.iter_mut().find(|(shard, _)| shard.0 == id);
-        entry.with_context(|| format!("--weight {text}: there is no shard {id} in the configuration"))?.1 =
-            weight;
+        let unknown = || Failure::usage(format!("--weight {text}: there is no shard {id} in the configuration"));
+        entry.ok_or_else(unknown)?.1 = weight;
     }
     Ok(weights)
 }
@@ -166,18 +157,18 @@ pub async fn make(
     let map = catalog::map(control).await?;
     let placed = Placed { map: &map.map, pinned: &map.overrides };
     let configured = |shard: ShardId| {
-        anyhow::ensure!(
-            servers.has(shard),
-            "there is no shard {shard} in the configuration: add [[shard]] with id = {shard}"
-        );
-        Ok(())
+        let text = format!("there is no shard {shard} in the configuration: add [[shard]] with id = {shard}");
+        if servers.has(shard) { Ok(()) } else { Err(Failure::usage(text)) }
     };
     let steps = match goal {
         Goal::Buckets { from, to, target } => {
             configured(*target)?;
-            plan::buckets(placed, *from, *to, *target)?
+            plan::buckets(placed, *from, *to, *target).map_err(|error| Failure::usage(error.to_string()))?
         }
-        Goal::Drain(shard) => plan::drain(placed, *shard, weights)?,
+        Goal::Drain(shard) => {
+            configured(*shard)?;
+            plan::drain(placed, *shard, weights)?
+        }
         Goal::Rebalance { by: Measure::Buckets, .. } => plan::rebalance(placed, weights)?,
         Goal::Rebalance { by, tolerance } => {
             let load = load(servers, &map, *by).await?;
@@ -186,7 +177,8 @@ pub async fn make(
         Goal::Isolate { tenant, target } => {
             configured(*target)?;
             let key: KeyType = servers.config.key.key_type;
-            let hash = hash_of_key(key, tenant).with_context(|| format!("\"{tenant}\" is not a {key}"))?;
+            let wrong = || Failure::usage(format!("\"{tenant}\" is not a {key}"));
+            let hash = hash_of_key(key, tenant).ok_or_else(wrong)?;
             plan::isolate(placed, hash, *target)?
         }
     };

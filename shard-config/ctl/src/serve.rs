@@ -12,12 +12,15 @@ use shard_config::ShardId;
 use tokio::sync::mpsc::Sender;
 use tokio::task::JoinHandle;
 
+use crate::aim::Aim;
 use crate::direct::{Db, Servers};
+use crate::look::attended;
 use crate::mover::catalog;
 use crate::mover::job::Job;
-use crate::mover::attach::{Attached, RUN_CLASS};
+use crate::mover::attach::Attached;
 use crate::mover::run::{End, Options, run};
 use crate::mover::scope::Scope;
+use crate::moves::missed;
 use crate::plans::{self, Goal, Measure, scope_of};
 
 /// Between two looks at the catalog.
@@ -134,11 +137,10 @@ pub async fn serve(servers: impl Fn() -> anyhow::Result<Servers>, say: impl Fn(S
 
 /// Moves that nobody runs. One that waits for an operator has a runner, too: slots are read, and what changes is compared.
 async fn orphans(db: &Db) -> anyhow::Result<Vec<i64>> {
-    let sql = "SELECT id FROM shard_catalog.move m WHERE phase NOT IN ('done', 'rolled_back', 'aborted', 'refused') \
-               AND NOT coalesce((detail ->> 'paused')::boolean, false) \
-               AND NOT EXISTS (SELECT FROM pg_locks l WHERE l.locktype = 'advisory' AND l.classid::int8 = $1 \
-                    AND l.objid::int8 = m.id AND l.granted) ORDER BY id";
-    let rows = db.rows(sql, &[&i64::from(RUN_CLASS)]).await?;
+    let attended = attended(db).await?;
+    let sql = "SELECT id FROM shard_catalog.move WHERE phase NOT IN ('done', 'rolled_back', 'aborted', 'refused') \
+               AND NOT coalesce((detail ->> 'paused')::boolean, false) AND id <> ALL ($1) ORDER BY id";
+    let rows = db.rows(sql, &[&attended.into_iter().collect::<Vec<i64>>()]).await?;
     rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
 }
 
@@ -258,13 +260,17 @@ async fn made_for(control: &Db, request: &Request, open: bool) -> anyhow::Result
     rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
 }
 
-/// Why the request cannot be fulfilled: a move of it was refused, aborted or taken back.
+/// Why the request cannot be fulfilled: a move of it is over, and not where it was wanted.
 async fn ended_badly(control: &Db, made: &[i64]) -> anyhow::Result<Option<String>> {
-    let sql = "SELECT format('move %s is %s: %s', id, phase, coalesce(detail ->> 'error', (SELECT text FROM shard_catalog.move_event e \
-               WHERE e.move_id = m.id ORDER BY e.id DESC LIMIT 1))) FROM shard_catalog.move m \
-               WHERE id = ANY ($1) AND phase IN ('rolled_back', 'aborted', 'refused') ORDER BY id LIMIT 1";
-    let row = control.first(sql, &[&made]).await?;
-    row.map(|row| Ok(row.try_get(0)?)).transpose()
+    for id in made {
+        let job = Job::load(control, *id).await?;
+        let ended = job.phase.is_over();
+        if ended && !Aim::Window.is_met(job.phase) {
+            let why = missed(control, &job).await?;
+            return Ok(Some(format!("move {id} is {}: {why}", job.phase.name())));
+        }
+    }
+    Ok(None)
 }
 
 async fn end(control: &Db, request: &Request, state: &str, answer: Value) -> anyhow::Result<Option<Value>> {

@@ -17,8 +17,9 @@ use std::time::Duration;
 
 const READY_LIMIT: Duration = Duration::from_secs(30);
 
-/// Reference tables of the differential suite; sharded ones are known by their key column.
-const ORACLE_REFERENCE_TABLES: [&str; 8] = [
+/// The payment schema's, and those of the differential suite; sharded ones are known by their key column.
+const REFERENCE_TABLES: [&str; 9] = [
+    "public.currencies",
     "oracle.countries",
     "oracle.products",
     "tpch.region",
@@ -210,8 +211,7 @@ argument = 1
         peers = peers.join(", "),
         state_dir = state.dir.join(&name).join("state").display(),
     );
-    // Of `cargo oracle`.
-    for table in ORACLE_REFERENCE_TABLES {
+    for table in REFERENCE_TABLES {
         write!(text, "\n[[table]]\nname = \"{table}\"\nkind = \"reference\"\n")?;
     }
     for shard in 1..=state.shards {

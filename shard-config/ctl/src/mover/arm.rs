@@ -136,7 +136,9 @@ async fn briefly(db: &Db, sql: &str) -> anyhow::Result<()> {
     let begun = Instant::now();
     loop {
         let wait = LOCK_WAIT.as_millis();
-        let done = db.run(&format!("BEGIN; SET LOCAL lock_timeout = {wait}; {sql} COMMIT")).await;
+        // An autovacuum gives way to who waits, once they have looked for a deadlock.
+        let limits = format!("SET LOCAL lock_timeout = {wait}; SET LOCAL deadlock_timeout = {}", wait / 5);
+        let done = db.run(&format!("BEGIN; {limits}; {sql} COMMIT")).await;
         let Err(error) = done else { return Ok(()) };
         // Ends the transaction that failed; also when the connection is gone, which the next attempt says.
         let _ = db.run("ROLLBACK").await;

@@ -111,7 +111,7 @@ impl Runner<'_> {
     /// Makes the snapshot, after what an earlier attempt has left.
     async fn begin_copy(&mut self) -> anyhow::Result<()> {
         let again = self.job.flag("copy_begun");
-        self.job.set(&self.control, json!({ "copy_begun": true, "copied_to": null, "progress": null })).await?;
+        self.job.set(&self.control, json!({ "copied_to": null, "progress": null })).await?;
         let tables = self.tables().await?;
         let (name, slot, buckets) = (self.job.session_name(), self.job.publication(Way::Out), self.buckets());
         end_others(&[&self.control, &self.source, &self.target], &name).await?;
@@ -137,14 +137,19 @@ impl Runner<'_> {
                 anyhow::bail!("rows of {table} are left of an earlier copy");
             }
             self.job.note(&self.control, &format!("copying begins anew: {rows} rows of an earlier attempt deleted")).await?;
+            // Whatever keeps the slot from beginning, this has not to be done again.
+            self.job.set(&self.control, json!({ "copy_begun": false })).await?;
         }
         // What the slot begins with must know the tables.
         copy::publish(&self.source, &self.job, Way::Out, &tables, buckets).await?;
-        let snapshot = Snapshot::with_slot(self.servers, &self.source, &name, &slot).await?;
+        let made = Snapshot::with_slot(self.servers, &self.source, &name, &slot, self.slot_patience()).await;
+        self.slot_tried(made.is_ok()).await?;
+        let snapshot = made?;
         // The target reaches the source, or it is known now.
         let conninfo = self.servers.conninfo(&self.source);
         copy::subscribe(&self.target, &self.job, Way::Out, &conninfo).await?;
         reach(&self.job, "snapshot");
+        self.job.set(&self.control, json!({ "copy_begun": true })).await?;
         self.transfer = Some(Transfer::new(snapshot, tables, &self.job.scope, buckets, name));
         Ok(())
     }

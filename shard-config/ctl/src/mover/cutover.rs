@@ -7,10 +7,12 @@ use serde_json::json;
 use shard_config::ShardId;
 
 use super::catalog;
+use super::copy;
 use super::fault::reach;
 use super::fence::{self, Outcome, Plan, Seats};
 use super::job::Way;
 use super::machine::{Event, Phase};
+use super::preflight::replicated_into;
 use super::run::{Different, Identities, Runner, Step};
 
 /// From the first statement held to the last released, of an attempt that comes to nothing.
@@ -70,12 +72,18 @@ impl Runner<'_> {
             "shard {giver} does not own all of {}",
             self.job.scope
         );
+        for (shard, db) in [(giver, &seats.giver), (taker, &seats.taker)] {
+            if let Some(who) = replicated_into(db).await? {
+                anyhow::bail!("shard {shard} receives rows by subscription {who}, which the fence lets through: disable it");
+            }
+        }
         let epoch_id: String = self.control.value("SELECT gen_random_uuid()::text", &[]).await?;
         let tables = self.tables().await?;
         let job = self.job.clone();
         anyhow::ensure!(self.compare_again(way).await?, "rows change faster than they are compared");
         let back = self.job.publication(Way::Back);
         if way == Way::Out {
+            copy::near(&self.target, &back).await?;
             fence::advance(&self.target, &back).await?;
         }
         let begun = std::time::Instant::now();

@@ -110,8 +110,9 @@ impl Job {
     }
 
     pub async fn notes(db: &Db, id: i64, after: DateTime<Utc>) -> anyhow::Result<Vec<Note>> {
-        let sql = "SELECT at, phase, text FROM shard_catalog.move_event WHERE move_id = $1 AND at > $2 \
-                   ORDER BY move_event.id LIMIT 1000";
+        // The newest: a step that has been tried again for hours has written more than anybody reads.
+        let sql = "SELECT at, phase, text FROM (SELECT id, at, phase, text FROM shard_catalog.move_event \
+                   WHERE move_id = $1 AND at > $2 ORDER BY id DESC LIMIT 1000) newest ORDER BY id";
         let rows = db.rows(sql, &[&id, &after]).await?;
         let note = |row: &Row| {
             anyhow::Ok(Note { at: row.try_get(0)?, phase: row.try_get(1)?, text: row.try_get(2)? })

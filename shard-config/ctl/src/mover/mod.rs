@@ -2,7 +2,7 @@
 //!
 //! Rooms, in reading order: `machine` (PURE: phases and what follows what), `job` (the durable record), `attach` (takes a move up), `run`
 //! (does the step of the phase that is written down), `steps`; each step's work: `preflight` with `newcomer` and `warnings`, `catalog` (what proxies obey), `arm` (guards),
-//! `copying` (the first copy: `snapshot`, `transfer` with `pace` and `throttle`), `copy` (native logical replication from there on), `verify` with `digest`, `rounds`, `changes` (PURE) and `tables`, `cutover` and `fence`,
+//! `copying` (the first copy: `snapshot`, `transfer` with `pace` and `throttle`), `copy` (native logical replication from there on), `comparing`: `verify` with `digest`, `rounds`, `changes` (PURE) and `tables` with `definition`, `cutover` and `fence`,
 //! `clean`. `scope` (PURE) says which rows; `lost` frees one shard when the other one is gone;
 //! `fault` stops a runner for tests.
 //!
@@ -19,9 +19,11 @@ pub mod attach;
 pub mod catalog;
 pub mod changes;
 pub mod clean;
+mod comparing;
 pub mod copy;
 mod copying;
 mod cutover;
+pub mod definition;
 pub mod digest;
 pub mod fault;
 pub mod fence;

@@ -4,9 +4,10 @@
 use shard_config::{Config, ShardId};
 
 use super::catalog::{self, StoredMap};
+use super::definition::{definitions, difference};
 use super::job::Job;
 use super::scope::{Scope, literal};
-use super::tables::{Table, definitions, misfits, obscure, sharded};
+use super::tables::{TREE, Table, deferrable_key, misfits, obscure, sharded};
 use crate::direct::{Db, Servers};
 
 /// Why not, and what to do.
@@ -27,8 +28,8 @@ impl Findings {
 
 /// A prepared transaction of this age is an orphan.
 const IN_DOUBT: &str = "interval '1 minute'";
-/// The target wants this much more room than the rows have on the source: indexes, WAL, and the application's growth.
-const ROOM: i64 = 3;
+/// The target wants this much more room than the rows and their indexes have on the source: WAL, and the application's growth.
+const ROOM: i64 = 2;
 
 /// Checks everything that a map alone can say.
 pub fn placement(map: &StoredMap, scope: &Scope, source: ShardId, target: ShardId) -> Vec<Problem> {
@@ -97,6 +98,12 @@ pub async fn servers(
     }
     for (shard, db) in [(job.source, source), (job.target, target)] {
         server(db, &format!("shard {shard}"), &mut found).await?;
+        if let Some(who) = replicated_into(db).await? {
+            found.add(
+                format!("shard {shard} receives rows by subscription {who}: the fence lets replicated rows through"),
+                format!("ALTER SUBSCRIPTION {who} DISABLE until the move is over"),
+            );
+        }
     }
     slots(source, target, job, &mut found).await?;
     found.0.extend(super::newcomer::problems(servers, control, job, map).await?);
@@ -111,13 +118,15 @@ pub async fn servers(
     of_tables(source, &servers.config, &tables, &mut found).await?;
     foreign_keys(source, &tables, &mut found).await?;
     let (ours, theirs) = tokio::try_join!(definitions(source, &tables), definitions(target, &tables))?;
-    for (table, definition) in &ours {
-        if theirs.get(table) != Some(definition) {
-            found.add(
-                format!("{table} is not defined alike on shards {} and {}", job.source, job.target),
-                "run shardctl migrate, or repair it by hand; shardctl doctor shows the difference",
-            );
-        }
+    for (table, parts) in &ours {
+        let problem = match theirs.get(table) {
+            None => format!("{table} is on shard {} and not on shard {}", job.source, job.target),
+            Some(there) => match difference((job.source, parts), (job.target, there)) {
+                None => continue,
+                Some(what) => format!("{table} is not defined alike on shards {} and {}: {what}", job.source, job.target),
+            },
+        };
+        found.add(problem, "run shardctl migrate, or repair it by hand");
     }
     // A table that only the target has may hold rows of the scope.
     let there = sharded(target, &servers.config).await?;
@@ -127,6 +136,10 @@ pub async fn servers(
             "run shardctl migrate, or repair it by hand",
         );
     }
+    let known = obscure(source, &servers.config).await?;
+    for (name, why) in obscure(target, &servers.config).await?.into_iter().filter(|other| !known.contains(other)) {
+        found.add(format!("on shard {} only: {name} {OBSCURE}: {why}", job.target), OBSCURE_REMEDY);
+    }
     if found.0.is_empty() {
         if let Some(table) = super::clean::any_row(target, job, &there, buckets).await? {
             found.add(
@@ -134,7 +147,7 @@ pub async fn servers(
                 "they are leftovers or were written past the proxy: look at them (shardctl doctor --sweep), then delete them",
             );
         }
-        room(source, target, job, &tables, buckets, &mut found).await?;
+        room(source, target, job, &tables, map, &mut found).await?;
     }
     Ok((found.0, tables))
 }
@@ -228,6 +241,9 @@ async fn slots(source: &Db, target: &Db, job: &Job, found: &mut Findings) -> any
     Ok(())
 }
 
+const OBSCURE: &str = "seems to be placed by the sharding key, and cannot be moved";
+const OBSCURE_REMEDY: &str = "declare it ([[table]] kind = \"plain\"), change the column's type, or drop it";
+
 async fn of_tables(
     db: &Db,
     config: &Config,
@@ -235,14 +251,19 @@ async fn of_tables(
     found: &mut Findings,
 ) -> anyhow::Result<()> {
     for (name, why) in obscure(db, config).await? {
-        found.add(
-            format!("{name} seems to be placed by the sharding key, and cannot be moved: {why}"),
-            "declare it ([[table]] kind = \"plain\"), change the column's type, or drop it",
-        );
+        found.add(format!("{name} {OBSCURE}: {why}"), OBSCURE_REMEDY);
     }
     for table in tables {
         let name = table.full_name();
-        if table.primary_key.is_empty() {
+        if let Some((relation, key)) = deferrable_key(db, table).await? {
+            found.add(
+                format!("the primary key of {relation} ({key}) is DEFERRABLE, so replication cannot tell rows by it"),
+                format!(
+                    "UPDATE and DELETE would fail as soon as it is published: make the key anew without DEFERRABLE (ALTER TABLE \
+                     {relation} DROP CONSTRAINT {key}, ADD PRIMARY KEY ...)"
+                ),
+            );
+        } else if table.primary_key.is_empty() {
             found.add(
                 format!("{name} has no primary key"),
                 format!("add one that contains {}: rows are compared and replicated by it", table.key_column),
@@ -299,13 +320,19 @@ async fn room(
     target: &Db,
     job: &Job,
     tables: &[Table],
-    buckets: u16,
+    map: &StoredMap,
     found: &mut Findings,
 ) -> anyhow::Result<()> {
-    let bytes: i64 = tables.iter().map(|table| table.bytes).sum();
-    // All tenants hash alike, so a scope's part of the tables is its part of the buckets; a single tenant may be all.
-    let owned: u64 = job.scope.ranges().iter().map(|(from, to)| u64::from(to - from) + 1).sum();
-    let share = if job.scope.hashes().is_empty() { owned as f64 / f64::from(buckets) * 4.0 } else { 1.0 };
+    // With indexes, which the rows get on the target, too.
+    let sql = format!("SELECT coalesce(sum(pg_total_relation_size(t.relid)), 0)::int8 FROM {TREE} t WHERE t.isleaf");
+    let mut bytes = 0;
+    for table in tables {
+        bytes += source.value::<i64>(&sql, &[&table.sql()]).await?;
+    }
+    // All tenants hash alike, so a scope's part of the tables is its part of the source's buckets; a single tenant may be all.
+    let moving: u64 = job.scope.ranges().iter().map(|(from, to)| u64::from(to - from) + 1).sum();
+    let owned = f64::from(map.map.count(job.source).max(1));
+    let share = if job.scope.hashes().is_empty() { moving as f64 / owned } else { 1.0 };
     let estimate = (bytes as f64 * share.min(1.0)) as i64;
     for (shard, db, need) in [(job.target, target, estimate * ROOM), (job.source, source, estimate)] {
         if let Some(free) = free_bytes(db).await
@@ -318,6 +345,13 @@ async fn room(
         }
     }
     Ok(())
+}
+
+/// A subscription, not of a move, that writes rows here past the guards.
+pub async fn replicated_into(db: &Db) -> anyhow::Result<Option<String>> {
+    let sql = "SELECT quote_ident(subname) FROM pg_subscription s JOIN pg_database d ON d.oid = s.subdbid \
+               WHERE d.datname = current_database() AND subenabled AND subname !~ '^shard_(move|back)_[0-9]+$' ORDER BY 1";
+    db.first(sql, &[]).await?.map(|row| Ok(row.try_get(0)?)).transpose()
 }
 
 /// Bytes for people.

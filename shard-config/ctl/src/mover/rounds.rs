@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::copy;
 use super::fence;
 use super::job::{Job, Way};
 use super::tables::Table;
@@ -73,7 +74,9 @@ impl<'a> Rounds<'a> {
         let ended = verify::round(giver, taker, job, self.way, tables, buckets, suspects).await;
         if self.way == Way::Out {
             // Nor is that for the way back to keep WAL for as long.
-            fence::advance(taker, &job.publication(Way::Back)).await?;
+            let back = job.publication(Way::Back);
+            copy::near(taker, &back).await?;
+            fence::advance(taker, &back).await?;
         }
         self.next = Instant::now() + EVERY;
         ended.map(drop)

@@ -415,7 +415,6 @@ fn may_pause(phase: Phase) -> bool {
             | Phase::Copying
             | Phase::CatchingUp
             | Phase::Verifying
-            | Phase::Ready
             | Phase::Window
             | Phase::BackVerifying
             | Phase::Emptying

@@ -2,9 +2,11 @@
 //! began, and the slot has every other one (`CREATE_REPLICATION_SLOT ... EXPORT_SNAPSHOT`, protocol-replication.html).
 //! What is copied in the snapshot and then continued from the slot has every row once.
 
+use std::time::Duration;
+
 use anyhow::Context;
 
-use super::copy::{SLOT_PATIENCE, oldest};
+use super::copy::oldest;
 use super::scope::{ident, literal};
 use crate::direct::{Db, Servers};
 
@@ -18,10 +20,16 @@ pub(super) struct Snapshot {
 }
 
 impl Snapshot {
-    /// Makes the slot, which must not exist.
-    pub(super) async fn with_slot(servers: &Servers, source: &Db, session_name: &str, slot: &str) -> anyhow::Result<Self> {
+    /// Makes the slot, which must not exist. It waits for transactions under way, so long.
+    pub(super) async fn with_slot(
+        servers: &Servers,
+        source: &Db,
+        session_name: &str,
+        slot: &str,
+        patience: Duration,
+    ) -> anyhow::Result<Self> {
         let mut walsender = servers.replication(source, session_name).await?;
-        walsender.patience = SLOT_PATIENCE;
+        walsender.patience = patience;
         let command = format!("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput EXPORT_SNAPSHOT", ident(slot));
         let made = match walsender.command(&command).await {
             Ok(made) => made,

@@ -8,15 +8,13 @@ use shard_config::ShardId;
 use super::attach::end_others;
 use super::catalog;
 use super::copy;
-use super::digest;
 use super::fault::reach;
 use super::fence;
 use super::job::Way;
 use super::machine::{Event, Phase, Wish};
-use super::rounds::{Interrupted, Rounds};
+use super::preflight::human;
 use super::run::{Different, Hopeless, Runner, Step};
-use super::verify::Lost;
-use super::{arm, clean, verify};
+use super::{arm, clean};
 
 /// How long statements that began before a motion was announced may still run before the step says who it waits for.
 const DRAIN: Duration = Duration::from_secs(30);
@@ -24,9 +22,8 @@ const DRAIN: Duration = Duration::from_secs(30);
 const CAUGHT_UP: Duration = Duration::from_secs(2);
 /// Within this time a proxy without a lease has asked the shards what they know of moves.
 const UNTOLD: Duration = Duration::from_secs(2);
-/// Rows that are still unequal when the cut-over may begin; they are compared again inside the pause.
-const SUSPECTS_MOST: usize = 2_000;
-
+/// WAL that may be read within the pause: a quarter of a second.
+const FAR: i64 = 128 << 20;
 /// A subscription that stopped more often than this, each time within so long after the time before, cannot go on.
 const STOPS_MOST: i64 = 5;
 const STOPS_WITHIN: Duration = Duration::from_secs(60);
@@ -64,7 +61,7 @@ impl Runner<'_> {
     }
 
     /// Replication of one direction still can come about.
-    async fn check_flow(&mut self, way: Way) -> anyhow::Result<()> {
+    pub(super) async fn check_flow(&mut self, way: Way) -> anyhow::Result<()> {
         let (giver, taker) = (self.side(self.job.giver(way)), self.side(self.job.taker(way)));
         match copy::slot_state(giver, &self.job.publication(way)).await? {
             None => {
@@ -117,13 +114,13 @@ impl Runner<'_> {
         // The way back is made here: a slot waits for transactions under way, which must not be in the pause (H29).
         copy::publish(&self.target, &self.job, Way::Back, &tables, self.buckets()).await?;
         reach(&self.job, "");
-        copy::slot(&mut self.target, &self.job.publication(Way::Back)).await?;
+        self.slot(self.job.target, &self.job.publication(Way::Back)).await?;
         Ok(Some(Event::Finished))
     }
 
     /// The slot for the way back is on the target since before the digests. Another server has become its primary if it is
     /// gone, and may lack rows that were applied.
-    async fn check_way_back(&self) -> anyhow::Result<()> {
+    pub(super) async fn check_way_back(&self) -> anyhow::Result<()> {
         let text = match copy::slot_state(&self.target, &self.job.publication(Way::Back)).await? {
             None => "the slot for the way back is gone from the target: did it fail over?",
             Some((state, _)) if state == "lost" => {
@@ -150,86 +147,6 @@ impl Runner<'_> {
         if back { Way::Back } else { Way::Out }
     }
 
-    pub(super) async fn verify(&mut self) -> Step {
-        let way = self.way();
-        self.check_flow(way).await?;
-        if way == Way::Out {
-            self.check_way_back().await?;
-        }
-        let tables = self.tables().await?;
-        let buckets = self.buckets();
-        let slot = self.job.verify_slot(way);
-        if !self.compared {
-            // The slot of an earlier runner is kept: a new one would wait for every transaction that is open now, and what
-            // the old one collected is only compared once more.
-            let giver = if way == Way::Out { &mut self.source } else { &mut self.target };
-            if copy::slot_state(giver, &slot).await?.is_some_and(|(state, _)| state == "lost") {
-                // It would never say anything again.
-                copy::drop_slot(giver, &slot).await?;
-            }
-            copy::slot(giver, &slot).await?;
-            reach(&self.job, "");
-            let lsn: String = giver.value("SELECT pg_current_wal_lsn()::text", &[]).await?;
-            let (giver, taker) = match way {
-                Way::Out => (&mut self.source, &mut self.target),
-                Way::Back => (&mut self.target, &mut self.source),
-            };
-            let rounds = Rounds::new(way, &self.control);
-            let made = digest::digests(giver, taker, &self.job, &tables, buckets, Some(rounds)).await;
-            let (digests, suspects) = match made {
-                // It is obeyed before the next step.
-                Err(error) if error.is::<Interrupted>() => return Ok(None),
-                made => made?,
-            };
-            let rows: i64 = digests.iter().map(|digest| digest.rows).sum();
-            let shown: serde_json::Map<_, _> = digests
-                .iter()
-                .map(|d| (d.table.clone(), json!({ "rows": d.rows, "unequal_chunks": d.unequal })))
-                .collect();
-            let text = format!(
-                "{rows} rows in {} tables compared from LSN {lsn} on; {} rows to look at again",
-                digests.len(),
-                verify::count(&suspects)
-            );
-            self.job.note(&self.control, &text).await?;
-            self.job
-                .set(&self.control, json!({ "verify": { "lsn": lsn, "rows": rows, "tables": shown } }))
-                .await?;
-            self.suspects = suspects;
-            self.compared = true;
-            self.compared_on = (self.source.identity, self.target.identity);
-        }
-        let all = self.compare_again(way).await?;
-        // One more look if much is left: rows that changed while the digests were made.
-        Ok((all && verify::count(&self.suspects) <= SUSPECTS_MOST).then_some(Event::Finished))
-    }
-
-    /// A round over what changed. A difference counts when two rounds find it. False when more has changed than one round
-    /// is for.
-    pub(super) async fn compare_again(&mut self, way: Way) -> anyhow::Result<bool> {
-        let tables = self.tables().await?;
-        let buckets = self.buckets();
-        let mut found = None;
-        for _ in 0..2 {
-            let mut suspects = std::mem::take(&mut self.suspects);
-            let (giver, taker) = (self.side(self.job.giver(way)), self.side(self.job.taker(way)));
-            let round = verify::round(giver, taker, &self.job, way, &tables, buckets, &mut suspects).await;
-            self.suspects = suspects;
-            let round = match round {
-                Err(error) => {
-                    self.compared &= !error.is::<Lost>();
-                    return Err(error);
-                }
-                Ok(round) if round.real.is_empty() => return Ok(!round.more),
-                Ok(round) => round,
-            };
-            found = Some(round.real);
-        }
-        self.compared = false;
-        let real = found.unwrap_or_default();
-        Err(Different(format!("rows differ on both shards: {}", verify::show(&real))).into())
-    }
-
     pub(super) async fn keep_ready(&mut self) -> Step {
         if !self.compared {
             // A new runner: what the one before it knew is compared again.
@@ -238,13 +155,21 @@ impl Runner<'_> {
         self.check_flow(Way::Out).await?;
         self.check_way_back().await?;
         let all = self.compare_again(Way::Out).await?;
-        fence::advance(&self.target, &self.job.publication(Way::Back)).await?;
+        let back = self.job.publication(Way::Back);
+        copy::near(&self.target, &back).await?;
+        fence::advance(&self.target, &back).await?;
         self.show_lag(Way::Out).await?;
-        if !all || self.job.wish() != Some(Wish::Cutover) {
+        // A pause holds the cut-over, and not what keeps the slots small.
+        if !all || self.job.paused() || self.job.wish() != Some(Wish::Cutover) {
             return Ok(None);
         }
-        if let Some(who) = fence::in_the_way(&self.source, &self.job).await? {
-            let text = format!("the cut-over waits for a transaction that wrote rows of the scope: {who}");
+        let writer = fence::in_the_way(&self.source, &self.job).await?;
+        let waits_for = match writer {
+            Some(who) => Some(format!("a transaction that wrote rows of the scope: {who}")),
+            None => self.far_slot().await?,
+        };
+        if let Some(what) = waits_for {
+            let text = format!("the cut-over waits for {what}");
             if self.job.text("waits_for") != Some(&text) {
                 self.job.note(&self.control, &text).await?;
                 self.job.set(&self.control, json!({ "waits_for": text })).await?;
@@ -254,6 +179,19 @@ impl Runner<'_> {
         self.job.set(&self.control, json!({ "waits_for": null })).await?;
         let attempt = self.job.number("attempts").unwrap_or(0) + 1;
         self.job.go(&self.control, Phase::Fencing, &format!("attempt {attempt}")).await?;
+        Ok(None)
+    }
+
+    /// A slot that is read within the pause, and reads too much.
+    async fn far_slot(&self) -> anyhow::Result<Option<String>> {
+        let slots =
+            [(&self.source, self.job.verify_slot(Way::Out)), (&self.target, self.job.publication(Way::Back))];
+        for (db, slot) in slots {
+            if let Some((_, kept)) = copy::slot_state(db, &slot).await?.filter(|(_, kept)| *kept > FAR) {
+                let who = copy::oldest(db).await?;
+                return Ok(Some(format!("slot {slot}, which has {} of WAL to read each time: {who}", human(kept))));
+            }
+        }
         Ok(None)
     }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use shard_config::{Config, KeyType, TableKind};
 
-use super::scope::{Scope, ident, literal};
+use super::scope::{Scope, ident};
 use crate::direct::Db;
 
 /// A sharded table; a partitioned one stands for its partitions.
@@ -15,7 +15,8 @@ pub struct Table {
     pub partitioned: bool,
     pub key_column: String,
     pub key_type: KeyType,
-    /// Columns of the primary key with their types, in its order.
+    /// Columns of the primary key with their types, in its order, without those that it only includes. Empty if replication
+    /// could not tell rows by it.
     pub primary_key: Vec<(String, String)>,
     /// Columns that are stored (not generated ones), by name, so that both shards say them in one order.
     pub columns: Vec<String>,
@@ -65,7 +66,7 @@ pub async fn sharded(db: &Db, config: &Config) -> anyhow::Result<Vec<Table>> {
                    WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' ORDER BY a.attname),
             array(SELECT a.attname::text FROM pg_index i CROSS JOIN unnest(i.indkey::int2[]) WITH ORDINALITY k (attnum, n)
                     JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = k.attnum
-                   WHERE i.indrelid = c.oid AND i.indisprimary ORDER BY k.n),
+                   WHERE i.indrelid = c.oid AND i.indisprimary AND i.indimmediate AND k.n <= i.indnkeyatts ORDER BY k.n),
             pg_table_size(c.oid) + (SELECT coalesce(sum(pg_table_size(t.relid)), 0)::int8 FROM pg_partition_tree(c.oid) t WHERE t.isleaf),
             (greatest(c.reltuples, 0) + (SELECT coalesce(sum(greatest(l.reltuples, 0)), 0) FROM pg_partition_tree(c.oid) t
                JOIN pg_class l ON l.oid = t.relid WHERE t.isleaf AND c.relkind = 'p')
@@ -174,6 +175,18 @@ pub async fn misfits(db: &Db, table: &Table) -> anyhow::Result<Vec<(String, Stri
     Ok(found)
 }
 
+/// The first relation of the table's tree whose primary key is deferrable, and that key: PostgreSQL takes none for a replica
+/// identity (`RelationGetIndexList` in relcache.c), so UPDATE and DELETE of a published table fail.
+pub async fn deferrable_key(db: &Db, table: &Table) -> anyhow::Result<Option<(String, String)>> {
+    let sql = format!(
+        "SELECT format('%I.%I', n.nspname, c.relname), quote_ident(k.relname)
+         FROM {TREE} t JOIN pg_class c ON c.oid = t.relid JOIN pg_namespace n ON n.oid = c.relnamespace
+         JOIN pg_index i ON i.indrelid = c.oid AND i.indisprimary AND NOT i.indimmediate JOIN pg_class k ON k.oid = i.indexrelid
+         ORDER BY t.level, 1 LIMIT 1"
+    );
+    db.first(&sql, &[&table.sql()]).await?.map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).transpose()
+}
+
 /// The tree of `$1`: `pg_partition_tree` knows nothing of a table that is neither partitioned nor a partition.
 pub const TREE: &str = "(SELECT relid::oid, isleaf, level FROM pg_partition_tree($1::text::regclass) \
      UNION ALL SELECT $1::text::regclass::oid, true, 0 WHERE NOT EXISTS (SELECT FROM pg_partition_tree($1::text::regclass)))";
@@ -202,24 +215,3 @@ async fn relations(db: &Db, table: &Table, which: &str) -> anyhow::Result<Vec<St
     rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
 }
 
-/// Everything of a definition that must be equal for rows to be the same on both shards, by table: columns, keys,
-/// checks (as `CONSTRAINT_SQL` says them: whoever applies rows checks them anyway), and partitions with their bounds.
-pub async fn definitions(db: &Db, tables: &[Table]) -> anyhow::Result<BTreeMap<String, String>> {
-    let names: Vec<_> = tables.iter().map(|table| literal(&table.sql())).collect();
-    let constraint = shard_config::CONSTRAINT_SQL;
-    let sql = format!(
-        "SELECT t.name, coalesce((SELECT string_agg(a.attname || ' ' || format_type(a.atttypid, a.atttypmod)
-                    || CASE WHEN a.attnotnull THEN ' not null' ELSE '' END || a.attgenerated::text, ', ' ORDER BY a.attname)
-                  FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped), 'no such table')
-            || coalesce((SELECT ' | ' || string_agg({constraint}, '; ' ORDER BY k.conname)
-                  FROM pg_constraint k WHERE k.conrelid = c.oid AND k.contype IN ('p', 'u', 'c', 'f', 'x')), '')
-            || coalesce((SELECT ' | ' || string_agg(pg_get_expr(p.relpartbound, p.oid), '; ' ORDER BY pg_get_expr(p.relpartbound, p.oid))
-                  FROM pg_partition_tree(c.oid) l JOIN pg_class p ON p.oid = l.relid WHERE l.level > 0), '')
-            || coalesce((SELECT ' | ' || string_agg(pg_get_triggerdef(g.oid) || g.tgenabled::text, '; ' ORDER BY g.tgname)
-                  FROM pg_trigger g WHERE g.tgrelid = c.oid AND NOT g.tgisinternal AND g.tgname NOT LIKE 'zzz_shard_move_%'), '')
-        FROM unnest(ARRAY[{}]::text[]) AS t (name) LEFT JOIN pg_class c ON c.oid = to_regclass(t.name)",
-        names.join(", ")
-    );
-    let rows = db.rows(&sql, &[]).await?;
-    rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
-}

@@ -208,6 +208,7 @@ pub async fn round(
     buckets: u16,
     suspects: &mut Suspects,
 ) -> anyhow::Result<Round> {
+    copy::near(giver, &job.verify_slot(way)).await?;
     let all = take(giver, job, way, tables, suspects).await?;
     let n = copy::mark(giver, job, way).await?;
     copy::caught_up(taker, job, way, n, Duration::from_secs(60)).await?;

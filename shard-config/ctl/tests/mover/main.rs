@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test's helpers fail by panicking")]
 
 mod bed;
+mod commands;
 mod copying;
 mod failures;
 mod fence;
@@ -10,3 +11,4 @@ mod moves;
 mod proxy;
 mod refusals;
 mod serve;
+mod verifying;

@@ -52,6 +52,20 @@ async fn what_cannot_be_moved_is_refused_before_anything_happens() {
         db.run("DROP TABLE public.bad, public.worse").await.unwrap();
     }
 
+    // Keys by which replication cannot tell rows, or not those of one tenant.
+    for (key, what) in [
+        ("PRIMARY KEY (tenant_id, id) DEFERRABLE", "the primary key of public.bad (bad_pkey) is DEFERRABLE"),
+        ("PRIMARY KEY (id) INCLUDE (tenant_id)", "the primary key of public.bad does not contain tenant_id"),
+    ] {
+        for db in [&one, &two] {
+            db.run(&format!("CREATE TABLE public.bad (tenant_id uuid, id int, {key})")).await.unwrap();
+        }
+        refused(&bed, &scope, 1, 2, what).await;
+        for db in [&one, &two] {
+            db.run("DROP TABLE public.bad").await.unwrap();
+        }
+    }
+
     // What a proxy may serve by the key, and cannot be moved, is not left behind in silence.
     for (makes, undoes, what) in [
         (
@@ -108,6 +122,100 @@ async fn what_cannot_be_moved_is_refused_before_anything_happens() {
     bed.ask(job.id, Wish::Abort).await;
     assert_eq!(bed.run(job.id, Options::default()).await, End::Over);
     untouched(&bed).await;
+}
+
+/// Each is on the target only: rows would be other ones there, or the application would find them in another way.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_that_is_not_defined_alike_is_refused_and_the_difference_said() {
+    let bed = Bed::start(2).await;
+    let scope = Scope::of_range(0, 15);
+    let two = bed.shard(2).await;
+    for db in [&bed.shard(1).await, &two] {
+        db.run(
+            "CREATE ROLE other; CREATE TABLE public.made (tenant_id uuid, id int, code text, kind varchar(3),
+                 twice int GENERATED ALWAYS AS (id * 2) STORED, PRIMARY KEY (tenant_id, id))",
+        )
+        .await
+        .unwrap();
+    }
+    for (makes, undoes, what) in [
+        (
+            "ALTER TABLE public.made DROP twice, ADD twice int GENERATED ALWAYS AS (id * 3) STORED",
+            "ALTER TABLE public.made DROP twice, ADD twice int GENERATED ALWAYS AS (id * 2) STORED",
+            "only on shard 1: column twice integer generated as (id * 2); only on shard 2: column twice integer generated as (id * 3)",
+        ),
+        (
+            "ALTER TABLE public.made ALTER code SET DEFAULT 'a b'",
+            "ALTER TABLE public.made ALTER code DROP DEFAULT",
+            "only on shard 2: column code text default 'a b'::text",
+        ),
+        (
+            "ALTER TABLE public.made ENABLE ROW LEVEL SECURITY",
+            "ALTER TABLE public.made DISABLE ROW LEVEL SECURITY",
+            "only on shard 2: row-level security ->",
+        ),
+        (
+            "ALTER TABLE public.made FORCE ROW LEVEL SECURITY",
+            "ALTER TABLE public.made NO FORCE ROW LEVEL SECURITY",
+            "only on shard 2: row-level security (forced) (disabled) ->",
+        ),
+        (
+            "CREATE POLICY mine ON public.made FOR SELECT TO app, other USING (id > 3)",
+            "DROP POLICY mine ON public.made",
+            "only on shard 2: policy mine for select to app, other using (id > 3) ->",
+        ),
+        (
+            "CREATE UNIQUE INDEX made_code ON public.made (code) WHERE id > 3",
+            "DROP INDEX public.made_code",
+            "only on shard 2: unique index by btree (code) WHERE (id > 3) ->",
+        ),
+        (
+            "CREATE RULE quiet AS ON DELETE TO public.made DO INSTEAD NOTHING",
+            "DROP RULE quiet ON public.made",
+            "only on shard 2: CREATE RULE quiet AS ON DELETE TO public.made DO INSTEAD NOTHING; ->",
+        ),
+        (
+            "ALTER TABLE public.accounts OWNER TO other",
+            "ALTER TABLE public.accounts OWNER TO postgres",
+            "only on shard 2: grant DELETE to other",
+        ),
+        ("GRANT SELECT (code) ON public.made TO app", "REVOKE SELECT (code) ON public.made FROM app", "grant SELECT (code) to app"),
+        (
+            "REVOKE INSERT ON public.entries FROM app",
+            "GRANT INSERT ON public.entries TO app",
+            "\"public\".\"entries\" is not defined alike on shards 1 and 2: only on shard 1: grant INSERT to app ->",
+        ),
+        (
+            "CREATE UNIQUE INDEX new_id ON public.entries_new (id)",
+            "DROP INDEX public.new_id",
+            "2: partition FOR VALUES FROM ('2020-01-01 00:00:00+00') TO (MAXVALUE): unique index by btree (id) ->",
+        ),
+        (
+            "ALTER TABLE public.entries_old REPLICA IDENTITY FULL",
+            "ALTER TABLE public.entries_old REPLICA IDENTITY DEFAULT",
+            "replica identity full ->",
+        ),
+        (
+            "CREATE MATERIALIZED VIEW public.seen AS SELECT tenant_id FROM public.accounts",
+            "DROP MATERIALIZED VIEW public.seen",
+            "on shard 2 only: public.seen seems to be placed by the sharding key",
+        ),
+        ("ALTER TABLE public.made RENAME TO gone", "ALTER TABLE public.gone RENAME TO made", "\"public\".\"made\" is on shard 1 and not on shard 2"),
+    ] {
+        two.run(makes).await.unwrap();
+        refused(&bed, &scope, 1, 2, what).await;
+        two.run(undoes).await.unwrap();
+    }
+    // What a dump that is restored prints in another way is no difference.
+    let list = "CHECK (kind IN ('a', 'b'))";
+    bed.shard(1).await.run(&format!("ALTER TABLE public.made ADD CONSTRAINT k {list}")).await.unwrap();
+    let printed = "CHECK (kind::text = ANY (ARRAY['a'::text, 'b'::text]))";
+    two.run(&format!("ALTER TABLE public.made ADD CONSTRAINT k {printed}")).await.unwrap();
+    untouched(&bed).await;
+    let job = bed.plan(&scope, 1, 2).await;
+    assert_eq!(bed.run(job.id, Options::default()).await, End::Waiting, "{}", bed.story(job.id).await);
+    bed.ask(job.id, Wish::Abort).await;
+    assert_eq!(bed.run(job.id, Options::default()).await, End::Over);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

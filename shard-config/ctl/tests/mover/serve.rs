@@ -74,14 +74,16 @@ async fn what_sql_asks_for_is_done_by_whoever_serves() {
     bed.check_clean().await;
 
     // What cannot be is said, and changes nothing.
-    ask("SELECT shard_catalog.move_buckets(0, 7, 9)").await;
-    until(&bed, "SELECT state FROM shard_catalog.requests ORDER BY id DESC LIMIT 1", "failed").await;
-    let error: String = bed
-        .control
-        .value("SELECT answer ->> 'error' FROM shard_catalog.requests ORDER BY id DESC LIMIT 1", &[])
-        .await
-        .unwrap();
-    assert!(error.contains("no shard 9"), "{error}");
+    for goal in ["move_buckets(0, 7, 9)", "drain(9)"] {
+        ask(&format!("SELECT shard_catalog.{goal}")).await;
+        until(&bed, "SELECT state FROM shard_catalog.requests ORDER BY id DESC LIMIT 1", "failed").await;
+        let error: String = bed
+            .control
+            .value("SELECT answer ->> 'error' FROM shard_catalog.requests ORDER BY id DESC LIMIT 1", &[])
+            .await
+            .unwrap();
+        assert!(error.contains("no shard 9"), "{goal}: {error}");
+    }
     ask("SELECT shard_catalog.rebalance(dry_run => true)").await;
     until(&bed, "SELECT state FROM shard_catalog.requests ORDER BY id DESC LIMIT 1", "done").await;
     assert_eq!(bed.load(id).await.phase, Phase::Done);

@@ -181,19 +181,21 @@ async fn conclude(
         return Ok(outcome);
     };
     let phase = recorded(stack, number).await?;
-    if ["done", "rolled_back", "aborted", "refused"].contains(&phase.as_str()) {
+    if is_over(&phase) {
         return Ok(outcome);
     }
     let choices = cell::remedies(&phase);
     let remedy = choices[random.random_range(0..choices.len())];
-    let number = number.to_string();
-    let mut command = vec![remedy[0], number.as_str()];
+    let words = number.to_string();
+    let mut command = vec![remedy[0], words.as_str()];
     command.extend(&remedy[1..]);
     field.tool.ask("nowhere")?;
     outcome.command = Some(format!("{} in {phase}", command.join(" ")));
     let mut driver = field.tool.start(&command)?;
     match driver.ended(DRIVER_LIMIT).await? {
         Some(Ended { code: Some(0), .. }) => {}
+        // Another end than the one that was asked for is an end: nothing is left to be done.
+        Some(_) if is_over(&recorded(stack, number).await?) => {}
         Some(ended) => {
             violations.push(format!("{} ended with {:?}: {}", driver.words, ended.code, ended.text))
         }
@@ -203,6 +205,10 @@ async fn conclude(
         }
     }
     Ok(outcome)
+}
+
+fn is_over(phase: &str) -> bool {
+    ["done", "rolled_back", "aborted", "refused"].contains(&phase)
 }
 
 async fn recorded(stack: &Stack, id: i64) -> Result<String> {
