@@ -96,7 +96,7 @@ END
 $$;
 CREATE OR REPLACE FUNCTION shard_catalog.cutover(move bigint) RETURNS text
 LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
-    SELECT shard_catalog.tell(move, '{"wish": "cutover", "attempts": 0, "paused": false}', 'cutover was asked for')
+    SELECT shard_catalog.tell(move, '{"wish": "cutover", "attempts": 0, "paused": false, "auto": false, "finish": false}', 'cutover was asked for')
 $$;
 CREATE OR REPLACE FUNCTION shard_catalog.abort(move bigint) RETURNS text
 LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$

@@ -85,7 +85,7 @@ impl Servers {
                 "-c DateStyle=ISO,YMD -c IntervalStyle=postgres -c TimeZone=UTC -c extra_float_digits=1 \
                  -c bytea_output=hex -c xmlbinary=base64 -c search_path=pg_catalog -c jit=off \
                  -c standard_conforming_strings=on -c idle_in_transaction_session_timeout=60000 -c idle_session_timeout=0 \
-                 -c lock_timeout=0 -c tcp_keepalives_idle=10 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3",
+                 -c lock_timeout=0 -c statement_timeout=0 -c tcp_keepalives_idle=10 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3",
             );
         settings
     }

@@ -301,11 +301,13 @@ pub async fn wish(
         }
     }
     let pause = if job.paused() { "; the pause ends with it" } else { "" };
-    job.set(&control, json!({ "wish": wish.name(), "attempts": 0, "paused": false })).await?;
-    if matches!(wish, Wish::Abort | Wish::Rollback) {
-        // What was said when it began is not done to a move that is to be undone, should that be given up.
-        job.set(&control, json!({ "auto": false, "finish": false })).await?;
+    let mut asked = json!({ "wish": wish.name(), "attempts": 0, "paused": false });
+    if wish != Wish::Finish {
+        // Step by step from here on: what was said when it began is not done to a move that is to be undone, and not by a
+        // later `resume` to one that the operator has taken up again. Nor by who has begun it and still runs it.
+        (asked["auto"], asked["finish"]) = (json!(false), json!(false));
     }
+    job.set(&control, asked).await?;
     let text = format!("the operator asks for {}{pause}", wish.name());
     job.note(&control, &text).await?;
     if !pause.is_empty() && !screen.json {

@@ -10,6 +10,7 @@ use crate::connect::{ANSWER_TIMEOUT, Proxy, ask, cell};
 use crate::direct::Servers;
 use crate::doctor::Findings;
 use crate::mover::job::Job;
+use crate::mover::machine::Phase;
 use crate::mover::scope::{ident, literal};
 
 /// A sweep reads whole tables.
@@ -119,13 +120,18 @@ fn report(shard: ShardId, found: &[Foreign], moves_known: bool, findings: &mut F
     findings.well(format!("shard {shard}: sweep"), format!("{} sharded tables read", found.len()));
 }
 
+/// Before it copies, what is there is not its own.
+fn has_copies(job: &Job) -> bool {
+    !matches!(job.phase, Phase::Preflight | Phase::Announcing | Phase::Arming)
+}
+
 async fn count(client: &Client, shard: ShardId, known: &Known, config: Option<&Config>) -> anyhow::Result<Vec<Foreign>> {
     let mut found = Vec::new();
     for (table, column, key_type) in tables(client, config).await? {
         let column = ident(&column);
         let buckets = known.map.buckets();
         let here: Vec<&Job> =
-            known.moves.iter().flatten().filter(|job| job.source == shard || job.target == shard).collect();
+            known.moves.iter().flatten().filter(|job| (job.source == shard || job.target == shard) && has_copies(job)).collect();
         let scopes: Vec<String> = here.iter().map(|job| job.scope.sql(&column, key_type, buckets)).collect();
         let any = if scopes.is_empty() { "false".to_owned() } else { scopes.join(" OR ") };
         let mut wanted = vec![format!("count(*) FILTER (WHERE NOT ({any})) AS foreign_rows")];

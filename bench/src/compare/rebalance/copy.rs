@@ -1,7 +1,10 @@
-//! The yardstick for the mover's copy: the same rows by `COPY (SELECT ...) | COPY` into the same populated, indexed tables,
-//! under the same load. The target's transaction is rolled back, so that nobody ever sees the rows there.
+//! The yardstick for the mover's copy: the same rows by `COPY (SELECT ...) | COPY` into equally populated, indexed tables, under
+//! the same load, right before. They go to another shard than the move's: what they leave behind there (pages that are split and
+//! free, files that are long enough) would make the second copy the faster one. The target's transaction is rolled back, so
+//! that nobody ever sees the rows there.
 use super::RebalanceArgs;
 use super::clients::{Clients, Noticed};
+use super::plan::{FROM, TO};
 use super::shardctl::Move;
 use crate::measure::wal::connect;
 use crate::stack::Stack;
@@ -9,22 +12,37 @@ use anyhow::{Context, Result};
 use futures_util::{SinkExt, StreamExt};
 use std::time::Instant;
 
+/// The rows by COPY.
 #[derive(Clone, Debug, Default)]
-pub struct Copied {
+pub struct Yardstick {
     pub rows: u64,
     pub mib: f64,
     pub seconds: f64,
     /// Of all rows of the source, those that were copied.
     pub share: f64,
-    pub mover_rows: i64,
-    pub mover_seconds: f64,
     /// Meanwhile.
     pub noticed: Noticed,
 }
 
-impl Copied {
+impl Yardstick {
     pub fn rows_per_s(&self) -> f64 {
         self.rows as f64 / self.seconds
+    }
+}
+
+/// And by the mover.
+#[derive(Clone, Debug, Default)]
+pub struct Copied {
+    pub by_copy: Yardstick,
+    pub mover_rows: i64,
+    pub mover_seconds: f64,
+}
+
+impl Copied {
+    /// `None` when the move copied nothing.
+    pub fn new(by_copy: Yardstick, moved: &Move) -> Option<Copied> {
+        let (mover_seconds, mover_rows) = (moved.copy_s?, moved.rows()?);
+        Some(Copied { by_copy, mover_rows, mover_seconds })
     }
 
     pub fn mover_rows_per_s(&self) -> f64 {
@@ -33,7 +51,7 @@ impl Copied {
 
     /// Rows a second of the mover, as a part of those of COPY.
     pub fn ratio(&self) -> f64 {
-        self.mover_rows_per_s() / self.rows_per_s()
+        self.mover_rows_per_s() / self.by_copy.rows_per_s()
     }
 }
 
@@ -43,31 +61,23 @@ SELECT c.oid::regclass::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.re
    AND EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attname = 'tenant_id' AND NOT a.attisdropped)
  ORDER BY 1";
 
-/// `None` when the step that moves whole buckets was not among those done, or copied nothing.
-pub async fn compare(args: &RebalanceArgs, stack: &Stack, moved: Option<&Move>) -> Result<Option<Copied>> {
-    let Some(moved) = moved else { return Ok(None) };
-    let (Some(mover_seconds), Some(mover_rows)) = (moved.copy_s, moved.rows()) else { return Ok(None) };
-    // As beside the step that moved these rows.
+/// Copies what the first step will move.
+pub async fn measure(args: &RebalanceArgs, stack: &Stack) -> Result<Yardstick> {
+    // As beside that step.
     let clients = Clients::start(args.rate, stack, &[args.range()]).await?;
     let copied = copy(args.range(), stack).await;
     let noticed = clients.stop().await;
     let (rows, bytes, all, seconds) = copied?;
-    Ok(Some(Copied {
-        rows,
-        mib: bytes as f64 / f64::from(1 << 20),
-        seconds,
-        share: rows as f64 / all as f64,
-        mover_rows,
-        mover_seconds,
-        noticed: noticed?,
-    }))
+    let mib = bytes as f64 / f64::from(1 << 20);
+    Ok(Yardstick { rows, mib, seconds, share: rows as f64 / all as f64, noticed: noticed? })
 }
 
 async fn copy((first, last): (u16, u16), stack: &Stack) -> Result<(u64, u64, i64, f64)> {
     let shard =
         |id: u16| stack.shards.iter().find(|shard| shard.id == id).with_context(|| format!("shard {id}"));
-    let source = connect(&shard(1)?.primary).await?;
-    let target = connect(&shard(3)?.primary).await?;
+    let source = connect(&shard(FROM)?.primary).await?;
+    let other = stack.shards.iter().rfind(|shard| ![FROM, TO].contains(&shard.id));
+    let target = connect(&other.context("a third shard")?.primary).await?;
     let tables: Vec<String> = source.query(TABLES, &[]).await?.iter().map(|row| row.get(0)).collect();
     let mut all = 0i64;
     for table in &tables {

@@ -98,6 +98,14 @@ pub async fn run(args: RebalanceArgs) -> Result<bool> {
 
     let mut report = Report::new(&args, baseline);
     for kind in steps {
+        let by_copy = match kind {
+            Kind::Move if !args.no_copy => {
+                say("the same rows by COPY");
+                wal::checkpoint(&stack.shards).await?;
+                Some(copy::measure(&args, &stack).await?)
+            }
+            _ => None,
+        };
         say(kind.name());
         // The steps before have written over the files that were there.
         wal::checkpoint(&shardctl::stack_now(&stack).await?.shards).await?;
@@ -105,11 +113,8 @@ pub async fn run(args: RebalanceArgs) -> Result<bool> {
         let result = one(&args, &stack, &tool, step).await.with_context(|| kind.name().to_owned())?;
         say(&result.line());
         report.steps.push(result);
-        // Now: without the roll-back the target has the rows, and each step makes the tables larger.
-        if kind == Kind::Rollback && !args.no_copy {
-            say("the same rows by COPY");
-            wal::checkpoint(&stack.shards).await?;
-            report.copy = copy::compare(&args, &stack, report.first_move()).await?;
+        if let (Kind::Move, Some(by_copy)) = (kind, by_copy) {
+            report.copy = report.first_move().and_then(|moved| copy::Copied::new(by_copy, moved));
         }
     }
     let is_back = report.steps.iter().any(|step| step.kind == Kind::Rollback);

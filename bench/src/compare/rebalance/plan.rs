@@ -40,7 +40,9 @@ pub struct Step {
     commands: Vec<Vec<String>>,
 }
 
-const TO: u16 = 3;
+/// Of the first step.
+pub const FROM: u16 = 1;
+pub const TO: u16 = 3;
 const DRAINED: u16 = 2;
 
 const FOR_GOOD: &str = "--auto --finish";

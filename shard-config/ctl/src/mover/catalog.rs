@@ -100,7 +100,7 @@ pub async fn map_at(db: &Db, epoch: i64) -> anyhow::Result<StoredMap> {
 
 /// Makes what is missing of the catalog: a proxy that has not been started yet would have made it.
 pub async fn install(db: &Db) -> anyhow::Result<()> {
-    let there = "SELECT to_regclass('shard_catalog.requests') IS NOT NULL AND EXISTS (SELECT FROM pg_attribute
+    let there = "SELECT to_regprocedure('shard_catalog.unthrottle(bigint, text[])') IS NOT NULL AND EXISTS (SELECT FROM pg_attribute
         WHERE attrelid = to_regclass('shard_catalog.proxy') AND attname = 'shards')";
     if db.holds(there, &[]).await? {
         return Ok(());

@@ -13,7 +13,7 @@ use super::job::Way;
 use super::machine::Event;
 use super::rounds::{Interrupted, Rounds};
 use super::run::{Different, Runner, Step};
-use super::verify::{self, Lost};
+use super::verify::{self, Lost, Suspects};
 
 /// Rows that are still unequal when the cut-over may begin; they are compared again inside the pause.
 const SUSPECTS_MOST: usize = 2_000;
@@ -79,7 +79,7 @@ impl Runner<'_> {
     pub(super) async fn compare_again(&mut self, way: Way) -> anyhow::Result<bool> {
         let tables = self.tables().await?;
         let buckets = self.buckets();
-        let mut found = None;
+        let mut found: Option<Suspects> = None;
         for _ in 0..2 {
             let mut suspects = std::mem::take(&mut self.suspects);
             let (giver, taker) = (self.side(self.job.giver(way)), self.side(self.job.taker(way)));
@@ -90,10 +90,17 @@ impl Runner<'_> {
                     self.compared &= !error.is::<Lost>();
                     return Err(error);
                 }
-                Ok(round) if round.real.is_empty() => return Ok(!round.more),
                 Ok(round) => round,
             };
-            found = Some(round.real);
+            // The same rows, both times.
+            let real = match found {
+                None => round.real,
+                Some(before) => verify::common(&before, &round.real),
+            };
+            if real.is_empty() {
+                return Ok(!round.more);
+            }
+            found = Some(real);
         }
         self.compared = false;
         let real = found.unwrap_or_default();
@@ -102,7 +109,7 @@ impl Runner<'_> {
 
     /// A slot waits for transactions under way. Where there always are some, it is given longer each time.
     pub(super) fn slot_patience(&self) -> Duration {
-        let tries = self.job.number("slot_tries").unwrap_or(0).clamp(0, 6);
+        let tries = self.job.number("slot_tries").unwrap_or(0).clamp(0, 4);
         copy::SLOT_PATIENCE * (1 << tries)
     }
 

@@ -116,11 +116,13 @@ impl Runner<'_> {
         let (name, slot, buckets) = (self.job.session_name(), self.job.publication(Way::Out), self.buckets());
         end_others(&[&self.control, &self.source, &self.target], &name).await?;
         copy::take_down(&self.source, &self.target, &self.job, Way::Out).await?;
-        if again {
+        if again || self.job.number("slot_tries").is_some() {
             // Another primary may lack what arming wrote there.
             arm::install(&self.target).await?;
             arm::fence_row(&self.target, &self.job, buckets).await?;
             arm::register(&self.target, &self.job, &tables).await?;
+        }
+        if again {
             let mut db = self.servers.beside(&self.target, &name).await?;
             db.patience = clean::PATIENCE;
             // After the session was opened: what is true now is true of it.
@@ -137,17 +139,22 @@ impl Runner<'_> {
                 anyhow::bail!("rows of {table} are left of an earlier copy");
             }
             self.job.note(&self.control, &format!("copying begins anew: {rows} rows of an earlier attempt deleted")).await?;
+            // No crash brings them back.
+            copy::ground(&self.target, &self.job, Way::Out).await?;
             // Whatever keeps the slot from beginning, this has not to be done again.
             self.job.set(&self.control, json!({ "copy_begun": false })).await?;
         }
         // What the slot begins with must know the tables.
         copy::publish(&self.source, &self.job, Way::Out, &tables, buckets).await?;
-        let made = Snapshot::with_slot(self.servers, &self.source, &name, &slot, self.slot_patience()).await;
-        self.slot_tried(made.is_ok()).await?;
-        let snapshot = made?;
         // The target reaches the source, or it is known now.
         let conninfo = self.servers.conninfo(&self.source);
-        copy::subscribe(&self.target, &self.job, Way::Out, &conninfo).await?;
+        let (made, subscribed) = tokio::join!(
+            Snapshot::with_slot(self.servers, &self.source, &name, &slot, self.slot_patience()),
+            copy::subscribe(&self.target, &self.job, Way::Out, &conninfo)
+        );
+        self.slot_tried(made.is_ok()).await?;
+        let snapshot = made?;
+        subscribed?;
         reach(&self.job, "snapshot");
         self.job.set(&self.control, json!({ "copy_begun": true })).await?;
         self.transfer = Some(Transfer::new(snapshot, tables, &self.job.scope, buckets, name));

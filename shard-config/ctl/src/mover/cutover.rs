@@ -14,6 +14,7 @@ use super::job::Way;
 use super::machine::{Event, Phase};
 use super::preflight::replicated_into;
 use super::run::{Different, Identities, Runner, Step};
+use super::verify;
 
 /// From the first statement held to the last released, of an attempt that comes to nothing.
 const WHOLE: Duration = Duration::from_millis(480);
@@ -81,6 +82,9 @@ impl Runner<'_> {
         let tables = self.tables().await?;
         let job = self.job.clone();
         anyhow::ensure!(self.compare_again(way).await?, "rows change faster than they are compared");
+        // Nobody is held for an attempt that cannot succeed.
+        let left = verify::count(&self.suspects);
+        anyhow::ensure!(left <= fence::DELTA_MAX / 2, "{left} rows are in doubt, more than fit into the pause");
         let back = self.job.publication(Way::Back);
         if way == Way::Out {
             copy::near(&self.target, &back).await?;

@@ -86,6 +86,9 @@ pub fn parts_sql(relations: &str) -> String {
     )
 }
 
+/// Thousands of partitions have many parts.
+const READING: std::time::Duration = std::time::Duration::from_secs(300);
+
 /// Everything of a definition that must be equal for rows to be the same on both shards, and for the application to find them in
 /// the same way, by table. A table that is not there is not in the answer.
 pub async fn definitions(db: &Db, tables: &[Table]) -> anyhow::Result<BTreeMap<String, Parts>> {
@@ -93,13 +96,13 @@ pub async fn definitions(db: &Db, tables: &[Table]) -> anyhow::Result<BTreeMap<S
     // `pg_partition_tree` knows nothing of a table that is neither partitioned nor a partition.
     let relations = format!(
         "SELECT w.name, t.oid, ''::text FROM unnest(ARRAY[{}]::text[]) w (name) JOIN pg_class t ON t.oid = to_regclass(w.name)
-         UNION ALL SELECT w.name, l.relid::oid, 'partition ' || pg_get_expr(p.relpartbound, p.oid) || ': '
-             FROM unnest(ARRAY[{0}]::text[]) w (name) CROSS JOIN pg_partition_tree(to_regclass(w.name)) l
-             JOIN pg_class p ON p.oid = l.relid WHERE l.level > 0",
+         UNION ALL SELECT w.name, l.relid::oid, (SELECT 'partition ' || string_agg(pg_get_expr(p.relpartbound, p.oid), ' / ' ORDER BY a.n DESC) || ': '
+                 FROM pg_partition_ancestors(l.relid) WITH ORDINALITY a (relid, n) JOIN pg_class p ON p.oid = a.relid WHERE p.relispartition)
+             FROM unnest(ARRAY[{0}]::text[]) w (name) CROSS JOIN pg_partition_tree(to_regclass(w.name)) l WHERE l.level > 0",
         names.join(", ")
     );
     let mut found: BTreeMap<String, Parts> = BTreeMap::new();
-    for row in db.rows(&parts_sql(&relations), &[]).await? {
+    for row in db.rows_within(READING, &parts_sql(&relations), &[]).await? {
         found.entry(row.try_get(0)?).or_default().insert(row.try_get(1)?);
     }
     Ok(found)

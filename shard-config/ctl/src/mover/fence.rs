@@ -30,7 +30,7 @@ pub const LIMIT: Duration = Duration::from_millis(400);
 /// How long the exclusive request may wait: shared ones queue behind it.
 const LOCK_WAIT: Duration = Duration::from_millis(200);
 /// Rows compared inside the pause.
-const DELTA_MAX: usize = 5_000;
+pub(super) const DELTA_MAX: usize = 5_000;
 /// Between two looks at what proxies acknowledge.
 const POLL: Duration = Duration::from_millis(3);
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 /// A piece should take about so long: its rows are locked against TRUNCATE and the like, and a pause or a limit holds from the
 /// next one on.
 const PIECE: Duration = Duration::from_millis(400);
-/// The first ones of a table, of whose rows nothing is known.
+/// The first ones, before anything is known of the machine.
 const PAGES_FIRST: i64 = 32;
 const PAGES_LEAST: i64 = 4;
 const PAGES_MOST: i64 = 1 << 15;
@@ -21,7 +21,7 @@ const PAGE: i64 = 8192;
 /// Nothing goes on for longer than that without a runner who looks after it.
 const ALLOWANCE: Duration = Duration::from_secs(1);
 /// Of the time of a piece, what is rested after it.
-const REST: f64 = 0.2;
+const REST: f64 = 0.1;
 /// Between two looks of one who must wait for the runner.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -38,9 +38,11 @@ struct State {
     bytes_per_second: Option<i64>,
     parallel: usize,
     workers: usize,
+    wanted: Pages,
 }
 
-/// How many pages the next piece of a table should have, by what the ones before took.
+/// How many pages the next piece should have, by what the ones before took: of other tables, too, since it is the machine that it
+/// depends on first of all.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Pages(i64);
 
@@ -53,6 +55,7 @@ impl Pace {
                 bytes_per_second: None,
                 parallel: 1,
                 workers: 0,
+                wanted: Pages::FIRST,
             }),
         }
     }
@@ -91,10 +94,11 @@ impl Pace {
     }
 
     /// Pages of the next piece, of `page_bytes` each with all that is stored beside them.
-    pub(super) fn pages(&self, wanted: Pages, page_bytes: i64) -> i64 {
-        let limited = self.state().bytes_per_second.map(|most| most.max(0).saturating_mul(LIMITED_PIECE.as_secs() as i64));
+    pub(super) fn pages(&self, page_bytes: i64) -> i64 {
+        let state = self.state();
+        let limited = state.bytes_per_second.map(|most| most.max(0).saturating_mul(LIMITED_PIECE.as_secs() as i64));
         let most = PIECE_BYTES.min(limited.unwrap_or(PIECE_BYTES)) / page_bytes.max(PAGE);
-        wanted.0.min(most.max(PAGES_LEAST))
+        state.wanted.0.min(most.max(PAGES_LEAST))
     }
 
     /// So many bytes more were copied, by a piece that began then.
@@ -106,8 +110,10 @@ impl Pace {
         }
     }
 
-    /// How long to rest after a piece that took so long.
-    pub(super) fn rest(took: Duration) -> Duration {
+    /// A piece of so many pages is over. Returns how long to rest.
+    pub(super) fn spent(&self, pages: i64, took: Duration) -> Duration {
+        let mut state = self.state();
+        state.wanted = state.wanted.after(pages, took);
         took.mul_f64(REST)
     }
 
@@ -142,6 +148,7 @@ impl Pages {
             // At once: the next ones may be as large.
             took if took > PIECE * 2 => (pages as f64 * PIECE.as_secs_f64() / took.as_secs_f64()) as i64,
             // The last piece of a table says nothing of large ones.
+            took if took < PIECE / 8 && pages >= self.0 => self.0 * 4,
             took if took < PIECE / 2 && pages >= self.0 => self.0 * 2,
             _ => self.0,
         };
@@ -226,7 +233,8 @@ mod tests {
         assert_eq!(after(128, 128, PIECE * 4), 32);
         assert_eq!(after(128, 16, PIECE * 4), PAGES_LEAST, "it had fewer, for a reason of its own");
         assert_eq!(after(PAGES_LEAST, PAGES_LEAST, PIECE * 30), PAGES_LEAST);
-        assert_eq!(after(128, 128, Duration::ZERO), 256);
+        assert_eq!(after(128, 128, PIECE / 4), 256);
+        assert_eq!(after(128, 128, Duration::ZERO), 512);
         assert_eq!(after(128, 5, Duration::ZERO), 128);
         assert_eq!(after(PAGES_MOST, PAGES_MOST, Duration::ZERO), PAGES_MOST);
     }
@@ -235,17 +243,23 @@ mod tests {
     fn pieces_fit_the_limit_and_the_rows() {
         let now = Instant::now();
         let pace = Pace::new(now);
-        assert_eq!(pace.pages(Pages::FIRST, PAGE), PAGES_FIRST);
-        // Rows of megabytes, most of them beside the pages.
-        assert_eq!(pace.pages(Pages(PAGES_MOST), 4 << 20), 16);
-        assert_eq!(pace.pages(Pages(PAGES_MOST), 1 << 30), PAGES_LEAST);
-        assert_eq!(pace.pages(Pages(PAGES_MOST), 0), PIECE_BYTES / PAGE, "an empty table");
+        assert_eq!(pace.pages(PAGE), PAGES_FIRST);
         pace.allow(now, true, Some(3 * PAGE), 1);
-        assert_eq!(pace.pages(Pages::FIRST, PAGE), 6);
-        pace.allow(now, true, Some(i64::MAX), 1);
-        assert_eq!(pace.pages(Pages(PAGES_MOST), PAGE), PIECE_BYTES / PAGE);
+        assert_eq!(pace.pages(PAGE), 6);
         pace.allow(now, true, Some(0), 1);
-        assert_eq!(pace.pages(Pages::FIRST, PAGE), PAGES_LEAST);
+        assert_eq!(pace.pages(PAGE), PAGES_LEAST);
+        pace.allow(now, true, Some(i64::MAX), 1);
+        for _ in 0..20 {
+            assert_eq!(pace.spent(1 << 20, Duration::ZERO), Duration::ZERO);
+        }
+        assert_eq!(pace.pages(PAGE), PIECE_BYTES / PAGE);
+        // Rows of megabytes, most of them beside the pages.
+        assert_eq!(pace.pages(4 << 20), 16);
+        assert_eq!(pace.pages(1 << 30), PAGES_LEAST);
+        assert_eq!(pace.pages(0), PIECE_BYTES / PAGE, "an empty table");
+        assert_eq!(pace.spent(1, PIECE * 10), PIECE);
+        assert_eq!(pace.pages(PAGE), PAGES_LEAST);
+        pace.allow(now, true, Some(0), 1);
         assert_eq!(pace.limit(now), None);
         pace.copied(now, 1000);
         assert_eq!(pace.limit(now), Some(0));

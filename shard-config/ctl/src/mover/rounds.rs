@@ -7,10 +7,12 @@ use super::copy;
 use super::fence;
 use super::job::{Job, Way};
 use super::tables::Table;
-use super::verify::{self, Lost, Suspects};
+use super::verify::{self, Lost, Round, Suspects};
 use crate::direct::Db;
 
 const EVERY: Duration = Duration::from_secs(5);
+/// A target that is behind is not waited for.
+const BEHIND: Duration = Duration::from_secs(2);
 
 /// The digests are not wanted any more.
 #[derive(Debug)]
@@ -53,12 +55,28 @@ impl<'a> Rounds<'a> {
         if now.wish().is_some_and(|wish| matches!(now.phase.granted(wish), Ok(Some(_)))) {
             return Err(Interrupted.into());
         }
+        // Nothing is read from the slot for a target that is behind: it is kept there, and not here.
+        let n = copy::mark(giver, job, self.way).await?;
+        if copy::caught_up(taker, job, self.way, n, BEHIND).await.is_err() {
+            self.next = Instant::now() + EVERY;
+            return self.goes_on(giver, taker, job).await;
+        }
         match self.round(giver, taker, job, tables, buckets, suspects).await {
             // What it did not come to is compared by the next one. If that is why there is no next one (a target that is too far
             // behind, a server that is gone), the last one of all says so: the step's own.
-            Err(error) if !error.is::<Lost>() => Ok(()),
-            ended => ended,
+            Err(error) if !error.is::<Lost>() => self.goes_on(giver, taker, job).await,
+            ended => ended.map(drop),
         }
+    }
+
+    /// A subscription stops at an error, and digests of hours are not to be for nothing.
+    async fn goes_on(&self, giver: &Db, taker: &Db, job: &Job) -> anyhow::Result<()> {
+        let state = copy::slot_state(giver, &job.publication(self.way)).await?;
+        anyhow::ensure!(state.is_some_and(|(state, _)| state != "lost"), "the replication slot is gone or lost");
+        if !copy::is_enabled(taker, job, self.way).await? {
+            copy::enable(taker, job, self.way).await?;
+        }
+        Ok(())
     }
 
     /// What is unequal may only have changed: it stays among the suspects, and the rounds after the digests judge.
@@ -70,15 +88,16 @@ impl<'a> Rounds<'a> {
         tables: &[Table],
         buckets: u16,
         suspects: &mut Suspects,
-    ) -> anyhow::Result<()> {
-        let ended = verify::round(giver, taker, job, self.way, tables, buckets, suspects).await;
+    ) -> anyhow::Result<Round> {
+        self.next = Instant::now() + EVERY;
+        // First of all: an error of the slot that was read is none of those that may be passed over.
+        let ended = verify::round(giver, taker, job, self.way, tables, buckets, suspects).await?;
         if self.way == Way::Out {
             // Nor is that for the way back to keep WAL for as long.
             let back = job.publication(Way::Back);
             copy::near(taker, &back).await?;
             fence::advance(taker, &back).await?;
         }
-        self.next = Instant::now() + EVERY;
-        ended.map(drop)
+        Ok(ended)
     }
 }

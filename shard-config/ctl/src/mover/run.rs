@@ -178,30 +178,43 @@ impl Runner<'_> {
                 continue;
             }
             if self.job.paused() && may_pause(self.job.phase) {
+                if matches!(self.job.phase, Phase::Verifying | Phase::BackVerifying) {
+                    // Nobody reads it meanwhile.
+                    self.leave().await?;
+                }
                 tokio::time::sleep(LOOK).await;
                 continue;
             }
             let phase = self.job.phase;
             let done = self.step(phase).await;
             if let Some(end) = self.note(phase, done).await? {
+                self.leave_slot().await?;
                 return Ok(end);
             }
             // A lock that waits for old snapshots is not left to itself.
             let idle = phase.waits() && self.job.wish().is_none() && self.job.text("old_snapshots").is_none();
             if self.job.phase == phase && idle && !options.stay {
-                if let Err(error) = self.leave().await {
-                    self.job.note(&self.control, &format!("left, with a slot that keeps WAL: {error:#}")).await?;
-                }
+                self.leave_slot().await?;
                 return Ok(End::Waiting);
             }
         }
+    }
+
+    async fn leave_slot(&mut self) -> anyhow::Result<()> {
+        if self.job.phase.is_over() {
+            return Ok(());
+        }
+        if let Err(error) = self.leave().await {
+            self.job.note(&self.control, &format!("left, with a slot that keeps WAL: {error:#}")).await?;
+        }
+        Ok(())
     }
 
     /// Nobody looks after the move for a while. What changes is collected by the slot of the comparison, which would keep WAL
     /// for nobody: the next runner compares all of it anyway.
     async fn leave(&mut self) -> anyhow::Result<()> {
         let (way, giver) = match self.job.phase {
-            Phase::Ready => (Way::Out, &self.source),
+            Phase::Ready | Phase::Verifying => (Way::Out, &self.source),
             _ => (Way::Back, &self.target),
         };
         self.compared = false;
@@ -212,7 +225,10 @@ impl Runner<'_> {
     async fn obey(&mut self, options: Options) -> anyhow::Result<bool> {
         // Who stays does what was wanted of the move, whoever wrote it down.
         let wanted = |flag: &str| options.stay && self.job.flag(flag);
-        let (auto, finish) = (options.auto || wanted("auto"), options.finish || wanted("finish"));
+        // What was taken back meanwhile (abort, rollback, a cut-over step by step) is not done by who was told so before.
+        let allowed = |flag: &str| self.job.detail[flag] != json!(false);
+        let auto = (options.auto && allowed("auto")) || wanted("auto");
+        let finish = (options.finish && allowed("finish")) || wanted("finish");
         let wish = match (self.job.wish(), self.job.phase) {
             (Some(wish), _) => wish,
             (None, Phase::Ready) if auto => {

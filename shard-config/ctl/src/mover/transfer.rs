@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tokio_postgres::Statement;
 
-use super::pace::{PART_BYTES, Pace, Pages};
+use super::pace::{PART_BYTES, Pace};
 use super::preflight::human;
 use super::scope::{Scope, ident, literal};
 use super::snapshot::{Snapshot, endless, enter};
@@ -192,28 +192,28 @@ async fn worker(work: Arc<Work>, mut giver: Db, mut taker: Db, snapshot: String)
 
 async fn copy_table(work: &Work, giver: &Db, taker: &Db, snapshot: &str, at: usize) -> anyhow::Result<()> {
     let table = &work.tables[at];
-    let binary = is_portable(giver, table).await? && is_portable(taker, table).await?;
+    let portable = futures_util::try_join!(is_portable(giver, table), is_portable(taker, table), leaves(giver, table));
+    let (ours, theirs, leaves) = portable?;
+    let binary = ours && theirs;
     locked(&work.done)[at].as_text = !binary;
     let into = taker.prepare(&in_sql(table, binary)).await?;
-    let leaves = leaves(giver, table).await?;
-    let mut wanted = Pages::FIRST;
     for (n, leaf) in leaves.iter().enumerate() {
-        let (mut from, mut last, mut page_bytes) = (0, None, 0);
+        let mut page_bytes = Place::read(giver.command(&Place::sql(leaf)).await?)?.page_bytes();
+        let (mut from, mut last) = (0, None);
         loop {
             while let Some(wait) = work.pace.wait(Instant::now()) {
                 tokio::time::sleep(wait).await;
             }
-            let to = from + work.pace.pages(wanted, page_bytes);
+            let to = from + work.pace.pages(page_bytes);
             let piece = Piece { leaf, out: out_sql(table, leaf, from, to, work, binary), binary };
             let copied = piece.copy(giver, snapshot, taker, &into, &work.pace).await?;
             // Rows that are written later are on later pages, too, and not in the snapshot.
             let last = *last.get_or_insert(copied.place.pages);
             let to = to.min(last);
-            wanted = wanted.after(to - from, copied.took);
-            page_bytes = copied.place.bytes / copied.place.pages.max(1);
+            page_bytes = copied.place.page_bytes();
             let part = (n as f64 + to as f64 / last.max(1) as f64) / leaves.len() as f64;
             work.count(at, part, copied.rows, copied.bytes);
-            tokio::time::sleep(Pace::rest(copied.took)).await;
+            tokio::time::sleep(work.pace.spent(to - from, copied.took)).await;
             from = to;
             if from >= last {
                 break;
@@ -240,6 +240,10 @@ impl Place {
              pg_relation_size(c.oid) / current_setting('block_size')::int8 AS pages FROM pg_class c WHERE c.oid = {}::regclass",
             literal(leaf)
         )
+    }
+
+    fn page_bytes(&self) -> i64 {
+        self.bytes / self.pages.max(1)
     }
 
     fn read(mut row: BTreeMap<String, String>) -> anyhow::Result<Self> {

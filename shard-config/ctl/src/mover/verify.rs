@@ -37,7 +37,8 @@ pub(super) fn key_array(table: &Table) -> String {
     let columns: Vec<_> = table
         .primary_key
         .iter()
-        .map(|(column, _)| format!("{}::text", super::scope::ident(column)))
+        // By the type's output function, as the slot writes them: a cast trims char(n), and knows other words for bool.
+        .map(|(column, _)| format!("format('%s', {})", super::scope::ident(column)))
         .collect();
     format!("ARRAY[{}]::text[]", columns.join(", "))
 }
@@ -103,14 +104,6 @@ pub async fn compare(
         }
     }
     Ok(unequal)
-}
-
-/// Whether what was read from the verify slot is done with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Read {
-    Take,
-    /// It stays, for who comes after an attempt that fails.
-    Peek,
 }
 
 /// What an error leaves behind when the slot had been read: nobody will hear again of what it said.
@@ -233,6 +226,15 @@ pub async fn round(
     let real = if all { unequal.iter().filter_map(still).collect() } else { Suspects::new() };
     add(suspects, since);
     Ok(Round { real, more: !all })
+}
+
+/// Rows that are in both.
+pub fn common(one: &Suspects, other: &Suspects) -> Suspects {
+    let both = |(table, keys): (&String, &BTreeSet<Key>)| {
+        let keys: BTreeSet<Key> = keys.intersection(other.get(table)?).cloned().collect();
+        (!keys.is_empty()).then(|| (table.clone(), keys))
+    };
+    one.iter().filter_map(both).collect()
 }
 
 /// For people: the first few keys of each table.

@@ -195,7 +195,7 @@ async fn many_pieces_are_one_copy() {
     }
     let before = digest(&bed, 1, &scope).await;
     let job = bed.plan(&scope, 1, 2).await;
-    bed.load(job.id).await.set(&bed.control, json!({ "throttle": { "parallel": 100 } })).await.unwrap();
+    bed.load(job.id).await.set(&bed.control, json!({ "throttle": { "parallel": 100, "bytes_per_second": 1 << 20 } })).await.unwrap();
     let auto = Options { auto: true, finish: false, stay: false };
     assert_eq!(bed.run(job.id, auto).await, End::Waiting);
     assert_eq!(bed.load(job.id).await.phase, Phase::Window, "{}", bed.story(job.id).await);

@@ -56,6 +56,43 @@ async fn a_table_that_changes_all_over_meanwhile_is_compared_once() {
     bed.check_clean().await;
 }
 
+/// A row that only one side has changed is found, among many that both do, wherever the digests are just then.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_row_that_is_damaged_meanwhile_is_found() {
+    let bed = Bed::start(2).await;
+    wide_table(&bed, 100_000).await;
+    let job = bed.plan(&Scope::of_range(0, 31), 1, 2).await;
+    let runner = bed.spawn(job.id, Options { auto: true, finish: true, stay: false });
+    let (source, target) = (bed.shard(1).await, bed.shard(2).await);
+    let begun = Instant::now();
+    while bed.load(job.id).await.phase != Phase::Verifying {
+        assert!(begun.elapsed() < Duration::from_secs(120), "{}", bed.story(job.id).await);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let origin = "SELECT pg_replication_origin_create('test'), pg_replication_origin_session_setup('test')";
+    for db in [&source, &target] {
+        db.run(origin).await.unwrap();
+    }
+    let damage = "UPDATE public.many SET n = -1 WHERE id = 99999";
+    assert_eq!(target.execute(damage, &[]).await.unwrap(), 1);
+    // Those beside it change on both sides.
+    for _ in 0..20 {
+        let sql = "UPDATE public.many SET n = n + 1 WHERE id > 99000 AND id <> 99999";
+        assert_eq!(source.execute(sql, &[]).await.unwrap(), 999);
+    }
+    let end = "SELECT pg_replication_origin_session_reset(), pg_replication_origin_drop('test')";
+    for db in [&source, &target] {
+        db.run(end).await.unwrap();
+    }
+    let ended = runner.await.unwrap().unwrap();
+    let story = bed.story(job.id).await;
+    assert!(matches!(&ended, End::Different(what) if what.contains("99999")), "{ended:?} {story}");
+    assert_eq!(bed.shard(1).await.value::<i32>("SELECT n FROM public.many WHERE id = 99999", &[]).await.unwrap(), 0);
+    bed.ask(job.id, Wish::Abort).await;
+    assert_eq!(bed.run(job.id, Options::default()).await, End::Over);
+    bed.check_clean().await;
+}
+
 /// Digests of hours hear what the operator wants.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_abort_is_heard_while_digests_are_made() {

@@ -195,7 +195,7 @@ async fn conclude(
     match driver.ended(DRIVER_LIMIT).await? {
         Some(Ended { code: Some(0), .. }) => {}
         // Another end than the one that was asked for is an end: nothing is left to be done.
-        Some(_) if is_over(&recorded(stack, number).await?) => {}
+        Some(Ended { code: Some(1 | 5), .. }) if is_over(&recorded(stack, number).await?) => {}
         Some(ended) => {
             violations.push(format!("{} ended with {:?}: {}", driver.words, ended.code, ended.text))
         }

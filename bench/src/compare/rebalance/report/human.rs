@@ -27,7 +27,7 @@ impl Report {
             table.row(row(step.kind.name(), moving, &step.noticed));
         }
         if let Some(copy) = &self.copy {
-            table.row(row(COPY, [format!("{:.1}", copy.seconds), none(), none()], &copy.noticed));
+            table.row(row(COPY, [format!("{:.1}", copy.by_copy.seconds), none(), none()], &copy.by_copy.noticed));
         }
         let mut text = format!("\n{}\n{}", table.render(), self.phases().render());
         if let Some(ratio) = self.step_ratio() {
@@ -38,11 +38,11 @@ impl Report {
         if let Some(copy) = &self.copy {
             text.push_str(&format!(
                 "\ncopy: {} rows, {:.1} MiB ({:.0} % of the source's rows) by COPY in {:.1} s, {} rows/s; the mover {} rows in {:.1} s, {} rows/s\n",
-                thousands(copy.rows),
-                copy.mib,
-                copy.share * 100.0,
-                copy.seconds,
-                thousands(copy.rows_per_s() as u64),
+                thousands(copy.by_copy.rows),
+                copy.by_copy.mib,
+                copy.by_copy.share * 100.0,
+                copy.by_copy.seconds,
+                thousands(copy.by_copy.rows_per_s() as u64),
                 thousands(copy.mover_rows.unsigned_abs()),
                 copy.mover_seconds,
                 thousands(copy.mover_rows_per_s() as u64)

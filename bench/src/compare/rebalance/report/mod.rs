@@ -77,7 +77,7 @@ impl Report {
     /// What clients noticed, beside a move and without.
     fn noticed(&self) -> impl Iterator<Item = (&'static str, &Noticed)> {
         let steps = self.steps.iter().map(|step| (step.kind.name(), &step.noticed));
-        let copy = self.copy.as_ref().map(|copy| (COPY, &copy.noticed));
+        let copy = self.copy.as_ref().map(|copy| (COPY, &copy.by_copy.noticed));
         std::iter::once((CALM, &self.baseline)).chain(steps).chain(copy)
     }
 
@@ -149,7 +149,7 @@ impl Report {
                 format!(
                     "the mover's copy against {COPY}: {:.0} of {:.0} rows/s, {:.2} (bar {COPY_BAR})",
                     copy.mover_rows_per_s(),
-                    copy.rows_per_s(),
+                    copy.by_copy.rows_per_s(),
                     copy.ratio()
                 ),
             ));
@@ -201,13 +201,13 @@ impl Report {
             "baseline_busy_percent": self.baseline.busy.map(rounded),
             "copy_ratio": self.copy.as_ref().map(|copy| rounded(copy.ratio())),
             "copy": self.copy.as_ref().map(|copy| json!({
-                "rows": copy.rows, "mib": rounded(copy.mib), "seconds": rounded(copy.seconds), "share_of_source": rounded(copy.share),
-                "rows_per_s": rounded(copy.rows_per_s()),
+                "rows": copy.by_copy.rows, "mib": rounded(copy.by_copy.mib), "seconds": rounded(copy.by_copy.seconds), "share_of_source": rounded(copy.by_copy.share),
+                "rows_per_s": rounded(copy.by_copy.rows_per_s()),
                 "mover_rows": copy.mover_rows, "mover_seconds": rounded(copy.mover_seconds),
                 "mover_rows_per_s": rounded(copy.mover_rows_per_s()),
-                "payments": copy.noticed.load.ok, "p99_ms": copy.noticed.load.p99_ms,
-                "errors": copy.noticed.load.errors_by_kind, "sql_errors": copy.noticed.seen.texts,
-                "writes": copy.noticed.seen.writes, "counts": copy.noticed.seen.counts,
+                "payments": copy.by_copy.noticed.load.ok, "p99_ms": copy.by_copy.noticed.load.p99_ms,
+                "errors": copy.by_copy.noticed.load.errors_by_kind, "sql_errors": copy.by_copy.noticed.seen.texts,
+                "writes": copy.by_copy.noticed.seen.writes, "counts": copy.by_copy.noticed.seen.counts,
             })),
             "invariants": self.checked.as_ref().map(CheckReport::ok),
             "check": self.checked,
@@ -223,6 +223,7 @@ mod tests {
     use super::super::phases::Event;
     use super::super::watch::Counts;
     use super::*;
+    use crate::compare::rebalance::copy::Yardstick;
     use crate::load::trace::Request;
 
     fn noticed(p99_ms: f64, lost: u64) -> Noticed {
@@ -310,14 +311,8 @@ mod tests {
     #[test]
     fn what_clients_notice_without_a_move_counts_too() {
         let copied = |mover_rows, noticed| {
-            let copy = Copied {
-                rows: 4000,
-                seconds: 2.0,
-                mover_rows,
-                mover_seconds: 1.0,
-                noticed,
-                ..Copied::default()
-            };
+            let by_copy = Yardstick { rows: 4000, seconds: 2.0, noticed, ..Yardstick::default() };
+            let copy = Copied { by_copy, mover_rows, mover_seconds: 1.0 };
             Report { copy: Some(copy), ..moved(0, 1.0) }
         };
         let well = copied(1400, noticed(10.0, 0));
