@@ -179,8 +179,10 @@ impl Runner<'_> {
             }
             if self.job.paused() && may_pause(self.job.phase) {
                 if matches!(self.job.phase, Phase::Verifying | Phase::BackVerifying) {
-                    // Nobody reads it meanwhile.
-                    self.leave().await?;
+                    // Nobody reads it meanwhile. A server that is away ends no pause: it is asked again.
+                    if self.leave().await.is_err() {
+                        self.reconnect().await?;
+                    }
                 }
                 tokio::time::sleep(LOOK).await;
                 continue;

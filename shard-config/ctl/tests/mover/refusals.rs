@@ -40,6 +40,20 @@ async fn what_cannot_be_moved_is_refused_before_anything_happens() {
     refused(&bed, &scope, 1, 2, "\"public\".\"accounts\" is not defined alike").await;
     two.run("ALTER TABLE public.accounts DROP COLUMN more").await.unwrap();
 
+    // What it applies passes the guards, and so the fence.
+    for statement in [
+        "CREATE SUBSCRIPTION legacy CONNECTION 'host=127.0.0.1 port=1' PUBLICATION legacy WITH (connect = false)",
+        "ALTER SUBSCRIPTION legacy ENABLE",
+    ] {
+        two.run(statement).await.unwrap();
+    }
+    refused(&bed, &scope, 1, 2, "shard 2 receives rows by subscription legacy").await;
+    for statement in
+        ["ALTER SUBSCRIPTION legacy DISABLE", "ALTER SUBSCRIPTION legacy SET (slot_name = NONE)", "DROP SUBSCRIPTION legacy"]
+    {
+        two.run(statement).await.unwrap();
+    }
+
     let one = bed.shard(1).await;
     for db in [&one, &two] {
         db.run("CREATE TABLE public.bad (tenant_id uuid, id int PRIMARY KEY); CREATE UNLOGGED TABLE public.worse (tenant_id uuid PRIMARY KEY)")
