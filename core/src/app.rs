@@ -131,8 +131,11 @@ impl App {
     /// Fills the caches (R12), shard by shard. A cold cache is slower, not wrong, so whatever fails is left.
     async fn warm(self: Arc<Self>, mut stopped: watch::Receiver<bool>) {
         let routing = self.lanes.routing();
-        let targets: Vec<Option<u16>> =
-            if routing.sharded { routing.map.shards().iter().map(|s| Some(s.0)).collect() } else { vec![None] };
+        let targets: Vec<Option<u16>> = if routing.sharded {
+            routing.map.shards().iter().map(|s| Some(s.0)).collect()
+        } else {
+            vec![None]
+        };
         let all = async {
             for target in targets {
                 match self.warm_from(target).await {

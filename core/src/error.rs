@@ -56,7 +56,13 @@ pub const PROBLEM_JSON: HeaderValue = HeaderValue::from_static("application/prob
 
 impl Problem {
     pub fn new(code: Code, detail: impl Into<Cow<'static, str>>) -> Self {
-        Self(Box::new(Parts { code, detail: detail.into(), errors: Vec::new(), payment_id: None, replayed: false }))
+        Self(Box::new(Parts {
+            code,
+            detail: detail.into(),
+            errors: Vec::new(),
+            payment_id: None,
+            replayed: false,
+        }))
     }
 
     /// With the code's title as the detail.

@@ -75,6 +75,8 @@ const _: () = assert!(
     "a command outlives its key: with a day for clocks and tries under way, it could be executed twice (H32)"
 );
 const _: () = assert!(BATCH_MAX <= LANE_QUEUE, "a batch must fit the queue it is taken from");
-const _: () = assert!(BATCH_ITEMS_MAX <= LANE_QUEUE, "a full batch request of one tenant must fit an idle lane");
+const _: () =
+    assert!(BATCH_ITEMS_MAX <= LANE_QUEUE, "a full batch request of one tenant must fit an idle lane");
 const _: () = assert!(RETRY_FIRST_MS < RETRY_LONGEST_MS);
-const _: () = assert!(AMOUNT_MAX_MINOR < i64::MAX / BATCH_MAX as i64, "one batch cannot overflow one account");
+const _: () =
+    assert!(AMOUNT_MAX_MINOR < i64::MAX / BATCH_MAX as i64, "one batch cannot overflow one account");

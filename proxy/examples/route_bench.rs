@@ -133,10 +133,12 @@ fn main() {
     let bound = Bound([7; 16]);
     all.push(measure("extended", |_| {
         let _ = black_box(router.parse(&context, black_box(join.as_bytes())));
-        let _ = black_box(resolve(&prepared.plan, &prepared.literals, join.as_bytes(), black_box(&bound), &map));
+        let _ =
+            black_box(resolve(&prepared.plan, &prepared.literals, join.as_bytes(), black_box(&bound), &map));
     }));
     all.push(measure("prepared", |_| {
-        let _ = black_box(resolve(&prepared.plan, &prepared.literals, join.as_bytes(), black_box(&bound), &map));
+        let _ =
+            black_box(resolve(&prepared.plan, &prepared.literals, join.as_bytes(), black_box(&bound), &map));
     }));
     let mut cold = Router::new(8);
     let mut version = catalog.clone();
@@ -146,8 +148,10 @@ fn main() {
         let _ = black_box(cold.parse(&context, join.as_bytes()));
     }));
     if std::env::args().any(|argument| argument == "--json") {
-        let figures: Vec<_> =
-            all.iter().map(|m| json!({"name": m.name, "hot_ns": m.hot_ns.round(), "cold_ns": m.cold_ns})).collect();
+        let figures: Vec<_> = all
+            .iter()
+            .map(|m| json!({"name": m.name, "hot_ns": m.hot_ns.round(), "cold_ns": m.cold_ns}))
+            .collect();
         println!("{}", json!(figures));
         return;
     }

@@ -56,7 +56,18 @@ pub struct Column {
 impl ProxyError {
     pub fn new(sqlstate: &'static str, message: impl Into<String>) -> Self {
         let message = message.into();
-        Self { severity: Severity::Error, sqlstate, message, detail: None, hint: None, context: None, position: None, retry: Retry::Never, routine: ROUTINE, column: None }
+        Self {
+            severity: Severity::Error,
+            sqlstate,
+            message,
+            detail: None,
+            hint: None,
+            context: None,
+            position: None,
+            retry: Retry::Never,
+            routine: ROUTINE,
+            column: None,
+        }
     }
 
     #[must_use]
@@ -94,10 +105,13 @@ impl ProxyError {
 
     /// The statement was sent and the server's answer will never come.
     pub fn outcome_unknown(shard: u16) -> Self {
-        Self::new("08007", format!("connection to shard {shard} was lost while a statement was running: outcome unknown"))
-            .detail("The statement was sent to the server; it may or may not have taken effect.")
-            .hint("Check whether it took effect before running it again.")
-            .retry(Retry::Unknown)
+        Self::new(
+            "08007",
+            format!("connection to shard {shard} was lost while a statement was running: outcome unknown"),
+        )
+        .detail("The statement was sent to the server; it may or may not have taken effect.")
+        .hint("Check whether it took effect before running it again.")
+        .retry(Retry::Unknown)
     }
 
     /// Nothing was sent: no server may take the statement now.
@@ -141,7 +155,8 @@ impl ProxyError {
     }
 
     pub fn internal(message: impl Into<String>) -> Self {
-        Self::new("XX000", message).hint("This is a defect of the proxy; please report it with the statement.")
+        Self::new("XX000", message)
+            .hint("This is a defect of the proxy; please report it with the statement.")
     }
 
     /// Appends the ErrorResponse.

@@ -16,8 +16,8 @@ use tokio::time::timeout;
 use crate::admin::{Context, workers};
 use crate::control::limits::{HTTP_CONNECTIONS, HTTP_HEADER_TIMEOUT};
 use crate::limits::PEER_MESSAGE;
-use crate::motion::Stage;
 use crate::metrics::{Gauges, Page};
+use crate::motion::Stage;
 use crate::peers;
 use crate::pool::pool::PoolStatus;
 use crate::session::client::{Activity, ClientStatus};
@@ -137,7 +137,8 @@ fn metrics(context: &Context, clients: &[ClientStatus], pools: &[PoolStatus]) ->
         let count = motions.iter().filter(|motion| motion.stage == stage).count();
         page.gauge(Gauges::Motions, &[("stage", stage.name())], count as f64);
     }
-    let holding = context.workers.iter().map(|w| w.progress.holding.load(std::sync::atomic::Ordering::Relaxed));
+    let holding =
+        context.workers.iter().map(|w| w.progress.holding.load(std::sync::atomic::Ordering::Relaxed));
     page.gauge(Gauges::Holding, &[], holding.sum::<u64>() as f64);
     let drifted = state.catalog.tables.values().filter(|t| t.drift.is_some()).count();
     page.gauge(Gauges::TablesDrifted, &[], drifted as f64);

@@ -79,8 +79,10 @@ fn main() -> anyhow::Result<()> {
 /// Before the control thread has seen a server: no primaries, an empty catalog.
 fn initial_state(config: Arc<Config>) -> State {
     let ids: Vec<_> = config.shards.iter().map(|s| (s.id, s.weight)).collect();
-    let mut shards: Vec<_> =
-        ids.iter().map(|(id, _)| ShardState { id: *id, owns: true, primary: None, replicas: Vec::new() }).collect();
+    let mut shards: Vec<_> = ids
+        .iter()
+        .map(|(id, _)| ShardState { id: *id, owns: true, primary: None, replicas: Vec::new() })
+        .collect();
     shards.sort_by_key(|s| s.id.0);
     let map = Arc::new(ShardMap::weighted(&ids, config.key.buckets));
     State { config, map, catalog: Arc::default(), following: Following::default(), shards }
@@ -103,7 +105,8 @@ fn start_workers(
     }
     let mut threads = Vec::new();
     for (id, mailbox) in mailboxes.into_iter().enumerate() {
-        let (all, stats, progress) = (handles.clone(), handles[id].stats.clone(), handles[id].progress.clone());
+        let (all, stats, progress) =
+            (handles.clone(), handles[id].stats.clone(), handles[id].progress.clone());
         let (shared, users, control) = (shared.clone(), users.clone(), control.clone());
         let thread = std::thread::Builder::new().name(format!("worker{id}")).spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();

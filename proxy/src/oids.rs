@@ -87,7 +87,9 @@ impl OidMap {
 fn differing<'a>(
     (ours, theirs): (&'a BTreeMap<Name, u32>, &'a BTreeMap<Name, u32>),
 ) -> impl Iterator<Item = (u32, u32)> + 'a {
-    theirs.iter().filter_map(|(name, oid)| ours.get(name).filter(|known| *known != oid).map(|known| (*known, *oid)))
+    theirs
+        .iter()
+        .filter_map(|(name, oid)| ours.get(name).filter(|known| *known != oid).map(|known| (*known, *oid)))
 }
 
 /// Of a list of OIDs; was anything changed?
@@ -114,7 +116,10 @@ mod tests {
     /// A shard that gives `mood` the number which `size` has on the default shard, and the other way round.
     fn crossed() -> OidMap {
         OidMap::new(
-            (&named(&[("mood", 16_400), ("size", 16_500), ("same", 16_600)]), &named(&[("mood", 16_500), ("size", 16_400), ("same", 16_600), ("theirs", 16_700)])),
+            (
+                &named(&[("mood", 16_400), ("size", 16_500), ("same", 16_600)]),
+                &named(&[("mood", 16_500), ("size", 16_400), ("same", 16_600), ("theirs", 16_700)]),
+            ),
             (&named(&[("t", 17_000)]), &named(&[("t", 17_001)])),
         )
     }
@@ -145,7 +150,10 @@ mod tests {
         let ours = row_description(&[("m", 17_000, 16_400), ("s", 17_000, 16_500), ("i", 0, 23)]);
         assert_eq!(map.described(&theirs), Some(ours));
         assert_eq!(map.described(&row_description(&[("i", 0, 23), ("x", 0, 16_600)])), None);
-        assert_eq!(map.declared(&[16_400_u32.to_be_bytes(), 25_u32.to_be_bytes()].concat()), Some([16_500_u32.to_be_bytes(), 25_u32.to_be_bytes()].concat()));
+        assert_eq!(
+            map.declared(&[16_400_u32.to_be_bytes(), 25_u32.to_be_bytes()].concat()),
+            Some([16_500_u32.to_be_bytes(), 25_u32.to_be_bytes()].concat())
+        );
         assert_eq!(map.declared(&25_u32.to_be_bytes()), None);
         let mut parameters = Vec::new();
         let start = build::begin(&mut parameters, b't');

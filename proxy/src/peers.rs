@@ -80,7 +80,8 @@ fn read(config: &Config, now: u64, body: &[u8]) -> anyhow::Result<Key> {
     let (text, signature) = body.rsplit_once(' ').context("not of this form")?;
     ensure!(same_secret(&unhex(signature)?, &sign(config, text)), "another password of [control]");
     let mut parts = text.split(' ');
-    let (Some(at), Some(id), Some(secret), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
+    let (Some(at), Some(id), Some(secret), None) = (parts.next(), parts.next(), parts.next(), parts.next())
+    else {
         bail!("not of this form");
     };
     // Who listens in on the network could repeat it, but not for long: later another statement would be hit.

@@ -81,7 +81,11 @@ impl Worker {
                 let age = info.since.get().elapsed().as_millis();
                 Some(format!(
                     "move {} waits for client {} of {} ({}, {} for {age} ms)",
-                    motion.move_id, info.id, info.user, info.address, info.activity.get().name()
+                    motion.move_id,
+                    info.id,
+                    info.user,
+                    info.address,
+                    info.activity.get().name()
                 ))
             })
         });

@@ -33,7 +33,6 @@ impl Bucket {
     pub const fn get(self) -> u16 {
         self.0
     }
-
 }
 
 /// The whole hash of a key, signed as SQL shows it. The bucket is its low bits; a single tenant that lives elsewhere than

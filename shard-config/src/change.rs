@@ -55,7 +55,9 @@ pub enum ChangeError {
     LastEpoch(u64),
     #[error("the tenant with hash {hash} is on shard {owner}, not on shard {source_shard}")]
     NotTheTenantsOwner { hash: KeyHash, owner: ShardId, source_shard: ShardId },
-    #[error("the tenant with hash {hash} of bucket {bucket} is kept on shard {shard}: move it by itself first")]
+    #[error(
+        "the tenant with hash {hash} of bucket {bucket} is kept on shard {shard}: move it by itself first"
+    )]
     Pinned { hash: KeyHash, bucket: u16, shard: ShardId },
     #[error(transparent)]
     Map(#[from] MapError),
@@ -231,16 +233,23 @@ mod tests {
         assert_eq!(map().consider(&after), Ok(Offer::Newer));
         // Its bucket moves between other shards, and it stays.
         let moved = after.apply_scope(2, &scope(&[(2, 4)], &[]), one, two, &SHARDS).unwrap();
-        assert_eq!((moved.shard_of_hash(KeyHash::new(35)), moved.shard_of_hash(KeyHash::new(19))), (three, two));
+        assert_eq!(
+            (moved.shard_of_hash(KeyHash::new(35)), moved.shard_of_hash(KeyHash::new(19))),
+            (three, two)
+        );
         let pinned = ChangeError::Pinned { hash: KeyHash::new(35), bucket: 3, shard: three };
         assert_eq!(after.apply_scope(2, &scope(&[(2, 4)], &[]), one, three, &SHARDS), Err(pinned));
         let back = moved.apply_scope(3, &alone, three, two, &SHARDS).unwrap();
         assert_eq!(back.overrides(), []);
-        let foreign = ChangeError::NotTheTenantsOwner { hash: KeyHash::new(35), owner: three, source_shard: one };
+        let foreign =
+            ChangeError::NotTheTenantsOwner { hash: KeyHash::new(35), owner: three, source_shard: one };
         assert_eq!(moved.apply_scope(3, &alone, one, two, &SHARDS), Err(foreign));
         // As `apply`, for ranges.
         let ranges = map().apply_scope(1, &scope(&[(6, 7)], &[]), one, three, &SHARDS).unwrap();
-        assert_eq!(ranges, map().apply(1, &[Move { from: 6, to: 7, source: one, target: three }], &SHARDS).unwrap());
+        assert_eq!(
+            ranges,
+            map().apply(1, &[Move { from: 6, to: 7, source: one, target: three }], &SHARDS).unwrap()
+        );
         assert_eq!(map().apply_scope(1, &scope(&[], &[]), one, three, &SHARDS), Err(ChangeError::Nothing));
     }
 

@@ -7,7 +7,9 @@ pub const PRINT_ALIKE: &str = "SET LOCAL DateStyle = 'ISO, YMD'; SET LOCAL Inter
 /// One text for all rows of a table, whose name is quoted as SQL needs it: the number of them and a sum of their hashes. Its
 /// columns must be in the same order on both shards.
 pub fn rows_digest(table: &str) -> String {
-    format!("SELECT count(*) || ' ' || coalesce(sum(hashtextextended(t::text, 0)::numeric), 0) FROM {table} t")
+    format!(
+        "SELECT count(*) || ' ' || coalesce(sum(hashtextextended(t::text, 0)::numeric), 0) FROM {table} t"
+    )
 }
 
 /// The schema and the table that a name of the configuration means.

@@ -39,12 +39,13 @@ pub mod url;
 pub mod validate;
 
 pub use bucket::{
-    BUCKETS_DEFAULT, Bucket, HASH_SEED, KeyHash, bucket_of_int8, bucket_of_text, bucket_of_uuid, hash_of_int8,
-    hash_of_text, hash_of_uuid,
+    BUCKETS_DEFAULT, Bucket, HASH_SEED, KeyHash, bucket_of_int8, bucket_of_text, bucket_of_uuid,
+    hash_of_int8, hash_of_text, hash_of_uuid,
 };
 pub use change::{ChangeError, Move, Offer};
 pub use config::{
-    Config, FunctionRoute, FunctionRule, HostPort, ReadPolicy, SequenceSettings, ShardServers, TableKind, TableRule, User, is_vouched,
+    Config, FunctionRoute, FunctionRule, HostPort, ReadPolicy, SequenceSettings, ShardServers, TableKind,
+    TableRule, User, is_vouched,
 };
 pub use key::KeyType;
 pub use map::{ShardId, ShardMap};

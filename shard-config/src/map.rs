@@ -247,7 +247,11 @@ mod tests {
         assert_eq!((hash.bucket(4096).get(), map.shard_of_hash(hash)), (3302, ShardId(4)));
         let map = map.with_overrides(&[(KeyHash::new(7), ShardId(1)), (hash, ShardId(5))]).unwrap();
         assert_eq!(map.shard_of_hash(hash), ShardId(5));
-        assert_eq!(map.shard_of_hash(KeyHash::new(hash.get() ^ (1 << 40))), ShardId(4), "its neighbour stays");
+        assert_eq!(
+            map.shard_of_hash(KeyHash::new(hash.get() ^ (1 << 40))),
+            ShardId(4),
+            "its neighbour stays"
+        );
         assert_eq!(map.shards(), ids(5));
         let twice = [(hash, ShardId(1)), (hash, ShardId(2))];
         assert_eq!(map.clone().with_overrides(&twice), Err(MapError::OverrideTwice(hash)));

@@ -176,7 +176,8 @@ impl std::fmt::Display for Scope {
             true => format!("bucket {from}"),
             false => format!("buckets {from}-{to}"),
         });
-        let all: Vec<String> = ranges.chain(self.hashes.iter().map(|hash| format!("tenant hash {hash}"))).collect();
+        let all: Vec<String> =
+            ranges.chain(self.hashes.iter().map(|hash| format!("tenant hash {hash}"))).collect();
         f.write_str(&if all.is_empty() { "nothing".to_owned() } else { all.join(", ") })
     }
 }
@@ -195,9 +196,13 @@ mod tests {
 
     #[test]
     fn stored_forms() {
-        let one = Scope::parse(r#"{"ranges": [[7, 9], [3, 3], [4, 6]], "hashes": [-9223372036854775808, 5, 5]}"#);
+        let one =
+            Scope::parse(r#"{"ranges": [[7, 9], [3, 3], [4, 6]], "hashes": [-9223372036854775808, 5, 5]}"#);
         assert_eq!(one, Ok(scope(&[(3, 9)], &[i64::MIN, 5])));
-        assert_eq!(one.map(|s| s.json()), Ok(serde_json::json!({"ranges": [[3, 9]], "hashes": [i64::MIN, 5]})));
+        assert_eq!(
+            one.map(|s| s.json()),
+            Ok(serde_json::json!({"ranges": [[3, 9]], "hashes": [i64::MIN, 5]}))
+        );
         assert_eq!(Scope::parse("{}"), Ok(Scope::default()));
         assert_eq!(Scope::parse(r#"{"ranges": [[9, 7]]}"#), Err(ScopeError::Range(9, 7)));
         for bad in ["", "[]", r#"{"range": []}"#, r#"{"hashes": [1.5]}"#, r#"{"ranges": [[1, 70000]]}"#] {

@@ -47,7 +47,11 @@ fn proxy(config: &Config, reader: &mut Reader<'_>) {
     let peers = &config.proxy.peers;
     let at = line(reader, "[proxy]", 0, "peers");
     if peers.len() > PEERS_MAX {
-        reader.mistake(at, format!("peers: {} are too many", peers.len()), format!("write at most {PEERS_MAX}"));
+        reader.mistake(
+            at,
+            format!("peers: {} are too many", peers.len()),
+            format!("write at most {PEERS_MAX}"),
+        );
     }
     if let Some(twice) = (1..peers.len()).find(|n| peers[..*n].contains(&peers[*n])) {
         let message = format!("peers: {} is there twice", peers[twice]);
@@ -144,7 +148,8 @@ fn tables(config: &Config, reader: &mut Reader<'_>) {
         }
         if !table.unique_by_construction.is_empty() && table.kind != TableKind::Sharded {
             let at = line(reader, header, index, "unique_by_construction");
-            let message = format!("unique_by_construction: a {} table is enforced as it is", table.kind.name());
+            let message =
+                format!("unique_by_construction: a {} table is enforced as it is", table.kind.name());
             reader.mistake(at, message, "leave unique_by_construction out");
         }
     }

@@ -71,7 +71,9 @@ impl Lane {
         }
         match tokio::time::timeout(self.patience, self.shares[pool as usize].clone().acquire_owned()).await {
             Ok(Ok(pass)) => Ok(pass),
-            Ok(Err(_)) | Err(_) => Err(DbError::Unavailable("the shard's share of the pool is in use".into())),
+            Ok(Err(_)) | Err(_) => {
+                Err(DbError::Unavailable("the shard's share of the pool is in use".into()))
+            }
         }
     }
 
@@ -117,8 +119,11 @@ impl Lanes {
         let settings = connect::settings(&config, "lane")?;
         metrics.batch_queue_limit.set(i64::try_from(config.lane_queue).unwrap_or(i64::MAX));
         let groups = map::without_map(config.lanes_without_map);
-        let lanes: FxHashMap<_, _> =
-            groups.shards().into_iter().map(|shard| (shard, Arc::new(Lane::new(shard, &config, &metrics)))).collect();
+        let lanes: FxHashMap<_, _> = groups
+            .shards()
+            .into_iter()
+            .map(|shard| (shard, Arc::new(Lane::new(shard, &config, &metrics))))
+            .collect();
         let this = Arc::new(Self {
             config,
             settings,
@@ -141,7 +146,11 @@ impl Lanes {
     }
 
     /// Puts a payment into its lane. The receiver gets the answer; dropping it changes nothing for the payment.
-    pub fn submit(&self, payment: NewPayment, deadline: Instant) -> Result<oneshot::Receiver<Answer>, NotPosted> {
+    pub fn submit(
+        &self,
+        payment: NewPayment,
+        deadline: Instant,
+    ) -> Result<oneshot::Receiver<Answer>, NotPosted> {
         let Some(guard) = self.in_flight.claim(payment.tenant, &payment.key) else {
             self.metrics.idempotency.with_label_values(&["in_flight"]).inc();
             return Err(NotPosted::InFlight);
@@ -155,7 +164,15 @@ impl Lanes {
         let queue = lane.queue(self.poisoners.is_solo(payment.tenant, now));
         let (reply, receiver) = oneshot::channel();
         self.metrics.payments_active.inc();
-        match queue.push(Job { payment, guard, reply, queued_at: now, deadline, sent_unknown: false, moves: 0 }) {
+        match queue.push(Job {
+            payment,
+            guard,
+            reply,
+            queued_at: now,
+            deadline,
+            sent_unknown: false,
+            moves: 0,
+        }) {
             Ok(()) => Ok(receiver),
             Err((_, refused)) => {
                 self.metrics.payments_active.dec();
@@ -227,7 +244,8 @@ impl Lanes {
     /// Makes lanes for shards that have none. Lanes of shards that own nothing any more stay, idle.
     fn install(self: &Arc<Self>, map: ShardMap, sharded: bool) {
         let current = self.routing.load_full();
-        if current.is_for(&map, sharded) || (sharded && current.sharded && map.epoch() < current.map.epoch()) {
+        if current.is_for(&map, sharded) || (sharded && current.sharded && map.epoch() < current.map.epoch())
+        {
             return;
         }
         let mut lanes = current.lanes.clone();

@@ -79,14 +79,20 @@ pub async fn read(link: &Link) -> Result<Option<ShardMap>, MapError> {
             let text = row.try_get(name)?.unwrap_or_default();
             text.parse().map_err(|_| MapError::Nonsense(format!("{name} is {text:?}")))
         };
-        let small = |value: u64| u16::try_from(value).map_err(|_| MapError::Nonsense(format!("{value} is too large")));
-        ranges.push((small(field("bucket_from")?)?, small(field("bucket_to")?)?, ShardId(small(field("shard")?)?)));
+        let small = |value: u64| {
+            u16::try_from(value).map_err(|_| MapError::Nonsense(format!("{value} is too large")))
+        };
+        ranges.push((
+            small(field("bucket_from")?)?,
+            small(field("bucket_to")?)?,
+            ShardId(small(field("shard")?)?),
+        ));
         epoch = field("epoch")?;
         // Single tenants that live elsewhere than their bucket: `[[hash, shard], ...]`. A proxy of before has no such column.
         let single = row.columns().iter().position(|column| column.name() == "overrides");
         let single = single.and_then(|at| row.get(at)).filter(|text| !text.is_empty()).unwrap_or("[]");
-        let single: Vec<(i64, u16)> =
-            serde_json::from_str(single).map_err(|_| MapError::Nonsense(format!("overrides is {single:?}")))?;
+        let single: Vec<(i64, u16)> = serde_json::from_str(single)
+            .map_err(|_| MapError::Nonsense(format!("overrides is {single:?}")))?;
         overrides.extend(single.into_iter().map(|(hash, shard)| (KeyHash::new(hash), ShardId(shard))));
     }
     let buckets = ranges.iter().map(|(_, to, _)| to + 1).max().unwrap_or(0);

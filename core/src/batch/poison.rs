@@ -69,7 +69,8 @@ mod tests {
 
     #[test]
     fn h38_repeated_poisoners_go_solo_and_come_back() {
-        let (poisoners, tenant, start) = (Poisoners::default(), crate::clock::new_id::<TenantId>(), Instant::now());
+        let (poisoners, tenant, start) =
+            (Poisoners::default(), crate::clock::new_id::<TenantId>(), Instant::now());
         for _ in 0..POISON_STRIKES {
             assert!(!poisoners.is_solo(tenant, start));
             poisoners.strike(tenant, start);

@@ -32,7 +32,9 @@ struct Work {
 enum Settled {
     Verdicts(Vec<Verdict>),
     /// `values`: the database refuses what the payment says, and will always.
-    Poison { values: bool },
+    Poison {
+        values: bool,
+    },
     Straddles,
     GivenUp(NotPosted),
 }
@@ -61,7 +63,8 @@ impl Slot {
             }
             earliest = Instant::now() + if jobs.len() > 1 { interval } else { Duration::ZERO };
             let batch = self.drop_expired(std::mem::take(&mut jobs));
-            let work = if self.solo { by_tenant(batch) } else { vec![Work { jobs: batch, whole_tenant: false }] };
+            let work =
+                if self.solo { by_tenant(batch) } else { vec![Work { jobs: batch, whole_tenant: false }] };
             self.post(work).await;
         }
     }
@@ -170,7 +173,9 @@ impl Slot {
                     if jobs.len() == 1 {
                         tracing::warn!(shard, state, detail, "the database refuses a payment's values");
                     }
-                    return Settled::Poison { values: state.as_deref().is_some_and(outcome::is_about_values) };
+                    return Settled::Poison {
+                        values: state.as_deref().is_some_and(outcome::is_about_values),
+                    };
                 }
                 Failure::Straddles => {
                     self.lane.breaker.answered();
@@ -178,11 +183,24 @@ impl Slot {
                 }
                 Failure::Broken => {
                     tracing::error!(shard, state, detail, "posting is broken");
-                    return Settled::GivenUp(if unknown { NotPosted::OutcomeUnknown } else { NotPosted::Broken });
+                    return Settled::GivenUp(if unknown {
+                        NotPosted::OutcomeUnknown
+                    } else {
+                        NotPosted::Broken
+                    });
                 }
                 Failure::Unready => {
-                    tracing::error!(shard, state, detail, "the shard is not ready for postings: is a partition missing?");
-                    return Settled::GivenUp(if unknown { NotPosted::OutcomeUnknown } else { NotPosted::ShardUnavailable });
+                    tracing::error!(
+                        shard,
+                        state,
+                        detail,
+                        "the shard is not ready for postings: is a partition missing?"
+                    );
+                    return Settled::GivenUp(if unknown {
+                        NotPosted::OutcomeUnknown
+                    } else {
+                        NotPosted::ShardUnavailable
+                    });
                 }
                 Failure::NotApplied => self.lane.breaker.failed(),
                 Failure::Unknown => {
@@ -203,9 +221,17 @@ impl Slot {
             }
             let pause = jittered(pause_ms);
             if Instant::now() + pause >= last_start {
-                return Settled::GivenUp(if unknown { NotPosted::OutcomeUnknown } else { NotPosted::ShardUnavailable });
+                return Settled::GivenUp(if unknown {
+                    NotPosted::OutcomeUnknown
+                } else {
+                    NotPosted::ShardUnavailable
+                });
             }
-            self.lanes.metrics.post_retries.with_label_values(&[if unknown { "unknown" } else { "not_applied" }]).inc();
+            self.lanes
+                .metrics
+                .post_retries
+                .with_label_values(&[if unknown { "unknown" } else { "not_applied" }])
+                .inc();
             tokio::time::sleep(pause).await;
             pause_ms = (pause_ms * 2).min(RETRY_LONGEST_MS);
         }
@@ -221,7 +247,8 @@ impl Slot {
         let patience = Duration::from_millis(self.lanes.config.post_timeout_ms);
         let started = Instant::now();
         let until = (started + patience).min(give_up_at);
-        let posted = tokio::time::timeout_at(until.into(), poster.post(jobs.iter().map(|j| &j.payment))).await;
+        let posted =
+            tokio::time::timeout_at(until.into(), poster.post(jobs.iter().map(|j| &j.payment))).await;
         match posted {
             Ok(Ok(verdicts)) => {
                 self.lane.post_duration.observe(started.elapsed().as_secs_f64());
@@ -281,15 +308,26 @@ impl Slot {
         let accounts = [(tenant, details.debit.0), (tenant, details.credit.0)];
         let caches = &self.lanes.caches;
         match answer {
-            Ok(Verdict::Stored { status: PaymentStatus::Succeeded, versions: Some((debit, credit)), replayed: false, .. }) => {
+            Ok(Verdict::Stored {
+                status: PaymentStatus::Succeeded,
+                versions: Some((debit, credit)),
+                replayed: false,
+                ..
+            }) => {
                 caches.posted(accounts.into_iter().zip([*debit, *credit]));
             }
             // The answer that had the versions was lost; or whoever moved the money may not have lived to tell.
             Ok(Verdict::Stored { status: PaymentStatus::Succeeded, .. }) => {
                 accounts.iter().for_each(|account| caches.balances.evict(account, None));
             }
-            Err(NotPosted::OutcomeUnknown) => accounts.iter().for_each(|account| caches.balances.doubt(account)),
-            Ok(Verdict::Stored { status: PaymentStatus::Declined, .. } | Verdict::Mismatch | Verdict::Rejected(_))
+            Err(NotPosted::OutcomeUnknown) => {
+                accounts.iter().for_each(|account| caches.balances.doubt(account))
+            }
+            Ok(
+                Verdict::Stored { status: PaymentStatus::Declined, .. }
+                | Verdict::Mismatch
+                | Verdict::Rejected(_),
+            )
             | Err(_) => {}
         }
     }

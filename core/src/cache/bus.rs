@@ -109,7 +109,8 @@ impl Hub {
 
     pub(super) fn is_pending(&self, tag: u8, key: &str) -> bool {
         let pending = self.pending.lock();
-        pending.overflowed || (!pending.untold.is_empty() && pending.untold.contains_key(&(tag, key.to_owned())))
+        pending.overflowed
+            || (!pending.untold.is_empty() && pending.untold.contains_key(&(tag, key.to_owned())))
     }
 
     pub(super) fn tell(&self, eviction: Eviction) {
@@ -147,7 +148,8 @@ impl Hub {
     fn some_pending(&self) -> (Vec<Eviction>, Vec<u64>) {
         let pending = self.pending.lock();
         let some = pending.untold.iter().take(EVICT_BATCH);
-        some.map(|((tag, key), u)| (Eviction { tag: *tag, version: u.version, key: key.clone() }, u.change)).unzip()
+        some.map(|((tag, key), u)| (Eviction { tag: *tag, version: u.version, key: key.clone() }, u.change))
+            .unzip()
     }
 
     fn forget(&self, told: Vec<Eviction>, changes: &[u64]) -> bool {
@@ -215,7 +217,11 @@ fn each(mut rest: &[u8], mut found: impl FnMut(u8, i64, &str)) {
 }
 
 /// Tells evictions until `stop`, then what is left.
-pub(super) async fn teller(hub: Arc<Hub>, caches: Arc<Vec<Arc<dyn Level1>>>, mut stop: watch::Receiver<bool>) {
+pub(super) async fn teller(
+    hub: Arc<Hub>,
+    caches: Arc<Vec<Arc<dyn Level1>>>,
+    mut stop: watch::Receiver<bool>,
+) {
     let Some(l2) = &hub.l2 else { return };
     loop {
         tokio::select! {
@@ -227,7 +233,8 @@ pub(super) async fn teller(hub: Arc<Hub>, caches: Arc<Vec<Arc<dyn Level1>>>, mut
     let last = async {
         while l2.is_up() && !tell_some(&hub, l2, &caches).await {}
         if hub.settle(Duration::ZERO).await {
-            let _: Result<(), Failed> = l2.command(redis::cmd("DEL").arg(alive_key(&hub.config.instance))).await;
+            let _: Result<(), Failed> =
+                l2.command(redis::cmd("DEL").arg(alive_key(&hub.config.instance))).await;
         }
     };
     let _ = tokio::time::timeout(hub.config.timeout, last).await;
@@ -269,7 +276,11 @@ async fn new_generation(hub: &Hub, l2: &L2) -> Result<(), Failed> {
 }
 
 /// Keeps the subscription, probes a Redis that was given up, and counts entries.
-pub(super) async fn subscriber(hub: Arc<Hub>, caches: Arc<Vec<Arc<dyn Level1>>>, mut stop: watch::Receiver<bool>) {
+pub(super) async fn subscriber(
+    hub: Arc<Hub>,
+    caches: Arc<Vec<Arc<dyn Level1>>>,
+    mut stop: watch::Receiver<bool>,
+) {
     let Some(l2) = &hub.l2 else { return };
     let mut first = true;
     loop {
@@ -298,7 +309,8 @@ async fn listen(hub: &Hub, l2: &L2, caches: &[Arc<dyn Level1>], first: &mut bool
     if *first {
         // A mark still there says that this instance died: its last evictions may never have been told.
         let key = alive_key(&hub.config.instance);
-        let died: Option<String> = l2.command(redis::cmd("SET").arg(&key).arg(hub.me.to_string()).arg("GET")).await?;
+        let died: Option<String> =
+            l2.command(redis::cmd("SET").arg(&key).arg(hub.me.to_string()).arg("GET")).await?;
         if died.is_some() {
             new_generation(hub, l2).await?;
         }
@@ -308,7 +320,8 @@ async fn listen(hub: &Hub, l2: &L2, caches: &[Arc<dyn Level1>], first: &mut bool
     let generation = generation.unwrap_or(0);
     // Redis that lost its data starts counting again below what this process knows: raised, so that all agree.
     if generation < hub.generation.load(Ordering::Acquire) {
-        l2.command::<()>(redis::cmd("SET").arg(GENERATION).arg(hub.generation.load(Ordering::Acquire))).await?;
+        l2.command::<()>(redis::cmd("SET").arg(GENERATION).arg(hub.generation.load(Ordering::Acquire)))
+            .await?;
     }
     hub.generation.fetch_max(generation, Ordering::AcqRel);
     // What was published since the last subscription was not heard.

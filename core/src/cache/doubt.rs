@@ -75,7 +75,11 @@ impl Doubts {
 }
 
 /// Evicts what is due, until stopped.
-pub(super) async fn follow(hub: Arc<Hub>, caches: Arc<Vec<Arc<dyn Level1>>>, mut stop: watch::Receiver<bool>) {
+pub(super) async fn follow(
+    hub: Arc<Hub>,
+    caches: Arc<Vec<Arc<dyn Level1>>>,
+    mut stop: watch::Receiver<bool>,
+) {
     while tokio::time::timeout(TICK, stop.wait_for(|s| *s)).await.is_err() {
         let (due, abandon) = hub.doubts.due(Instant::now());
         evict(&caches, due);

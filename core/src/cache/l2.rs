@@ -156,7 +156,8 @@ impl L2 {
             // A cluster connection holds one to every node and multiplexes, so a tenth of them carries as much.
             (Client::Cluster(client), config.pool_max.div_ceil(10))
         } else {
-            let first = nodes.first().cloned().ok_or((redis::ErrorKind::InvalidClientConfig, "no Redis address"))?;
+            let first =
+                nodes.first().cloned().ok_or((redis::ErrorKind::InvalidClientConfig, "no Redis address"))?;
             (Client::Single(first), config.pool_max)
         };
         let pool = bb8::Pool::builder()
@@ -203,10 +204,12 @@ impl L2 {
                 Job::One(cmd) => cmd.query_async(&mut pooled.conn).await,
                 Job::Bury(graves, publish) => self.bury_on(&mut pooled.conn, graves, publish).await,
             };
-            pooled.broken = matches!(&done, Err(e) if e.is_io_error() || e.is_unrecoverable_error() || e.is_timeout());
+            pooled.broken =
+                matches!(&done, Err(e) if e.is_io_error() || e.is_unrecoverable_error() || e.is_timeout());
             done.map_err(|e| Failed(e.to_string()))
         };
-        let done = tokio::time::timeout(budget, attempt).await.unwrap_or_else(|_| Err(Failed("timed out".into())));
+        let done =
+            tokio::time::timeout(budget, attempt).await.unwrap_or_else(|_| Err(Failed("timed out".into())));
         match &done {
             Ok(_) => self.failures.store(0, Ordering::Relaxed),
             Err(_) => {
@@ -236,7 +239,13 @@ impl L2 {
     }
 
     /// Offers what was loaded; true if it was taken.
-    pub(super) async fn fill(&self, key: &str, token: &str, version: i64, json: &[u8]) -> Result<bool, Failed> {
+    pub(super) async fn fill(
+        &self,
+        key: &str,
+        token: &str,
+        version: i64,
+        json: &[u8],
+    ) -> Result<bool, Failed> {
         if !self.is_up() {
             return Err(Failed("given up for now".into()));
         }

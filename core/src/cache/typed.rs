@@ -137,7 +137,16 @@ impl<K: Key, V: Value> Cache<K, V> {
             .max_capacity(hub.config.l1_capacity)
             .time_to_live(hub.config.ttl)
             .build();
-        Arc::new(Cache { tag, name, l1, flights: Mutex::default(), changes: AtomicU64::new(0), hub, tombstones, counters })
+        Arc::new(Cache {
+            tag,
+            name,
+            l1,
+            flights: Mutex::default(),
+            changes: AtomicU64::new(0),
+            hub,
+            tombstones,
+            counters,
+        })
     }
 
     /// The cached value, or what `load` brings; `None` from `load` means that there is no such row, and is not kept.
@@ -213,7 +222,8 @@ impl<K: Key, V: Value> Cache<K, V> {
         }
         self.counters.miss.inc();
         let limit = hub.config.load_timeout;
-        let loaded = tokio::time::timeout(limit, load()).await.unwrap_or_else(|_| Err(LoadTimedOut(limit).into()))?;
+        let loaded =
+            tokio::time::timeout(limit, load()).await.unwrap_or_else(|_| Err(LoadTimedOut(limit).into()))?;
         let Some(value) = loaded else { return Ok(Loaded::Absent) };
         let mut taken = true;
         if let Some((l2, redis_key, token)) = offer

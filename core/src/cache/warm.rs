@@ -62,7 +62,8 @@ pub fn payment_type(row: &Row) -> Result<CachedPaymentType, tokio_postgres::Erro
 }
 
 /// The columns that [`tenant_config`] reads.
-pub const TENANT_CONFIG: &str = "SELECT tenant_id, config_type, config, version, updated_at FROM tenant_config";
+pub const TENANT_CONFIG: &str =
+    "SELECT tenant_id, config_type, config, version, updated_at FROM tenant_config";
 
 /// One row of [`TENANT_CONFIG`].
 pub fn tenant_config(row: &Row) -> Result<CachedTenantConfig, tokio_postgres::Error> {

@@ -84,8 +84,14 @@ mod tests {
 
     #[test]
     fn spellings() {
-        for bad in ["", "x", "017f22e2-79b0-7cc3-98c4-dc0c0c07398", "{017f22e2-79b0-7cc3-98c4-dc0c0c07398f}",
-            "urn:uuid:017f22e2-79b0-7cc3-98c4-dc0c0c07398f", "017f22e2-79b0-7cc3-98c4-dc0c0c07398g"] {
+        for bad in [
+            "",
+            "x",
+            "017f22e2-79b0-7cc3-98c4-dc0c0c07398",
+            "{017f22e2-79b0-7cc3-98c4-dc0c0c07398f}",
+            "urn:uuid:017f22e2-79b0-7cc3-98c4-dc0c0c07398f",
+            "017f22e2-79b0-7cc3-98c4-dc0c0c07398g",
+        ] {
             assert_eq!(AccountId::parse(bad), None, "{bad}");
         }
         assert!(AccountId::parse("017F22E279B07CC398C4DC0C0C07398F").is_some());

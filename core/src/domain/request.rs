@@ -47,9 +47,11 @@ impl PaymentBody<'_> {
         if debit.is_some() && debit == credit {
             faults.add("credit_account_id", Code::SameAccount, "must differ from debit_account_id");
         }
-        let payment_type = self.payment_type.and_then(|t| faults.identifier("payment_type", &t, limits::CODE_MAX));
+        let payment_type =
+            self.payment_type.and_then(|t| faults.identifier("payment_type", &t, limits::CODE_MAX));
         let reference = self.reference.and_then(|t| faults.line("reference", &t, limits::REFERENCE_MAX));
-        let description = self.description.and_then(|t| faults.paragraph("description", &t, limits::DESCRIPTION_MAX));
+        let description =
+            self.description.and_then(|t| faults.paragraph("description", &t, limits::DESCRIPTION_MAX));
         if let Some(metadata) = &self.metadata {
             check_metadata(metadata, &mut faults);
         }
@@ -79,7 +81,11 @@ fn check_metadata(metadata: &Metadata, faults: &mut Faults) {
     for (key, value) in metadata {
         faults.line("metadata", key, limits::METADATA_KEY_MAX);
         if value.chars().count() > limits::METADATA_VALUE_MAX || value.contains('\0') {
-            faults.add("metadata", Code::InvalidText, format!("at most {} characters a value", limits::METADATA_VALUE_MAX));
+            faults.add(
+                "metadata",
+                Code::InvalidText,
+                format!("at most {} characters a value", limits::METADATA_VALUE_MAX),
+            );
         }
     }
 }
@@ -193,9 +199,11 @@ pub struct AccountChange {
 impl AccountPatch {
     pub fn validate(self, currency: Currency, kind: AccountType) -> Result<AccountChange, Vec<Violation>> {
         let mut faults = Faults::default();
-        let status =
-            self.status.and_then(|t| faults.one_of("status", &t, AccountStatus::parse, "ACTIVE, FROZEN, CLOSED"));
-        let overdraft_limit = self.overdraft_limit.and_then(|t| faults.amount("overdraft_limit", &t, Some(currency)));
+        let status = self
+            .status
+            .and_then(|t| faults.one_of("status", &t, AccountStatus::parse, "ACTIVE, FROZEN, CLOSED"));
+        let overdraft_limit =
+            self.overdraft_limit.and_then(|t| faults.amount("overdraft_limit", &t, Some(currency)));
         if kind == AccountType::Settlement && overdraft_limit.is_some() {
             faults.add("overdraft_limit", Code::InvalidValue, "a settlement account has no lower limit");
         }
@@ -234,7 +242,11 @@ impl ApiKeyBody {
     pub fn validate(self) -> Result<Vec<String>, Vec<Violation>> {
         let mut faults = Faults::default();
         if self.scopes.iter().any(|s| !tenant::SCOPES.contains(&s.as_str())) {
-            faults.add("scopes", Code::InvalidValue, format!("expected some of: {}", tenant::SCOPES.join(", ")));
+            faults.add(
+                "scopes",
+                Code::InvalidValue,
+                format!("expected some of: {}", tenant::SCOPES.join(", ")),
+            );
         }
         faults.finish()?;
         let mut scopes = self.scopes;
@@ -274,7 +286,9 @@ impl PaymentTypeBody {
         let code = faults.identifier("code", &self.code, limits::CODE_MAX);
         let name = faults.line("name", &self.name, limits::NAME_MAX);
         let sensible = |amount: i64| (1..=limits::AMOUNT_MAX_MINOR).contains(&amount);
-        for (member, amount) in [("min_amount_minor", self.min_amount_minor), ("max_amount_minor", self.max_amount_minor)] {
+        for (member, amount) in
+            [("min_amount_minor", self.min_amount_minor), ("max_amount_minor", self.max_amount_minor)]
+        {
             if amount.is_some_and(|a| !sensible(a)) {
                 faults.add(member, Code::InvalidValue, format!("expected 1 to {}", limits::AMOUNT_MAX_MINOR));
             }
@@ -354,7 +368,11 @@ impl RuleBody {
                 rule = Some(Rule::VelocityCount { currency, max_count, window_seconds });
             }
         } else {
-            faults.add("rule_type", Code::InvalidValue, "expected one of: max_amount, daily_amount, velocity_count");
+            faults.add(
+                "rule_type",
+                Code::InvalidValue,
+                "expected one of: max_amount, daily_amount, velocity_count",
+            );
         }
         faults.finish()?;
         rule.map(|rule| (rule, is_active)).ok_or_else(Vec::new)
@@ -368,7 +386,13 @@ mod tests {
     use super::*;
     use crate::domain::ids::AccountId;
 
-    fn body(debit: &str, credit: &str, amount: &str, currency: &str, reference: Option<&str>) -> PaymentBody<'static> {
+    fn body(
+        debit: &str,
+        credit: &str,
+        amount: &str,
+        currency: &str,
+        reference: Option<&str>,
+    ) -> PaymentBody<'static> {
         PaymentBody {
             debit_account_id: debit.to_owned().into(),
             credit_account_id: credit.to_owned().into(),
@@ -388,9 +412,15 @@ mod tests {
     #[test]
     fn every_fault_is_reported_and_the_first_has_precedence() {
         let found = codes(body("x", "y", "1.234", "USD", Some("\u{7}")).validate(Faults::default()));
-        assert_eq!(found, [Code::AmountTooPrecise, Code::InvalidAccountId, Code::InvalidAccountId, Code::InvalidText]);
+        assert_eq!(
+            found,
+            [Code::AmountTooPrecise, Code::InvalidAccountId, Code::InvalidAccountId, Code::InvalidText]
+        );
         // Without a currency the amount cannot be judged.
-        assert_eq!(codes(body("x", "y", "-1", "usd", None).validate(Faults::default()))[0], Code::UnknownCurrency);
+        assert_eq!(
+            codes(body("x", "y", "-1", "usd", None).validate(Faults::default()))[0],
+            Code::UnknownCurrency
+        );
     }
 
     proptest! {

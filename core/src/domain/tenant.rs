@@ -31,8 +31,14 @@ impl<'a> ApiKeyText<'a> {
 
 /// What an API key may do. A key without scopes may do everything its tenant may.
 pub const SCOPES: &[&str] = &[
-    "payments:read", "payments:write", "accounts:read", "accounts:write", "settings:read", "settings:write",
-    "keys:read", "keys:write",
+    "payments:read",
+    "payments:write",
+    "accounts:read",
+    "accounts:write",
+    "settings:read",
+    "settings:write",
+    "keys:read",
+    "keys:write",
 ];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -77,8 +83,15 @@ mod tests {
     #[test]
     fn other_texts_are_not_keys() {
         let tenant = crate::clock::new_id::<TenantId>().0.simple().to_string();
-        for bad in ["", "pk_", "pk__", &format!("pk_{tenant}"), &format!("pk_{tenant}_short"),
-            &format!("sk_{tenant}_{}", "a".repeat(SECRET_CHARS)), &format!("pk_{tenant}_{}", "a".repeat(SECRET_CHARS + 1))] {
+        for bad in [
+            "",
+            "pk_",
+            "pk__",
+            &format!("pk_{tenant}"),
+            &format!("pk_{tenant}_short"),
+            &format!("sk_{tenant}_{}", "a".repeat(SECRET_CHARS)),
+            &format!("pk_{tenant}_{}", "a".repeat(SECRET_CHARS + 1)),
+        ] {
             assert_eq!(ApiKeyText::parse(bad), None, "{bad}");
         }
     }

@@ -29,7 +29,11 @@ impl Faults {
     }
 
     pub fn add(&mut self, member: &str, code: Code, detail: impl Into<String>) {
-        self.found.push(Violation { pointer: format!("{}/{member}", self.prefix), code, detail: detail.into() });
+        self.found.push(Violation {
+            pointer: format!("{}/{member}", self.prefix),
+            code,
+            detail: detail.into(),
+        });
     }
 
     pub fn finish(self) -> Result<(), Vec<Violation>> {
@@ -47,7 +51,11 @@ impl Faults {
     pub fn currency(&mut self, member: &str, text: &str) -> Option<Currency> {
         let currency = Currency::parse(text);
         if currency.is_none() {
-            self.add(member, Code::UnknownCurrency, "expected an active ISO 4217 code in upper case, such as USD");
+            self.add(
+                member,
+                Code::UnknownCurrency,
+                "expected an active ISO 4217 code in upper case, such as USD",
+            );
         }
         currency
     }
@@ -62,20 +70,27 @@ impl Faults {
         self.judged(member, Minor::parse(text, currency?), currency?)
     }
 
-    fn judged(&mut self, member: &str, parsed: Result<Minor, AmountError>, currency: Currency) -> Option<Minor> {
+    fn judged(
+        &mut self,
+        member: &str,
+        parsed: Result<Minor, AmountError>,
+        currency: Currency,
+    ) -> Option<Minor> {
         let error = match parsed {
             Ok(amount) => return Some(amount),
             Err(error) => error,
         };
         let (code, detail) = match error {
-            AmountError::NotDecimal => {
-                (Code::InvalidAmount, "expected a decimal string such as \"12.34\", without sign or exponent".into())
-            }
+            AmountError::NotDecimal => (
+                Code::InvalidAmount,
+                "expected a decimal string such as \"12.34\", without sign or exponent".into(),
+            ),
             AmountError::Negative => (Code::AmountNotPositive, "must not be negative".into()),
             AmountError::Zero => (Code::AmountNotPositive, "must be more than zero".into()),
-            AmountError::TooPrecise => {
-                (Code::AmountTooPrecise, format!("{} has {} decimal digits", currency.code(), currency.exponent()))
-            }
+            AmountError::TooPrecise => (
+                Code::AmountTooPrecise,
+                format!("{} has {} decimal digits", currency.code(), currency.exponent()),
+            ),
             AmountError::TooLarge => {
                 let most = Minor::new(limits::AMOUNT_MAX_MINOR).display(currency);
                 (Code::AmountTooLarge, format!("the largest amount is {most}"))
@@ -114,7 +129,13 @@ impl Faults {
         Some(text.to_owned())
     }
 
-    pub fn one_of<T>(&mut self, member: &str, text: &str, parse: fn(&str) -> Option<T>, allowed: &str) -> Option<T> {
+    pub fn one_of<T>(
+        &mut self,
+        member: &str,
+        text: &str,
+        parse: fn(&str) -> Option<T>,
+        allowed: &str,
+    ) -> Option<T> {
         let parsed = parse(text);
         if parsed.is_none() {
             self.add(member, Code::InvalidValue, format!("expected one of: {allowed}"));

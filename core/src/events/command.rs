@@ -149,7 +149,9 @@ pub(super) fn judge(answer: Answer) -> Outcome {
             Outcome::Never(Unfit::new(Code::IdempotencyKeyReused, "the key was used with another request"))
         }
         Ok(Verdict::Rejected(code)) => Outcome::Never(Unfit::new(code, "nothing was stored")),
-        Err(NotPosted::Unprocessable) => Outcome::Never(Unfit::new(Code::Unprocessable, "the database refused it")),
+        Err(NotPosted::Unprocessable) => {
+            Outcome::Never(Unfit::new(Code::Unprocessable, "the database refused it"))
+        }
         // Of what the database refuses, only values come as Unprocessable (see `outcome::is_about_values`).
         Err(NotPosted::Broken) => Outcome::Broken,
         Err(

@@ -179,7 +179,8 @@ impl Worker {
             }
             fresh.iter().for_each(|n| recent.insert(n.event_id));
         }
-        let count = |result: &str, n: usize| self.metrics.notifications.with_label_values(&[result]).inc_by(n as u64);
+        let count =
+            |result: &str, n: usize| self.metrics.notifications.with_label_values(&[result]).inc_by(n as u64);
         count("delivered", fresh.len());
         count("duplicate", total - poison - fresh.len());
         // What is not a payment event is of a later version and not for this one.

@@ -72,7 +72,8 @@ impl Worker {
         let ready = async {
             let brokers = &self.config.brokers;
             topics::ensure_patiently(brokers, &[&self.config.dlq_topic], None).await;
-            topics::ensure_patiently(brokers, &[&self.config.command_topic], Some(limits::COMMAND_RETENTION)).await;
+            topics::ensure_patiently(brokers, &[&self.config.command_topic], Some(limits::COMMAND_RETENTION))
+                .await;
         };
         tokio::select! {
             () = ready => {}
@@ -105,9 +106,10 @@ impl Worker {
     async fn consume(&self, stopped: &mut watch::Receiver<bool>) -> Result<(), String> {
         let say = |e: rdkafka::error::KafkaError| e.to_string();
         let config = &self.config;
-        let consumer: Commands = settings(&config.brokers, &config.command_group, 4_096, Duration::from_millis(50))
-            .create_with_context(Rebalances::default())
-            .map_err(say)?;
+        let consumer: Commands =
+            settings(&config.brokers, &config.command_group, 4_096, Duration::from_millis(50))
+                .create_with_context(Rebalances::default())
+                .map_err(say)?;
         consumer.subscribe(&[&config.command_topic]).map_err(say)?;
         let dead_letters: FutureProducer = ClientConfig::new()
             .set("bootstrap.servers", &config.brokers)
@@ -166,7 +168,9 @@ impl Worker {
             resume(&consumer, &config.command_topic, again);
             let upto = lines.committable();
             if upto != committed {
-                Offsets::of(upto.clone()).commit(&consumer, &config.command_topic, CommitMode::Async).map_err(say)?;
+                Offsets::of(upto.clone())
+                    .commit(&consumer, &config.command_topic, CommitMode::Async)
+                    .map_err(say)?;
                 committed = upto;
             }
         }
@@ -174,7 +178,8 @@ impl Worker {
         if !committed.is_empty() {
             // The asynchronous one may still be under way; a second is harmless, a lost one repeats a batch.
             let (offsets, topic) = (Offsets::of(committed), config.command_topic.clone());
-            let _ = tokio::task::spawn_blocking(move || offsets.commit(&consumer, &topic, CommitMode::Sync)).await;
+            let _ = tokio::task::spawn_blocking(move || offsets.commit(&consumer, &topic, CommitMode::Sync))
+                .await;
         }
         Ok(())
     }
@@ -201,10 +206,15 @@ impl Worker {
                 Outcome::Never(why) if command.payment.is_err() => ("poison", Some(why)),
                 Outcome::Never(why) => ("rejected", Some(why)),
                 Outcome::Expired => {
-                    let detail = format!("older than {} s; if it was tried, its key tells", limits::COMMAND_RETENTION.as_secs());
+                    let detail = format!(
+                        "older than {} s; if it was tried, its key tells",
+                        limits::COMMAND_RETENTION.as_secs()
+                    );
                     ("expired", Some(Unfit { code: Code::RequestTimeout, detail }))
                 }
-                Outcome::Broken if command.broken_since.is_some_and(|at| at.elapsed() >= self.config.broken_patience) => {
+                Outcome::Broken
+                    if command.broken_since.is_some_and(|at| at.elapsed() >= self.config.broken_patience) =>
+                {
                     let detail = "the program or the schema refuses it again and again".to_owned();
                     ("broken", Some(Unfit { code: Code::Internal, detail }))
                 }

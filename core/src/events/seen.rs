@@ -71,9 +71,13 @@ impl Inbox {
     pub async fn note(&self, client: &Client, ids: &[(Uuid, Uuid)]) -> Result<(), Error> {
         for (tenant, events) in by_tenant(ids) {
             for some in events.chunks(ROWS) {
-                let mut params: Vec<&(dyn tokio_postgres::types::ToSql + Sync)> = vec![&tenant, &self.consumer];
+                let mut params: Vec<&(dyn tokio_postgres::types::ToSql + Sync)> =
+                    vec![&tenant, &self.consumer];
                 // A short chunk repeats its last id: the conflict clause takes care, and one statement serves all sizes.
-                params.extend((0..ROWS).map(|n| &some[n.min(some.len() - 1)] as &(dyn tokio_postgres::types::ToSql + Sync)));
+                params.extend(
+                    (0..ROWS)
+                        .map(|n| &some[n.min(some.len() - 1)] as &(dyn tokio_postgres::types::ToSql + Sync)),
+                );
                 client.execute(&self.note, &params).await?;
             }
         }

@@ -32,7 +32,11 @@ pub async fn ensure(brokers: &str, topics: &[&str]) -> Result<(), TopicError> {
 
 /// The same for topics whose messages are kept for `retention`, as the broker's clock counts; `None`: as the broker is set.
 /// Topics that exist stay as they are.
-pub async fn ensure_kept(brokers: &str, topics: &[&str], retention: Option<Duration>) -> Result<(), TopicError> {
+pub async fn ensure_kept(
+    brokers: &str,
+    topics: &[&str],
+    retention: Option<Duration>,
+) -> Result<(), TopicError> {
     let admin: AdminClient<DefaultClientContext> = ClientConfig::new()
         .set("bootstrap.servers", brokers)
         .set("client.id", "payment-core-admin")

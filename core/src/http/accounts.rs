@@ -62,7 +62,8 @@ pub async fn create(
         .await
         .map_err(refused_by_database)?
         .pop()
-        .flatten() {
+        .flatten()
+    {
         Some(row) => once.finish(201, &AccountView::new(&row)?).await,
         None => Err(once.refuse(taken(&account[0].number)).await),
     }
@@ -123,7 +124,8 @@ pub async fn create_batch(
         Begun::Go(once) => once,
         Begun::Done(response) => return Ok(response),
     };
-    let rows = accounts::insert(&mut once.db, tenant, &valid, clock::now()).await.map_err(refused_by_database)?;
+    let rows =
+        accounts::insert(&mut once.db, tenant, &valid, clock::now()).await.map_err(refused_by_database)?;
     let results = places
         .iter()
         .map(|place| match place {
@@ -144,7 +146,11 @@ fn parse_id(text: &str) -> Result<AccountId, Problem> {
 }
 
 /// The account, perhaps from a cache: its balance is not in it.
-pub(super) async fn cached(app: &App, tenant: TenantId, id: AccountId) -> Result<Arc<CachedAccount>, Problem> {
+pub(super) async fn cached(
+    app: &App,
+    tenant: TenantId,
+    id: AccountId,
+) -> Result<Arc<CachedAccount>, Problem> {
     let load = || async {
         let mut db = app.primary(tenant).await?;
         Ok(accounts::get(&mut db, tenant, id).await?)
@@ -186,7 +192,8 @@ pub async fn list(
     let mut rows = accounts::list(&mut db, tenant, after, status.as_deref(), limit + 1).await?;
     let more = rows.len() as i64 > limit;
     rows.truncate(limit as usize);
-    let next_cursor = rows.last().filter(|_| more).map(|last| page::encode("accounts", status, last.account_id));
+    let next_cursor =
+        rows.last().filter(|_| more).map(|last| page::encode("accounts", status, last.account_id));
     let data = rows.iter().map(AccountView::new).collect::<Result<Vec<_>, _>>()?;
     answer(&Page { data, next_cursor })
 }
@@ -210,7 +217,8 @@ pub async fn patch(
         let updated = accounts::update(&mut db, tenant, id, &changes, clock::now()).await;
         change::evict(&app.caches.accounts, &(tenant.0, id.0), None, &updated);
         change::evict(&app.caches.balances, &(tenant.0, id.0), None, &updated);
-        let row = updated?.ok_or_else(|| Problem::new(Code::StateConflict, "a closed account stays closed"))?;
+        let row =
+            updated?.ok_or_else(|| Problem::new(Code::StateConflict, "a closed account stays closed"))?;
         answer(&AccountView::new(&row)?)
     })
     .await

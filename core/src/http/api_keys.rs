@@ -51,15 +51,18 @@ pub async fn create(
     let now = clock::now();
     let mut db = app.primary(tenant).await?;
     tenants::insert_key(&mut db, tenant, &key, now).await?;
-    answer_with(201, &KeyView {
-        key_id: key.key_id.0,
-        prefix: &key.prefix,
-        scopes: &key.scopes,
-        status: "ACTIVE",
-        created_at: Timestamp(now),
-        revoked_at: None,
-        api_key: Some(&text),
-    })
+    answer_with(
+        201,
+        &KeyView {
+            key_id: key.key_id.0,
+            prefix: &key.prefix,
+            scopes: &key.scopes,
+            status: "ACTIVE",
+            created_at: Timestamp(now),
+            revoked_at: None,
+            api_key: Some(&text),
+        },
+    )
 }
 
 /// GET /v1/api-keys, newest first.
@@ -84,7 +87,11 @@ pub async fn list(State(app): State<Arc<App>>, caller: Caller) -> Result<Respons
 
 /// DELETE /v1/api-keys/{id}: refused here from now on, and by other instances within
 /// [`limits::API_KEY_REVOCATION_S`] seconds.
-pub async fn revoke(State(app): State<Arc<App>>, caller: Caller, Path(id): Path) -> Result<Response, Problem> {
+pub async fn revoke(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(id): Path,
+) -> Result<Response, Problem> {
     let tenant = caller.may("keys:write")?;
     let id = KeyId::parse(&id).ok_or_else(|| Problem::of(Code::NotFound))?;
     let mut db = app.primary(tenant).await?;

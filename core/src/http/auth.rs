@@ -54,11 +54,17 @@ impl Default for KeyCache {
 
 impl KeyCache {
     fn trusted_for(life: Duration) -> Self {
-        let known = moka::future::Cache::builder().max_capacity(limits::API_KEYS_CACHED).time_to_live(life).build();
+        let known =
+            moka::future::Cache::builder().max_capacity(limits::API_KEYS_CACHED).time_to_live(life).build();
         Self { known, life, forgotten: Mutex::default() }
     }
 
-    async fn grant(&self, key: ApiKeyText<'_>, text: &str, app: &App) -> Result<Option<Arc<Grant>>, Arc<DbError>> {
+    async fn grant(
+        &self,
+        key: ApiKeyText<'_>,
+        text: &str,
+        app: &App,
+    ) -> Result<Option<Arc<Grant>>, Arc<DbError>> {
         let hash = hash_of(text);
         self.get(hash, || look_up(key.tenant, hash, app)).await
     }
@@ -167,7 +173,10 @@ impl FromRequestParts<Arc<App>> for Caller {
             Ok(None) => Err(Problem::of(Code::Unauthenticated)),
             Err(error) => {
                 tracing::warn!(%error, "an API key could not be looked up");
-                Err(Problem::new(Code::ShardUnavailable, "the tenant's shard does not answer; nothing was done"))
+                Err(Problem::new(
+                    Code::ShardUnavailable,
+                    "the tenant's shard does not answer; nothing was done",
+                ))
             }
         }
     }
@@ -192,8 +201,11 @@ impl FromRequestParts<Arc<App>> for Admin {
 
 fn bearer(parts: &Parts) -> Result<&str, Problem> {
     let header = parts.headers.get(header::AUTHORIZATION).and_then(|v| v.to_str().ok());
-    let text = header.and_then(|h| h.split_once(' ')).filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
-    text.map(|(_, text)| text.trim()).filter(|t| !t.is_empty()).ok_or_else(|| Problem::of(Code::Unauthenticated))
+    let text =
+        header.and_then(|h| h.split_once(' ')).filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
+    text.map(|(_, text)| text.trim())
+        .filter(|t| !t.is_empty())
+        .ok_or_else(|| Problem::of(Code::Unauthenticated))
 }
 
 #[cfg(test)]
@@ -254,7 +266,10 @@ mod tests {
         assert!(keys.get([1; 32], slow).await.expect("no error").is_some());
         let before = queries.load(std::sync::atomic::Ordering::SeqCst);
         assert!(keys.get([1; 32], slow).await.expect("no error").is_some());
-        assert!(queries.load(std::sync::atomic::Ordering::SeqCst) > before, "an answer was used past its life");
+        assert!(
+            queries.load(std::sync::atomic::Ordering::SeqCst) > before,
+            "an answer was used past its life"
+        );
     }
 
     #[test]

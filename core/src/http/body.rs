@@ -44,7 +44,8 @@ fn is_json(headers: &HeaderMap) -> bool {
     let essence = text.split(';').next().unwrap_or_default().trim();
     let Some((kind, sub)) = essence.split_once('/') else { return false };
     kind.eq_ignore_ascii_case("application")
-        && (sub.eq_ignore_ascii_case("json") || sub.len() > 5 && sub[sub.len() - 5..].eq_ignore_ascii_case("+json"))
+        && (sub.eq_ignore_ascii_case("json")
+            || sub.len() > 5 && sub[sub.len() - 5..].eq_ignore_ascii_case("+json"))
 }
 
 /// Parses, and says where it went wrong.
@@ -80,7 +81,9 @@ pub fn bad_key(error: key::KeyError) -> Problem {
         key::KeyError::TooLong => {
             format!("the Idempotency-Key is longer than {} characters", limits::IDEMPOTENCY_KEY_MAX)
         }
-        key::KeyError::Malformed => "the Idempotency-Key must be printable ASCII, bare or in quotes".to_owned(),
+        key::KeyError::Malformed => {
+            "the Idempotency-Key must be printable ASCII, bare or in quotes".to_owned()
+        }
     };
     Problem::new(Code::InvalidIdempotencyKey, detail)
 }

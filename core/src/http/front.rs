@@ -39,7 +39,8 @@ pub async fn around(State(app): State<Arc<App>>, request: Request, next: Next) -
 
 /// The client's own id if it is short and printable, otherwise a new one.
 fn request_id(given: Option<&HeaderValue>) -> HeaderValue {
-    let usable = |v: &&HeaderValue| (1..=128).contains(&v.len()) && v.as_bytes().iter().all(u8::is_ascii_graphic);
+    let usable =
+        |v: &&HeaderValue| (1..=128).contains(&v.len()) && v.as_bytes().iter().all(u8::is_ascii_graphic);
     if let Some(given) = given.filter(usable) {
         return given.clone();
     }

@@ -43,8 +43,8 @@ pub fn document() -> Value {
 
 /// The schemas that are written by hand, and the list of codes.
 fn schemas() -> Value {
-    let mut schemas: Value =
-        serde_json::from_str(include_str!("openapi_schemas.json")).unwrap_or_else(|e| json!({ "error": e.to_string() }));
+    let mut schemas: Value = serde_json::from_str(include_str!("openapi_schemas.json"))
+        .unwrap_or_else(|e| json!({ "error": e.to_string() }));
     let codes: Vec<_> = Code::ALL.iter().map(|code| code.as_str()).collect();
     schemas["Code"] = json!({ "type": "string", "enum": codes });
     schemas
@@ -60,7 +60,12 @@ fn describe(operation: &Operation) -> Value {
         .split('/')
         .filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'))
         .map(|name| json!({ "name": name, "in": "path", "required": true, "schema": { "type": "string" } }))
-        .chain(operation.query.iter().map(|name| json!({ "name": name, "in": "query", "schema": { "type": "string" } })))
+        .chain(
+            operation
+                .query
+                .iter()
+                .map(|name| json!({ "name": name, "in": "query", "schema": { "type": "string" } })),
+        )
         .collect();
     if let Some(required) = operation.key {
         parameters.push(json!({
@@ -88,8 +93,7 @@ fn describe(operation: &Operation) -> Value {
         },
     });
     if !operation.request.is_empty() {
-        described["requestBody"] =
-            json!({ "required": true, "content": { "application/json": { "schema": reference(operation.request) } } });
+        described["requestBody"] = json!({ "required": true, "content": { "application/json": { "schema": reference(operation.request) } } });
     }
     described
 }

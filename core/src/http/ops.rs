@@ -38,7 +38,9 @@ pub async fn readyz(State(app): State<Arc<App>>) -> Result<Response, Problem> {
 pub async fn metrics(State(app): State<Arc<App>>) -> Result<Response, Problem> {
     app.lanes.observe();
     for (pool, open, free) in app.db.usage() {
-        let gauge = |state: &str, n: usize| app.metrics.db_connections.with_label_values(&[pool, state]).set(n as i64);
+        let gauge = |state: &str, n: usize| {
+            app.metrics.db_connections.with_label_values(&[pool, state]).set(n as i64)
+        };
         gauge("idle", free);
         gauge("used", open.saturating_sub(free));
     }

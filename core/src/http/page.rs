@@ -24,10 +24,14 @@ pub fn limit(given: Option<&str>) -> Result<i64, Problem> {
 pub fn time(name: &str, given: Option<&str>) -> Result<Option<DateTime<Utc>>, Problem> {
     let Some(text) = given else { return Ok(None) };
     match DateTime::parse_from_rfc3339(text) {
-        Ok(time) if (1970..=9999).contains(&chrono::Datelike::year(&time)) => Ok(Some(time.with_timezone(&Utc))),
+        Ok(time) if (1970..=9999).contains(&chrono::Datelike::year(&time)) => {
+            Ok(Some(time.with_timezone(&Utc)))
+        }
         _ => Err(Problem::new(
             Code::InvalidQuery,
-            format!("{name}: expected a time of RFC 3339, such as 2026-01-31T00:00:00Z (a '+' in a query is written %2B)"),
+            format!(
+                "{name}: expected a time of RFC 3339, such as 2026-01-31T00:00:00Z (a '+' in a query is written %2B)"
+            ),
         )),
     }
 }
@@ -86,7 +90,8 @@ mod tests {
             ("payments", None, cursor[1..].to_owned()),
             ("payments", None, "A".repeat(limits::CURSOR_MAX + 1)),
         ] {
-            let refused = decode::<Option<String>, (i32, String)>(list, filter, &text).err().map(|p| p.code());
+            let refused =
+                decode::<Option<String>, (i32, String)>(list, filter, &text).err().map(|p| p.code());
             assert_eq!(refused, Some(Code::InvalidCursor), "{text}");
         }
     }

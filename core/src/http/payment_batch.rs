@@ -35,7 +35,8 @@ struct ItemView<'a>(&'a ItemOutcome);
 
 impl Serialize for ItemView<'_> {
     fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        let judged = self.0.as_ref().map_err(Clone::clone).and_then(|(details, verdict)| succeeded(details, *verdict));
+        let judged =
+            self.0.as_ref().map_err(Clone::clone).and_then(|(details, verdict)| succeeded(details, *verdict));
         let mut item = s.serialize_struct("item", 3)?;
         match judged {
             Ok((payment, replayed)) => {

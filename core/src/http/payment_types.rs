@@ -9,10 +9,10 @@ use axum::response::Response;
 
 use super::auth::Caller;
 use super::params::Path;
-use super::{body, change};
 use super::payments::answer;
 use super::stored::{self, Begun};
 use super::view::Page;
+use super::{body, change};
 use crate::app::App;
 use crate::cache::values::CachedPaymentType;
 use crate::clock;
@@ -36,13 +36,16 @@ pub async fn create(
     let new = request.validate().map_err(Problem::faults)?;
     let number = |n: Option<i64>| n.map(|n| n.to_string());
     let (min, max) = (number(new.min_amount), number(new.max_amount));
-    let fingerprint = fingerprint::of_fields("POST /v1/payment-types", &[
-        Some(&new.code),
-        Some(&new.name),
-        Some(if new.is_active { "1" } else { "0" }),
-        min.as_deref(),
-        max.as_deref(),
-    ]);
+    let fingerprint = fingerprint::of_fields(
+        "POST /v1/payment-types",
+        &[
+            Some(&new.code),
+            Some(&new.name),
+            Some(if new.is_active { "1" } else { "0" }),
+            min.as_deref(),
+            max.as_deref(),
+        ],
+    );
     let mut once = match stored::begin(&app, tenant, key, fingerprint).await? {
         Begun::Go(once) => once,
         Begun::Done(response) => return Ok(response),

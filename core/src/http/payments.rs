@@ -55,7 +55,10 @@ pub(super) fn deadline(app: &App) -> Instant {
 }
 
 /// The payment and whether it is a replay, if money moved.
-pub(super) fn succeeded(details: &PaymentDetails, verdict: Verdict) -> Result<(PaymentView<'_>, bool), Problem> {
+pub(super) fn succeeded(
+    details: &PaymentDetails,
+    verdict: Verdict,
+) -> Result<(PaymentView<'_>, bool), Problem> {
     match verdict {
         Verdict::Stored { payment_id, status: PaymentStatus::Succeeded, replayed, .. } => {
             Ok((PaymentView::posted(details, payment_id, PaymentStatus::Succeeded, None), replayed))
@@ -69,11 +72,7 @@ pub(super) fn succeeded(details: &PaymentDetails, verdict: Verdict) -> Result<(P
 }
 
 /// GET /v1/payments/{id}
-pub async fn get(
-    State(app): State<Arc<App>>,
-    caller: Caller,
-    Path(id): Path,
-) -> Result<Response, Problem> {
+pub async fn get(State(app): State<Arc<App>>, caller: Caller, Path(id): Path) -> Result<Response, Problem> {
     let tenant = caller.may("payments:read")?;
     // Somebody else's payment, an id of another kind and no id at all are told apart by nobody.
     let id = PaymentId::parse(&id).ok_or_else(|| Problem::of(Code::NotFound))?;
@@ -136,7 +135,9 @@ pub async fn list(
     let account = match &query.account_id {
         None => None,
         Some(text) => Some(
-            AccountId::parse(text).ok_or_else(|| Problem::new(Code::InvalidQuery, "account_id: expected a UUID"))?.0,
+            AccountId::parse(text)
+                .ok_or_else(|| Problem::new(Code::InvalidQuery, "account_id: expected a UUID"))?
+                .0,
         ),
     };
     let given = CursorFilter {

@@ -7,8 +7,8 @@ use axum::extract::DefaultBodyLimit;
 use axum::routing;
 
 use super::{
-    accounts, api_keys, front, openapi, ops, payment_batch, payment_types, payments, rules, statements, tenant_config,
-    tenants,
+    accounts, api_keys, front, openapi, ops, payment_batch, payment_types, payments, rules, statements,
+    tenant_config, tenants,
 };
 use crate::app::App;
 

@@ -71,16 +71,20 @@ pub async fn create(
     let request: RuleBody = body::json(&headers, request_body, limits::BODY_MAX).await?;
     let (rule, is_active) = request.validate().map_err(Problem::faults)?;
     let number = |n: Option<i64>| n.map(|n| n.to_string());
-    let (amount, window) = (number(rule.amount().map(|a| a.get())), number(rule.window_seconds().map(i64::from)));
+    let (amount, window) =
+        (number(rule.amount().map(|a| a.get())), number(rule.window_seconds().map(i64::from)));
     let count = number(rule.max_count().map(i64::from));
-    let fingerprint = fingerprint::of_fields("POST /v1/fraud-rules", &[
-        Some(rule.kind()),
-        rule.currency().map(|c| c.code()),
-        amount.as_deref(),
-        window.as_deref(),
-        count.as_deref(),
-        Some(if is_active { "1" } else { "0" }),
-    ]);
+    let fingerprint = fingerprint::of_fields(
+        "POST /v1/fraud-rules",
+        &[
+            Some(rule.kind()),
+            rule.currency().map(|c| c.code()),
+            amount.as_deref(),
+            window.as_deref(),
+            count.as_deref(),
+            Some(if is_active { "1" } else { "0" }),
+        ],
+    );
     let mut once = match stored::begin(&app, tenant, key, fingerprint).await? {
         Begun::Go(once) => once,
         Begun::Done(response) => return Ok(response),
@@ -154,7 +158,8 @@ pub async fn put(
     let (rule, is_active) = request.validate().map_err(Problem::faults)?;
     let mut db = app.primary(tenant).await?;
     change::to_its_end(&app.clone(), async move {
-        let updated = settings::update_rule(&mut db, tenant, id, &rule, is_active, expected, clock::now()).await;
+        let updated =
+            settings::update_rule(&mut db, tenant, id, &rule, is_active, expected, clock::now()).await;
         change::evict(&app.caches.fraud_rules, &tenant.0, None, &updated);
         let Some(version) = updated? else {
             let there = settings::rules(&mut db, tenant).await?.iter().any(|r| r.rule_id == id.0);
@@ -178,7 +183,11 @@ pub async fn put(
 }
 
 /// DELETE /v1/fraud-rules/{id}
-pub async fn delete(State(app): State<Arc<App>>, caller: Caller, Path(id): Path) -> Result<Response, Problem> {
+pub async fn delete(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(id): Path,
+) -> Result<Response, Problem> {
     let tenant = caller.may("settings:write")?;
     let id = parse_id(&id)?;
     let mut db = app.primary(tenant).await?;

@@ -100,7 +100,8 @@ pub async fn get(
         Minor::new(e.posted_after_minor).checked_sub(Minor::new(e.amount_minor)).map(|m| m.display(currency))
     });
     let closing = entries.last().map(|e| Minor::new(e.posted_after_minor).display(currency));
-    let next_cursor = entries.last().filter(|_| more).map(|last| page::encode("statement", period, last.version));
+    let next_cursor =
+        entries.last().filter(|_| more).map(|last| page::encode("statement", period, last.version));
     answer(&StatementView {
         account_id: id.0,
         currency: currency.code(),

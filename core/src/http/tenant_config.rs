@@ -11,10 +11,10 @@ use serde_json::Value;
 
 use super::auth::Caller;
 use super::params::Path;
-use super::{body, change};
 use super::payments::answer;
 use super::stored;
 use super::view::Timestamp;
+use super::{body, change};
 use crate::app::App;
 use crate::clock;
 use crate::domain::code::Code;

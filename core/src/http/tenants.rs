@@ -11,9 +11,9 @@ use uuid::Uuid;
 
 use super::auth::{self, Admin};
 use super::params::Path;
-use super::{body, change};
 use super::payments::{answer, answer_with};
 use super::view::Timestamp;
+use super::{body, change};
 use crate::app::App;
 use crate::clock;
 use crate::domain::code::Code;
@@ -61,13 +61,16 @@ pub async fn create(
     let now = clock::now();
     let mut db = app.primary(tenant).await?;
     tenants::create(&mut db, tenant, &name, currency, &key, now).await?;
-    answer_with(201, &TenantView {
-        tenant_id: tenant.0,
-        name: &name,
-        status: TenantStatus::Active.as_str(),
-        created_at: Timestamp(now),
-        api_key: Some(&text),
-    })
+    answer_with(
+        201,
+        &TenantView {
+            tenant_id: tenant.0,
+            name: &name,
+            status: TenantStatus::Active.as_str(),
+            created_at: Timestamp(now),
+            api_key: Some(&text),
+        },
+    )
 }
 
 fn parse_id(text: &str) -> Result<TenantId, Problem> {

@@ -61,7 +61,12 @@ pub enum MetadataView<'a> {
 impl<'a> PaymentView<'a> {
     /// From the request and what the ledger said, without reading the row back: the same values for a first answer and
     /// for a replay, because a replay has the same request.
-    pub fn posted(details: &'a PaymentDetails, id: PaymentId, status: PaymentStatus, code: Option<Code>) -> Self {
+    pub fn posted(
+        details: &'a PaymentDetails,
+        id: PaymentId,
+        status: PaymentStatus,
+        code: Option<Code>,
+    ) -> Self {
         Self {
             payment_id: id.0,
             status: status.as_str(),
@@ -176,7 +181,11 @@ impl EntryView {
             payment_id: entry.payment_id,
             counterparty_account_id: entry.counterparty,
             direction: if entry.amount_minor < 0 { "debit" } else { "credit" },
-            amount: amount.checked_neg().filter(|_| entry.amount_minor < 0).unwrap_or(amount).display(currency),
+            amount: amount
+                .checked_neg()
+                .filter(|_| entry.amount_minor < 0)
+                .unwrap_or(amount)
+                .display(currency),
             balance_after: Minor::new(entry.posted_after_minor).display(currency),
             created_at: Timestamp(entry.created_at),
         }

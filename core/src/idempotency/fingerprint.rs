@@ -62,7 +62,10 @@ pub fn of_payment(details: &PaymentDetails, metadata_json: Option<&str>) -> Fing
 }
 
 /// Accounts in the request's order. Those that are not valid count, too: their answers are part of the request's answer.
-pub fn of_accounts<'a>(path: &str, items: impl IntoIterator<Item = Result<&'a NewAccount, &'a AccountBody>>) -> Fingerprint {
+pub fn of_accounts<'a>(
+    path: &str,
+    items: impl IntoIterator<Item = Result<&'a NewAccount, &'a AccountBody>>,
+) -> Fingerprint {
     let mut canonical = Canonical::new(path);
     for item in items {
         match item {
@@ -136,9 +139,16 @@ mod tests {
 
     #[test]
     fn every_value_counts() {
-        for (from, to) in [("10.50", "10.51"), ("USD", "EUR"), ("07398f", "07398e"), ("073990", "073991"), ("\"a\":\"1\"", "\"a\":\"2\""),
-            ("\"currency\"", "\"reference\":\"r\",\"currency\""), ("\"currency\"", "\"description\":\"r\",\"currency\""),
-            ("\"currency\"", "\"payment_type\":\"r\",\"currency\"")] {
+        for (from, to) in [
+            ("10.50", "10.51"),
+            ("USD", "EUR"),
+            ("07398f", "07398e"),
+            ("073990", "073991"),
+            ("\"a\":\"1\"", "\"a\":\"2\""),
+            ("\"currency\"", "\"reference\":\"r\",\"currency\""),
+            ("\"currency\"", "\"description\":\"r\",\"currency\""),
+            ("\"currency\"", "\"payment_type\":\"r\",\"currency\""),
+        ] {
             assert_ne!(fingerprint(BASE), fingerprint(&BASE.replace(from, to)), "{from} -> {to}");
         }
         // The same text in another member is another request.

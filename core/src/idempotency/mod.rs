@@ -16,5 +16,12 @@ use crate::domain::payment::{NewPayment, PaymentDetails};
 pub fn payment(tenant: TenantId, key: String, details: PaymentDetails) -> NewPayment {
     let metadata_json = details.metadata.as_ref().map(metadata::to_json);
     let fingerprint = fingerprint::of_payment(&details, metadata_json.as_deref());
-    NewPayment { tenant, candidate: crate::clock::new_id::<PaymentId>(), key, fingerprint, details, metadata_json }
+    NewPayment {
+        tenant,
+        candidate: crate::clock::new_id::<PaymentId>(),
+        key,
+        fingerprint,
+        details,
+        metadata_json,
+    }
 }

@@ -136,14 +136,16 @@ pub async fn list(
 /// The first `limit` rows of both streams together. Each stream holds `limit + 1` of its rows if it has so many.
 fn merge(found: Vec<Found>, after: Position, limit: usize) -> (Vec<PaymentRow>, Option<Position>) {
     let more = found.len() > limit;
-    let (mut succeeded, mut unsettled): (Vec<Found>, Vec<Found>) = found.into_iter().partition(|(v, _)| v.is_some());
+    let (mut succeeded, mut unsettled): (Vec<Found>, Vec<Found>) =
+        found.into_iter().partition(|(v, _)| v.is_some());
     // The next row of each stream is its last element.
     succeeded.sort_unstable_by_key(|(version, _)| *version);
     unsettled.sort_unstable_by_key(|(_, row)| (row.created_at, row.payment_id));
     let key = |found: Option<&Found>| found.map(|(_, row)| (row.created_at, row.payment_id));
     let (mut page, mut end) = (Vec::with_capacity(limit.min(succeeded.len() + unsettled.len())), after);
     while page.len() < limit {
-        let next = if key(succeeded.last()) > key(unsettled.last()) { succeeded.pop() } else { unsettled.pop() };
+        let next =
+            if key(succeeded.last()) > key(unsettled.last()) { succeeded.pop() } else { unsettled.pop() };
         match next {
             None => break,
             Some((Some(version), row)) => {
@@ -184,12 +186,18 @@ mod tests {
     /// Version 3 was posted after version 2, but its id is older: the stream's own order holds.
     #[test]
     fn two_streams_are_merged_by_time_and_each_keeps_its_order() {
-        let found = || vec![row(30, Some(2)), row(20, Some(3)), row(50, Some(4)), row(40, None), row(10, None)];
-        let ids = |page: &[PaymentRow]| page.iter().map(|row| row.created_at.timestamp_millis()).collect::<Vec<_>>();
+        let found =
+            || vec![row(30, Some(2)), row(20, Some(3)), row(50, Some(4)), row(40, None), row(10, None)];
+        let ids = |page: &[PaymentRow]| {
+            page.iter().map(|row| row.created_at.timestamp_millis()).collect::<Vec<_>>()
+        };
         let (page, end) = merge(found(), Position::START, 5);
         assert_eq!((ids(&page), end), (vec![50, 40, 20, 30, 10], None));
         let (page, end) = merge(found(), Position::START, 3);
-        assert_eq!((ids(&page), end), (vec![50, 40, 20], Some(Position { v: 3, u: Some(Uuid::from_u128(40)) })));
+        assert_eq!(
+            (ids(&page), end),
+            (vec![50, 40, 20], Some(Position { v: 3, u: Some(Uuid::from_u128(40)) }))
+        );
         assert!(merge(Vec::new(), Position::START, 3).0.is_empty());
     }
 }

@@ -39,7 +39,13 @@ pub async fn insert(
     let values: Vec<_> = accounts
         .iter()
         .map(|a| {
-            (crate::clock::new_id::<AccountId>().0, a.number.as_str(), a.currency.code(), a.kind.as_str(), a.min_balance().map(|m| m.get()))
+            (
+                crate::clock::new_id::<AccountId>().0,
+                a.number.as_str(),
+                a.currency.code(),
+                a.kind.as_str(),
+                a.min_balance().map(|m| m.get()),
+            )
         })
         .collect();
     let rows: Vec<Vec<&(dyn ToSql + Sync)>> = values
@@ -102,7 +108,11 @@ pub async fn update(
     db.change_opt(&sql, &[&tenant.0, &id.0, &status, &min, &now]).await?.as_ref().map(account).transpose()
 }
 
-pub async fn balance(db: &mut Lease, tenant: TenantId, id: AccountId) -> Result<Option<CachedBalance>, DbError> {
+pub async fn balance(
+    db: &mut Lease,
+    tenant: TenantId,
+    id: AccountId,
+) -> Result<Option<CachedBalance>, DbError> {
     let row = db
         .query_opt(
             "SELECT posted_minor, held_minor, min_balance_minor, currency, version FROM accounts \

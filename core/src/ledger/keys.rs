@@ -77,9 +77,17 @@ pub async fn commit_replay(db: &mut Lease, tenant: TenantId, key: &str) -> Resul
 }
 
 /// Stores the answer of the claimed key, in the claim's transaction.
-pub async fn store(db: &mut Lease, tenant: TenantId, key: &str, answer: &StoredAnswer) -> Result<(), DbError> {
+pub async fn store(
+    db: &mut Lease,
+    tenant: TenantId,
+    key: &str,
+    answer: &StoredAnswer,
+) -> Result<(), DbError> {
     let response = json!({ "status": answer.status, "body": answer.body });
-    db.query("UPDATE idempotency_keys SET response = $3 WHERE tenant_id = $1 AND key = $2", &[&tenant.0, &key, &response])
-        .await?;
+    db.query(
+        "UPDATE idempotency_keys SET response = $3 WHERE tenant_id = $1 AND key = $2",
+        &[&tenant.0, &key, &response],
+    )
+    .await?;
     Ok(())
 }

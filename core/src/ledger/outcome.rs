@@ -109,9 +109,14 @@ mod tests {
 
     #[test]
     fn only_values_are_refused_for_good() {
-        for (state, expected) in
-            [("22P02", true), ("P0001", true), ("23514", true), ("23502", false), ("23503", false), ("23505", false)]
-        {
+        for (state, expected) in [
+            ("22P02", true),
+            ("P0001", true),
+            ("23514", true),
+            ("23502", false),
+            ("23503", false),
+            ("23505", false),
+        ] {
             assert_eq!(is_about_values(state), expected, "{state}");
         }
     }

@@ -50,8 +50,14 @@ pub(super) fn payment(row: &Row, first: usize) -> Result<PaymentRow, DbError> {
 /// The id's own millisecond prunes to one partition.
 pub async fn get(db: &mut Lease, tenant: TenantId, id: PaymentId) -> Result<Option<PaymentRow>, DbError> {
     let Some(created_at) = id.created_at() else { return Ok(None) };
-    let sql = format!("SELECT {COLUMNS} FROM payments WHERE tenant_id = $1 AND created_at = $2 AND payment_id = $3");
-    db.query_opt(&sql, &[&tenant.0, &created_at, &id.0]).await?.as_ref().map(|row| payment(row, 0)).transpose()
+    let sql = format!(
+        "SELECT {COLUMNS} FROM payments WHERE tenant_id = $1 AND created_at = $2 AND payment_id = $3"
+    );
+    db.query_opt(&sql, &[&tenant.0, &created_at, &id.0])
+        .await?
+        .as_ref()
+        .map(|row| payment(row, 0))
+        .transpose()
 }
 
 /// What a list of payments can be narrowed by.

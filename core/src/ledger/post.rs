@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use tokio_postgres::types::ToSql;
 use tokio_postgres::Statement;
+use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use super::connect::{self, Link, OpenError};

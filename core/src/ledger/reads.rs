@@ -69,7 +69,9 @@ impl From<tokio_postgres::Error> for DbError {
                 constraint: db.constraint().map(str::to_owned),
                 detail: db.message().to_owned(),
             },
-            Some("08" | "57" | "53" | "40" | "55" | "25" | "26" | "SP") => Self::Unavailable(format!("{state} {}", db.message())),
+            Some("08" | "57" | "53" | "40" | "55" | "25" | "26" | "SP") => {
+                Self::Unavailable(format!("{state} {}", db.message()))
+            }
             _ => Self::Broken(format!("{state} {}", db.message())),
         }
     }
@@ -134,7 +136,8 @@ impl Database {
 }
 
 fn pool(settings: tokio_postgres::Config, config: &Config) -> Pool {
-    let manager = Manager::from_config(settings, NoTls, ManagerConfig { recycling_method: RecyclingMethod::Fast });
+    let manager =
+        Manager::from_config(settings, NoTls, ManagerConfig { recycling_method: RecyclingMethod::Fast });
     let patience = Duration::from_millis(config.database_connect_timeout_ms);
     let built = Pool::builder(manager)
         .max_size(config.database_pool_size.max(1))
@@ -199,12 +202,20 @@ impl Lease {
         Ok(rows)
     }
 
-    pub async fn query_opt(&mut self, sql: &str, params: &[&(dyn ToSql + Sync)]) -> Result<Option<Row>, DbError> {
+    pub async fn query_opt(
+        &mut self,
+        sql: &str,
+        params: &[&(dyn ToSql + Sync)],
+    ) -> Result<Option<Row>, DbError> {
         Ok(self.query(sql, params).await?.into_iter().next())
     }
 
     /// [`Lease::change`] of at most one row.
-    pub async fn change_opt(&mut self, sql: &str, params: &[&(dyn ToSql + Sync)]) -> Result<Option<Row>, DbError> {
+    pub async fn change_opt(
+        &mut self,
+        sql: &str,
+        params: &[&(dyn ToSql + Sync)],
+    ) -> Result<Option<Row>, DbError> {
         Ok(self.change(sql, params).await?.into_iter().next())
     }
 
@@ -218,7 +229,8 @@ impl Lease {
         let object = self.object();
         let work = async {
             let statement = object.prepare_cached(sql).await?;
-            futures_util::future::try_join_all(rows.iter().map(|params| object.query(&statement, params))).await
+            futures_util::future::try_join_all(rows.iter().map(|params| object.query(&statement, params)))
+                .await
         };
         let answers = in_time(work).await.and_then(|done| Ok(done?)).map_err(DbError::nothing_done)?;
         self.clean = was_clean;
@@ -227,7 +239,10 @@ impl Lease {
 
     pub async fn begin(&mut self) -> Result<(), DbError> {
         self.clean = false;
-        in_time(self.object().batch_execute("BEGIN")).await.and_then(|done| Ok(done?)).map_err(DbError::nothing_done)
+        in_time(self.object().batch_execute("BEGIN"))
+            .await
+            .and_then(|done| Ok(done?))
+            .map_err(DbError::nothing_done)
     }
 
     pub async fn commit(&mut self) -> Result<(), DbError> {

@@ -43,7 +43,11 @@ pub async fn payment_types(db: &mut Lease, tenant: TenantId) -> Result<Vec<Cache
     rows.iter().map(|row| Ok(warm::payment_type(row)?)).collect()
 }
 
-pub async fn payment_type(db: &mut Lease, tenant: TenantId, code: &str) -> Result<Option<CachedPaymentType>, DbError> {
+pub async fn payment_type(
+    db: &mut Lease,
+    tenant: TenantId,
+    code: &str,
+) -> Result<Option<CachedPaymentType>, DbError> {
     let sql = format!("{} WHERE tenant_id = $1 AND code = $2", warm::PAYMENT_TYPES);
     Ok(db.query_opt(&sql, &[&tenant.0, &code]).await?.as_ref().map(warm::payment_type).transpose()?)
 }
@@ -67,7 +71,11 @@ pub async fn update_payment_type(
     Ok(row.map(|r| r.try_get(0)).transpose()?)
 }
 
-pub async fn config(db: &mut Lease, tenant: TenantId, kind: &str) -> Result<Option<CachedTenantConfig>, DbError> {
+pub async fn config(
+    db: &mut Lease,
+    tenant: TenantId,
+    kind: &str,
+) -> Result<Option<CachedTenantConfig>, DbError> {
     let sql = format!("{} WHERE tenant_id = $1 AND config_type = $2", warm::TENANT_CONFIG);
     Ok(db.query_opt(&sql, &[&tenant.0, &kind]).await?.as_ref().map(warm::tenant_config).transpose()?)
 }
@@ -178,7 +186,10 @@ pub async fn update_rule(
 
 pub async fn delete_rule(db: &mut Lease, tenant: TenantId, id: RuleId) -> Result<bool, DbError> {
     let rows = db
-        .change("DELETE FROM fraud_rules WHERE tenant_id = $1 AND rule_id = $2 RETURNING 1", &[&tenant.0, &id.0])
+        .change(
+            "DELETE FROM fraud_rules WHERE tenant_id = $1 AND rule_id = $2 RETURNING 1",
+            &[&tenant.0, &id.0],
+        )
         .await?;
     Ok(!rows.is_empty())
 }

@@ -41,7 +41,11 @@ pub async fn create(
     now: DateTime<Utc>,
 ) -> Result<(), DbError> {
     db.begin().await?;
-    db.query("INSERT INTO tenants (tenant_id, name, created_at) VALUES ($1, $2, $3)", &[&tenant.0, &name, &now]).await?;
+    db.query(
+        "INSERT INTO tenants (tenant_id, name, created_at) VALUES ($1, $2, $3)",
+        &[&tenant.0, &name, &now],
+    )
+    .await?;
     insert_key(db, tenant, key, now).await?;
     db.query(
         "INSERT INTO payment_types (tenant_id, payment_type_id, code, name, created_at, updated_at) \
@@ -62,12 +66,19 @@ pub async fn create(
 
 pub async fn get(db: &mut Lease, tenant: TenantId) -> Result<Option<TenantRow>, DbError> {
     let row = db
-        .query_opt("SELECT tenant_id, name, status, created_at FROM tenants WHERE tenant_id = $1", &[&tenant.0])
+        .query_opt(
+            "SELECT tenant_id, name, status, created_at FROM tenants WHERE tenant_id = $1",
+            &[&tenant.0],
+        )
         .await?;
     row.as_ref().map(tenant_row).transpose()
 }
 
-pub async fn set_status(db: &mut Lease, tenant: TenantId, status: &str) -> Result<Option<TenantRow>, DbError> {
+pub async fn set_status(
+    db: &mut Lease,
+    tenant: TenantId,
+    status: &str,
+) -> Result<Option<TenantRow>, DbError> {
     let row = db
         .change_opt(
             "UPDATE tenants SET status = $2 WHERE tenant_id = $1 RETURNING tenant_id, name, status, created_at",
@@ -86,7 +97,12 @@ fn tenant_row(row: &tokio_postgres::Row) -> Result<TenantRow, DbError> {
     })
 }
 
-pub async fn insert_key(db: &mut Lease, tenant: TenantId, key: &NewKey, now: DateTime<Utc>) -> Result<(), DbError> {
+pub async fn insert_key(
+    db: &mut Lease,
+    tenant: TenantId,
+    key: &NewKey,
+    now: DateTime<Utc>,
+) -> Result<(), DbError> {
     db.change(
         "INSERT INTO api_keys (tenant_id, key_id, prefix, key_hash, scopes, created_at) VALUES ($1, $2, $3, $4, $5, $6)",
         &[&tenant.0, &key.key_id.0, &key.prefix, &key.hash.as_slice(), &key.scopes, &now],
@@ -138,7 +154,12 @@ pub async fn keys(db: &mut Lease, tenant: TenantId) -> Result<Vec<KeyRow>, DbErr
 }
 
 /// Whether there is such a key. Revoking twice is the same as once.
-pub async fn revoke(db: &mut Lease, tenant: TenantId, key: KeyId, now: DateTime<Utc>) -> Result<bool, DbError> {
+pub async fn revoke(
+    db: &mut Lease,
+    tenant: TenantId,
+    key: KeyId,
+    now: DateTime<Utc>,
+) -> Result<bool, DbError> {
     let rows = db
         .change(
             "UPDATE api_keys SET status = 'REVOKED', revoked_at = coalesce(revoked_at, $3) \

@@ -59,13 +59,17 @@ impl Claims {
         );
         // `published_at IS NULL` keeps the first mark's time when a row was published twice. Rows that have moved on
         // since they were claimed are marked by their new owner, which publishes them once more.
-        let mark = format!("UPDATE outbox o SET published_at = clock_timestamp() \
+        let mark = format!(
+            "UPDATE outbox o SET published_at = clock_timestamp() \
              FROM unnest($1::uuid[], $2::uuid[], $3::int8[]) AS d (tenant_id, account_id, event_seq) \
              WHERE o.tenant_id = d.tenant_id AND o.account_id = d.account_id AND o.event_seq = d.event_seq \
              AND o.published_at IS NULL \
-             AND EXISTS (SELECT 1 FROM relay_leases l WHERE l.shard_id = $4 AND l.owner = $5 AND l.epoch = $6){owned}");
-        let pending = format!("SELECT count(*), coalesce(extract(epoch FROM clock_timestamp() - min(occurred_at)), 0)::float8 \
-             FROM (SELECT occurred_at FROM outbox o WHERE published_at IS NULL{owned} LIMIT 50000) AS waiting");
+             AND EXISTS (SELECT 1 FROM relay_leases l WHERE l.shard_id = $4 AND l.owner = $5 AND l.epoch = $6){owned}"
+        );
+        let pending = format!(
+            "SELECT count(*), coalesce(extract(epoch FROM clock_timestamp() - min(occurred_at)), 0)::float8 \
+             FROM (SELECT occurred_at FROM outbox o WHERE published_at IS NULL{owned} LIMIT 50000) AS waiting"
+        );
         Ok(Claims {
             claim: client.prepare(&claim).await?,
             mark: client.prepare(&mark).await?,

@@ -22,7 +22,12 @@ pub struct Lease {
 impl Lease {
     /// Takes the lease if it is free, lapsed or already this owner's. The grant is flushed to disk and standbys as the
     /// server's settings say, so the session must not have turned `synchronous_commit` off yet.
-    pub async fn acquire(client: &Client, shard: i32, owner: &str, ttl: Duration) -> Result<Option<Lease>, Error> {
+    pub async fn acquire(
+        client: &Client,
+        shard: i32,
+        owner: &str,
+        ttl: Duration,
+    ) -> Result<Option<Lease>, Error> {
         let asked = Instant::now();
         // Looking first spares the shard a row lock every time a standby relay asks.
         let free = "SELECT NOT EXISTS (SELECT 1 FROM relay_leases WHERE shard_id = $1 AND owner <> $2 \

@@ -23,9 +23,9 @@
 pub mod claim;
 pub mod event;
 pub mod lease;
+mod owned;
 pub mod publisher;
 pub mod relay;
-mod owned;
 mod shards;
 pub mod sweep;
 
@@ -133,7 +133,14 @@ impl Outbox {
     ) -> Result<Outbox, rdkafka::error::KafkaError> {
         let publisher = Publisher::new(config.publisher.clone())?;
         let owner = format!("{}/{}", config.instance, uuid::Uuid::new_v4().simple());
-        let shared = Arc::new(Shared { config, owner, publisher, metrics, held: AtomicUsize::new(0), started: Instant::now() });
+        let shared = Arc::new(Shared {
+            config,
+            owner,
+            publisher,
+            metrics,
+            held: AtomicUsize::new(0),
+            started: Instant::now(),
+        });
         let (stop, stopped) = watch::channel(false);
         let supervisor = tokio::spawn(supervise(shared.clone(), committed, stopped));
         Ok(Outbox { stop, supervisor, shared })

@@ -12,13 +12,13 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
+use rdkafka::ClientContext;
 use rdkafka::config::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{
     BaseRecord, DeliveryResult, NoCustomPartitioner, Producer, ProducerContext, PurgeConfig, ThreadedProducer,
 };
-use rdkafka::ClientContext;
 use tokio::sync::Notify;
 
 use super::event::Scratch;
@@ -244,7 +244,12 @@ impl Publisher {
         }
         let producer = self.config.settings().create_with_context(Reports)?;
         let number = self.next.fetch_add(1, Ordering::Relaxed) as u64;
-        let session = Arc::new(Session { number, topic: self.config.topic.clone(), producer, given_up: RwLock::new(false) });
+        let session = Arc::new(Session {
+            number,
+            topic: self.config.topic.clone(),
+            producer,
+            given_up: RwLock::new(false),
+        });
         *current = Some(session.clone());
         Ok(session)
     }

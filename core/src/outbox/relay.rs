@@ -11,11 +11,11 @@ use futures_util::future::select_all;
 use tokio::sync::{Notify, watch};
 use tokio_postgres::Client;
 
+use super::Shared;
 use super::claim::{Claims, Cursor};
 use super::event::{Event, Scratch};
 use super::lease::Lease;
 use super::publisher::{Batch, SendError, Session};
-use super::Shared;
 use super::shards::{self, StatementError, in_time};
 
 /// Pauses after failures: from a tenth of a second, doubled up to five.
@@ -31,7 +31,10 @@ enum Ended {
     Stopped,
     /// Another relay has the lease, or ours lapsed.
     LeaseLost,
-    Failed { reason: &'static str, error: String },
+    Failed {
+        reason: &'static str,
+        error: String,
+    },
 }
 
 impl Ended {
@@ -125,7 +128,8 @@ impl Relay {
         loop {
             // An instance that has leases already asks later, so that instances started together share the shards.
             let held = self.shared.held.load(Ordering::Relaxed) as u32;
-            let polite = Duration::from_millis(200) * held.min(10) + Duration::from_millis(rand::random_range(0..50));
+            let polite =
+                Duration::from_millis(200) * held.min(10) + Duration::from_millis(rand::random_range(0..50));
             if tokio::time::timeout(polite, self.stopped.wait_for(|s| *s)).await.is_ok() {
                 return Err(Ended::Stopped);
             }

@@ -90,7 +90,12 @@ impl Sweeper {
 }
 
 /// One shard, until stopped.
-async fn sweep(config: Arc<OutboxConfig>, shard: Option<u16>, metrics: Arc<Metrics>, mut stopped: watch::Receiver<bool>) {
+async fn sweep(
+    config: Arc<OutboxConfig>,
+    shard: Option<u16>,
+    metrics: Arc<Metrics>,
+    mut stopped: watch::Receiver<bool>,
+) {
     let mut tidied = Instant::now();
     let mut parted: Option<Instant> = None;
     let mut pause = config.sweep_every.min(FIRST_ROUND);
@@ -137,20 +142,29 @@ async fn sweep(config: Arc<OutboxConfig>, shard: Option<u16>, metrics: Arc<Metri
 async fn partitions(config: &OutboxConfig, shard: Option<u16>) -> Result<f64, String> {
     let link = shards::open(config, shard, "sweeper").await.map_err(|e| e.to_string())?;
     let client = &link.client;
-    in_time(PATIENCE, client.query("SELECT make_partitions($1)", &[&MONTHS_AHEAD])).await.map_err(|e| e.to_string())?;
+    in_time(PATIENCE, client.query("SELECT make_partitions($1)", &[&MONTHS_AHEAD]))
+        .await
+        .map_err(|e| e.to_string())?;
     let sql = "SELECT (extract(epoch FROM partitions_until() - now()) / 86400)::float8";
     let row = in_time(PATIENCE, client.query_one(sql, &[])).await.map_err(|e| e.to_string())?;
     row.try_get(0).map_err(|e| e.to_string())
 }
 
 /// Removes what has expired until little is left.
-async fn round(config: &OutboxConfig, shard: Option<u16>, tidy: bool, metrics: &Metrics) -> Result<(), String> {
+async fn round(
+    config: &OutboxConfig,
+    shard: Option<u16>,
+    tidy: bool,
+    metrics: &Metrics,
+) -> Result<(), String> {
     let say = |error: StatementError| error.to_string();
     let link = shards::open(config, shard, "sweeper").await.map_err(|e| e.to_string())?;
     let client = &link.client;
     // Rows of a lost commit are removed again; a flush and a wait for the standby for every chunk would be its cost
     // otherwise. BRIN is used by bitmap scans only, and the planner prefers reading a table just made.
-    set(client, &["synchronous_commit", "jit", "enable_seqscan", "enable_indexscan"], "off").await.map_err(say)?;
+    set(client, &["synchronous_commit", "jit", "enable_seqscan", "enable_indexscan"], "off")
+        .await
+        .map_err(say)?;
     let mut expired = [
         Table::new(client, PUBLISHED, config.retention, CHUNK).await.map_err(say)?,
         Table::new(client, KEYS, GRACE, CHUNK).await.map_err(say)?,
@@ -207,7 +221,8 @@ async fn exhaust(
     while tables.iter().any(|table| !table.done) {
         for (n, table) in tables.iter_mut().enumerate().filter(|(_, table)| !table.done) {
             let began = Instant::now();
-            let rows = in_time(PATIENCE, client.execute(&table.delete, &[&table.age_s, &table.chunk])).await?;
+            let rows =
+                in_time(PATIENCE, client.execute(&table.delete, &[&table.age_s, &table.chunk])).await?;
             deleted(n, rows);
             table.done = rows < table.chunk as u64;
             tokio::time::sleep(began.elapsed().clamp(REST_LEAST, REST_MOST)).await;

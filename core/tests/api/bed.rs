@@ -133,7 +133,14 @@ impl Bed {
         self.as_key(&self.key, method, path, headers, body).await
     }
 
-    pub async fn as_key(&self, key: &str, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Reply {
+    pub async fn as_key(
+        &self,
+        key: &str,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &str,
+    ) -> Reply {
         call(self.address, key, method, path, headers, body).await
     }
 
@@ -287,7 +294,9 @@ pub async fn raw(address: SocketAddr, bytes: &[u8]) -> Reply {
     // The core may answer and close before it has read everything.
     let _ = stream.write_all(bytes).await;
     let mut answer = Vec::new();
-    let _ = tokio::time::timeout(Duration::from_secs(30), stream.read_to_end(&mut answer)).await.expect("an answer");
+    let _ = tokio::time::timeout(Duration::from_secs(30), stream.read_to_end(&mut answer))
+        .await
+        .expect("an answer");
     let text = String::from_utf8(answer).unwrap();
     let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no answer: {text:?}"));
     let mut lines = head.lines();
@@ -346,11 +355,13 @@ impl Wire {
 
     /// From now on the database seems to have this map: inclusive bucket ranges with their shards.
     pub fn set_map(&self, epoch: u64, ranges: &[(u16, u16, u16)]) {
-        *self.state.map.lock().unwrap() = ranges.iter().map(|(from, to, shard)| (*from, *to, *shard, epoch)).collect();
+        *self.state.map.lock().unwrap() =
+            ranges.iter().map(|(from, to, shard)| (*from, *to, *shard, epoch)).collect();
     }
 
     pub fn lost_all(&self) -> bool {
-        self.state.lose_answers.load(Ordering::SeqCst) == 0 && self.state.lose_requests.load(Ordering::SeqCst) == 0
+        self.state.lose_answers.load(Ordering::SeqCst) == 0
+            && self.state.lose_requests.load(Ordering::SeqCst) == 0
     }
 
     /// Every connection ends and none begins, or they do again.

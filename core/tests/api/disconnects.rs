@@ -40,7 +40,8 @@ async fn h33_a_client_that_goes_does_not_keep_the_eviction_from_being_made() {
     client.write_all(request.as_bytes()).await.unwrap();
     let sql = bed.sql().await;
     let name = format!("{}/writes", bed.app.config.instance);
-    let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND application_name = $1";
+    let waiting =
+        "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND application_name = $1";
     until("the change to wait for the row", async || {
         sql.query_one(waiting, &[&name]).await.unwrap().get::<_, i64>(0) > 0
     })

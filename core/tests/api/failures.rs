@@ -102,7 +102,11 @@ async fn h32_a_rejection_after_an_unknown_outcome_is_unknown() {
     bed.wire.cut_after_sending(1);
     assert_eq!(bed.pay("k1", &body).await.problem(), (503, "outcome_unknown".into()));
     assert!(bed.wire.lost_all());
-    assert_eq!(bed.pay("k1", &body).await.problem(), (404, "unknown_account".into()), "a request of its own is known");
+    assert_eq!(
+        bed.pay("k1", &body).await.problem(),
+        (404, "unknown_account".into()),
+        "a request of its own is known"
+    );
 }
 
 /// How often a cached balance was dropped because of what this instance did.
@@ -131,7 +135,10 @@ async fn h33_an_unknown_outcome_evicts_both_balances_now_and_again_later() {
     read().await;
     let lock = bed.lock(&wallet).await;
     let before = balances_evicted(&bed).await;
-    assert_eq!(bed.pay("k1", &payment(&settlement, &wallet, "2.00")).await.problem(), (503, "outcome_unknown".into()));
+    assert_eq!(
+        bed.pay("k1", &payment(&settlement, &wallet, "2.00")).await.problem(),
+        (503, "outcome_unknown".into())
+    );
     assert_eq!(balances_evicted(&bed).await, before + 2);
     // Filled again with what is there before the payment is made.
     read().await;
@@ -211,7 +218,11 @@ async fn h5_a_replayed_payment_waits_for_the_standby() {
     assert_eq!(again.status, 201, "{again:?}");
     assert_eq!(bed.count("payments", "amount_minor = 200").await, 1);
     let reopened = open().await;
-    assert_eq!((reopened.status, reopened.header("idempotent-replayed")), (201, Some("true")), "{reopened:?}");
+    assert_eq!(
+        (reopened.status, reopened.header("idempotent-replayed")),
+        (201, Some("true")),
+        "{reopened:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -245,7 +256,8 @@ async fn h38_repeated_poisoners_go_to_a_solo_lane() {
     let bed = Arc::new(Bed::new().await);
     let (settlement, wallet) = bed.accounts().await;
     let (_, poisoner) = bed.new_tenant("Poisoner").await;
-    let theirs = (bed.account(&poisoner, "S", "settlement").await, bed.account(&poisoner, "W", "wallet").await);
+    let theirs =
+        (bed.account(&poisoner, "S", "settlement").await, bed.account(&poisoner, "W", "wallet").await);
     let mut poison = payment(&theirs.0, &theirs.1, "1.00");
     poison["reference"] = json!("poison");
     let poison = poison.to_string();

@@ -53,7 +53,10 @@ async fn a_decline_is_an_outcome_and_is_replayed() {
     assert_eq!((again.status, again.header("idempotent-replayed")), (402, Some("true")));
     assert_eq!(again.body, first.body);
     let stored = bed.get(&format!("/v1/payments/{}", first.text("payment_id"))).await.json();
-    assert_eq!((&stored["status"], &stored["decline_code"]), (&json!("declined"), &json!("insufficient_funds")));
+    assert_eq!(
+        (&stored["status"], &stored["decline_code"]),
+        (&json!("declined"), &json!("insufficient_funds"))
+    );
     let balance = bed.get(&format!("/v1/accounts/{wallet}/balance")).await.json();
     assert_eq!((&balance["posted"], &balance["available"]), (&json!("100.00"), &json!("100.00")));
 }
@@ -118,7 +121,8 @@ async fn batches_answer_in_order_and_by_item() {
     let reply = bed.call("POST", "/v1/payments/batch", &[], &json!({ "payments": items }).to_string()).await;
     assert_eq!(reply.status, 200, "{reply:?}");
     let results = reply.json();
-    let statuses: Vec<_> = results["results"].as_array().unwrap().iter().map(|r| r["status"].as_u64().unwrap()).collect();
+    let statuses: Vec<_> =
+        results["results"].as_array().unwrap().iter().map(|r| r["status"].as_u64().unwrap()).collect();
     // In order: 10 in, 4 out, 7 is more than the 6 left, 6 is exactly that; the key b1 is taken; no key.
     assert_eq!(statuses, [201, 201, 402, 422, 201, 409, 400]);
     assert_eq!(results["results"][3]["problem"]["errors"][0]["pointer"], "/payments/3/amount");
@@ -150,7 +154,10 @@ async fn accounts_are_opened_once_a_key() {
     let replays = [&first, &second].iter().filter(|r| r.header("idempotent-replayed").is_some()).count();
     assert_eq!(replays, 1);
     let other = body.replace("\"5\"", "\"6\"");
-    assert_eq!(bed.call("POST", "/v1/accounts", &key, &other).await.problem(), (422, "idempotency_key_reused".into()));
+    assert_eq!(
+        bed.call("POST", "/v1/accounts", &key, &other).await.problem(),
+        (422, "idempotency_key_reused".into())
+    );
     // Without the key the number itself is unique.
     assert_eq!(bed.call("POST", "/v1/accounts", &[], &body).await.problem(), (409, "already_exists".into()));
     // A payment cannot take an account's key.
@@ -165,7 +172,8 @@ async fn accounts_are_opened_once_a_key() {
     ] });
     let key = [("idempotency-key", "a2")];
     let batch = bed.call("POST", "/v1/accounts/batch", &key, &accounts.to_string()).await;
-    let statuses: Vec<_> = batch.json()["results"].as_array().unwrap().iter().map(|r| r["status"].clone()).collect();
+    let statuses: Vec<_> =
+        batch.json()["results"].as_array().unwrap().iter().map(|r| r["status"].clone()).collect();
     assert_eq!(statuses, [json!(201), json!(409), json!(422)], "{batch:?}");
     let again = bed.call("POST", "/v1/accounts/batch", &key, &accounts.to_string()).await;
     assert_eq!((again.header("idempotent-replayed"), &again.body), (Some("true"), &batch.body));

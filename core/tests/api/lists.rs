@@ -30,7 +30,10 @@ async fn pages_hold_every_row_once() {
     for i in 0..21 {
         assert_eq!(bed.pay(&format!("in{i}"), &payment(&settlement, &wallet, "1.00")).await.status, 201);
         if i % 3 == 0 {
-            assert_eq!(bed.pay(&format!("out{i}"), &payment(&wallet, &settlement, "1000.00")).await.status, 402);
+            assert_eq!(
+                bed.pay(&format!("out{i}"), &payment(&wallet, &settlement, "1000.00")).await.status,
+                402
+            );
         }
     }
     let (all, count) = pages(&bed, "/v1/payments?limit=7").await;
@@ -41,11 +44,15 @@ async fn pages_hold_every_row_once() {
     let (declined, _) = pages(&bed, "/v1/payments?limit=7&status=declined").await;
     assert_eq!(declined.len(), 7);
     assert!(declined.iter().all(|p| p["status"] == "declined"));
-    let (succeeded, _) = pages(&bed, &format!("/v1/payments?limit=7&status=succeeded&account_id={wallet}")).await;
+    let (succeeded, _) =
+        pages(&bed, &format!("/v1/payments?limit=7&status=succeeded&account_id={wallet}")).await;
     assert_eq!(succeeded.len(), 21);
     // A cursor with other filters than its own is refused.
     let page = bed.get("/v1/payments?limit=7&status=declined").await.json();
-    let next = bed.get("/v1/payments?limit=2&status=declined").await.json()["next_cursor"].as_str().unwrap().to_owned();
+    let next = bed.get("/v1/payments?limit=2&status=declined").await.json()["next_cursor"]
+        .as_str()
+        .unwrap()
+        .to_owned();
     assert!(page["next_cursor"].is_null());
     let mixed = bed.get(&format!("/v1/payments?status=succeeded&cursor={next}")).await;
     assert_eq!(mixed.problem(), (400, "invalid_cursor".into()));
@@ -79,7 +86,9 @@ async fn the_payments_of_an_account_are_paged_by_its_own_rows() {
         assert_eq!(bed.pay(&format!("o{i}"), &payment(&settlement, &other, "0.01")).await.status, 201);
     }
     made.reverse();
-    let ids = |rows: &[Value]| rows.iter().map(|p| p["payment_id"].as_str().unwrap().to_owned()).collect::<Vec<_>>();
+    let ids = |rows: &[Value]| {
+        rows.iter().map(|p| p["payment_id"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
     let narrowed = |status: &'static str| {
         let keep = move |(i, _): &(usize, &String)| (i % 4 >= 2) == (status == "succeeded");
         made.iter().enumerate().filter(keep).map(|(_, id)| id.clone()).collect::<Vec<_>>()

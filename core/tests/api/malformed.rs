@@ -37,7 +37,12 @@ async fn payments_that_make_no_sense() {
         ("too precise", with("amount", json!("1.001")), 422, "amount_too_precise"),
         ("overflow of the limit", with("amount", json!("10000000000000.00")), 422, "amount_too_large"),
         ("overflow of 64 bits", with("amount", json!("92233720368547758.08")), 422, "amount_too_large"),
-        ("overflow of 96 bits", with("amount", json!("79228162514264337593543950336")), 422, "amount_too_large"),
+        (
+            "overflow of 96 bits",
+            with("amount", json!("79228162514264337593543950336")),
+            422,
+            "amount_too_large",
+        ),
         ("exponent", with("amount", json!("1e3")), 422, "invalid_amount"),
         ("comma", with("amount", json!("1,00")), 422, "invalid_amount"),
         ("empty amount", with("amount", json!("")), 422, "invalid_amount"),
@@ -47,7 +52,12 @@ async fn payments_that_make_no_sense() {
         ("another currency", with("currency", json!("EUR")), 422, "currency_mismatch"),
         ("no UUID", with("debit_account_id", json!("me")), 422, "invalid_account_id"),
         ("to itself", with("credit_account_id", json!(debit)), 422, "same_account"),
-        ("an unknown account", with("credit_account_id", json!(uuid::Uuid::now_v7())), 404, "unknown_account"),
+        (
+            "an unknown account",
+            with("credit_account_id", json!(uuid::Uuid::now_v7())),
+            404,
+            "unknown_account",
+        ),
         ("an unknown type", with("payment_type", json!("gift")), 422, "unknown_payment_type"),
         ("a long reference", with("reference", json!("x".repeat(101))), 422, "invalid_text"),
         ("an empty reference", with("reference", json!("")), 422, "invalid_text"),
@@ -72,11 +82,12 @@ async fn headers_that_make_no_sense() {
     let (debit, credit) = bed.accounts().await;
     let body = payment(&debit, &credit, "1.00").to_string();
     let long = "k".repeat(256);
-    let check = async |what: &str, key: &str, headers: &[(&str, &str)], body: &str, status: u16, code: &str| {
-        let reply = bed.as_key(key, "POST", "/v1/payments", headers, body).await;
-        assert_eq!(reply.problem(), (status, code.to_owned()), "{what}");
-        reply
-    };
+    let check =
+        async |what: &str, key: &str, headers: &[(&str, &str)], body: &str, status: u16, code: &str| {
+            let reply = bed.as_key(key, "POST", "/v1/payments", headers, body).await;
+            assert_eq!(reply.problem(), (status, code.to_owned()), "{what}");
+            reply
+        };
     let key = bed.key.as_str();
     let id = ("idempotency-key", "k1");
     check("no key", key, &[JSON], &body, 400, "missing_idempotency_key").await;
@@ -89,7 +100,8 @@ async fn headers_that_make_no_sense() {
     let large = format!("{{\"x\":\"{}\"}}", "x".repeat(70_000));
     check("a large body", key, &[id], &large, 413, "body_too_large").await;
     check("no API key", "", &[id], &body, 401, "unauthenticated").await;
-    check("no such API key", &format!("{}x", &key[..key.len() - 1]), &[id], &body, 401, "unauthenticated").await;
+    check("no such API key", &format!("{}x", &key[..key.len() - 1]), &[id], &body, 401, "unauthenticated")
+        .await;
     check("a key of nobody", "pk_x_y", &[id], &body, 401, "unauthenticated").await;
     // The first fault in the documented order wins.
     check("all at once", "", &[("content-type", "text/plain")], "{", 401, "unauthenticated").await;
@@ -98,7 +110,10 @@ async fn headers_that_make_no_sense() {
     let reply = bed.as_key("wrong", "POST", "/v1/tenants", &[], "{}").await;
     assert_eq!(reply.problem(), (403, "forbidden".into()));
     assert_eq!(bed.get("/v1/nothing").await.problem(), (404, "not_found".into()));
-    assert_eq!(bed.call("DELETE", "/v1/payments", &[], "").await.problem(), (405, "method_not_allowed".into()));
+    assert_eq!(
+        bed.call("DELETE", "/v1/payments", &[], "").await.problem(),
+        (405, "method_not_allowed".into())
+    );
     let reply = bed.call("GET", "/healthz", &[("x-request-id", "mine-1")], "").await;
     assert_eq!((reply.status, reply.header("x-request-id")), (200, Some("mine-1")));
     assert_eq!(bed.count("payments", "true").await, 0);
@@ -150,7 +165,12 @@ async fn other_resources_that_make_no_sense() {
         ("/v1/fraud-rules", rule("max_amount"), 422, "unknown_currency"),
         ("/v1/fraud-rules", rule("velocity_count"), 422, "invalid_value"),
         ("/v1/payment-types", json!({ "code": "a b", "name": "x" }), 422, "invalid_text"),
-        ("/v1/payment-types", json!({ "code": "a", "name": "x", "min_amount_minor": 5, "max_amount_minor": 4 }), 422, "invalid_value"),
+        (
+            "/v1/payment-types",
+            json!({ "code": "a", "name": "x", "min_amount_minor": 5, "max_amount_minor": 4 }),
+            422,
+            "invalid_value",
+        ),
         ("/v1/api-keys", json!({ "scopes": ["everything"] }), 422, "invalid_value"),
     ];
     for (path, body, status, code) in cases {
@@ -214,7 +234,8 @@ async fn paths_and_methods_that_do_not_exist_are_problems() {
     ] {
         let reply = bed.call(method, path, &[], "{}").await;
         assert_eq!(reply.problem(), (405, "method_not_allowed".into()), "{method} {path}");
-        let mut allow: Vec<&str> = reply.header("allow").unwrap_or_default().split(',').map(str::trim).collect();
+        let mut allow: Vec<&str> =
+            reply.header("allow").unwrap_or_default().split(',').map(str::trim).collect();
         allow.sort_unstable();
         assert_eq!(allow, allowed, "{method} {path}");
     }

@@ -43,7 +43,8 @@ async fn a_full_queue_answers() {
     lock.batch_execute("COMMIT").await.unwrap();
     assert_eq!(waiting.remove(0).await.unwrap().status, 201);
     let results = batch.await.unwrap().json();
-    let statuses: Vec<_> = results["results"].as_array().unwrap().iter().map(|r| r["status"].clone()).collect();
+    let statuses: Vec<_> =
+        results["results"].as_array().unwrap().iter().map(|r| r["status"].clone()).collect();
     assert_eq!(statuses, [201, 201, 201, 429, 429, 429, 429, 429].map(|s| json!(s)));
     assert_eq!(bed.count("payments", "true").await, 4);
     assert_eq!(bed.metric("paycore_payments_active").await, 0.0);
@@ -102,7 +103,8 @@ async fn too_many_connections_wait_outside() {
     let idle: Vec<_> = futures_util::future::join_all((0..5).map(|_| TcpStream::connect(bed.address))).await;
     tokio::time::sleep(Duration::from_millis(100)).await;
     let address = bed.address;
-    let outside = tokio::spawn(async move { crate::bed::call(address, "", "GET", "/healthz", &[], "").await.status });
+    let outside =
+        tokio::spawn(async move { crate::bed::call(address, "", "GET", "/healthz", &[], "").await.status });
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert!(!outside.is_finished());
     drop(idle);

@@ -17,7 +17,10 @@ async fn an_account_from_opening_to_closing() {
     let limited = patch(json!({ "overdraft_limit": "2.00" })).await;
     assert_eq!(limited.json()["overdraft_limit"], "2.00");
     assert_eq!(bed.pay("2", &payment(&wallet, &settlement, "7.00")).await.status, 201);
-    assert_eq!(bed.pay("3", &payment(&wallet, &settlement, "0.01")).await.problem(), (402, "insufficient_funds".into()));
+    assert_eq!(
+        bed.pay("3", &payment(&wallet, &settlement, "0.01")).await.problem(),
+        (402, "insufficient_funds".into())
+    );
     let balance = bed.get(&format!("{path}/balance")).await.json();
     assert_eq!((&balance["posted"], &balance["available"]), (&json!("-2.00"), &json!("0.00")));
 
@@ -25,11 +28,15 @@ async fn an_account_from_opening_to_closing() {
     assert_eq!(bed.get(&path).await.json()["status"], "ACTIVE");
     assert_eq!(patch(json!({ "status": "FROZEN" })).await.json()["status"], "FROZEN");
     assert_eq!(bed.get(&path).await.json()["status"], "FROZEN");
-    assert_eq!(bed.pay("4", &payment(&settlement, &wallet, "1.00")).await.problem(), (402, "account_not_active".into()));
+    assert_eq!(
+        bed.pay("4", &payment(&settlement, &wallet, "1.00")).await.problem(),
+        (402, "account_not_active".into())
+    );
     assert_eq!(patch(json!({ "status": "CLOSED" })).await.status, 200);
     assert_eq!(patch(json!({ "status": "ACTIVE" })).await.problem(), (409, "state_conflict".into()));
     assert_eq!(patch(json!({ "status": "OPEN" })).await.problem(), (422, "invalid_value".into()));
-    let unlimited = bed.call("PATCH", &format!("/v1/accounts/{settlement}"), &[], r#"{"overdraft_limit":"1.00"}"#).await;
+    let unlimited =
+        bed.call("PATCH", &format!("/v1/accounts/{settlement}"), &[], r#"{"overdraft_limit":"1.00"}"#).await;
     assert_eq!(unlimited.problem(), (422, "invalid_value".into()));
 }
 
@@ -45,7 +52,10 @@ async fn a_key_hands_on_no_more_than_it_may() {
     for more in ["[]", r#"["payments:write"]"#, r#"["payments:read","accounts:read"]"#] {
         assert_eq!(make(more).await.problem(), (403, "forbidden".into()), "{more}");
     }
-    assert_eq!(bed.as_key(&key, "POST", "/v1/api-keys", &[], "{}").await.problem(), (403, "forbidden".into()));
+    assert_eq!(
+        bed.as_key(&key, "POST", "/v1/api-keys", &[], "{}").await.problem(),
+        (403, "forbidden".into())
+    );
     assert_eq!(make(r#"["payments:read"]"#).await.status, 201);
     // A key without scopes may do everything, so it may hand on everything.
     assert_eq!(bed.call("POST", "/v1/api-keys", &[], "{}").await.status, 201);
@@ -69,18 +79,24 @@ async fn keys_have_scopes_and_end() {
     assert_eq!(other.as_key(&key, "GET", "/v1/payments", &[], "").await.status, 200);
     let revoked = Instant::now();
     assert_eq!(bed.call("DELETE", &format!("/v1/api-keys/{id}"), &[], "").await.status, 204);
-    assert_eq!(bed.as_key(&key, "GET", "/v1/payments", &[], "").await.problem(), (401, "unauthenticated".into()));
+    assert_eq!(
+        bed.as_key(&key, "GET", "/v1/payments", &[], "").await.problem(),
+        (401, "unauthenticated".into())
+    );
     while other.as_key(&key, "GET", "/v1/payments", &[], "").await.status != 401 {
         let limit = Duration::from_secs(payment_core::limits::API_KEY_REVOCATION_S + 1);
         assert!(revoked.elapsed() < limit, "revocation takes longer than stated");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     let sql = bed.sql().await;
-    let plain: i64 =
-        sql.query_one("SELECT count(*) FROM api_keys WHERE position($1 IN encode(key_hash, 'escape')) > 0", &[&key])
-            .await
-            .unwrap()
-            .get(0);
+    let plain: i64 = sql
+        .query_one(
+            "SELECT count(*) FROM api_keys WHERE position($1 IN encode(key_hash, 'escape')) > 0",
+            &[&key],
+        )
+        .await
+        .unwrap()
+        .get(0);
     assert_eq!(plain, 0);
 }
 
@@ -122,7 +138,10 @@ async fn settings_change_by_version() {
     assert_eq!(put(&[("if-none-match", "*")], "{}").await.problem(), (412, "precondition_failed".into()));
     let second = put(&[("if-match", "\"1\"")], r#"{"max":2}"#).await;
     assert_eq!((second.status, second.header("etag")), (200, Some("\"2\"")));
-    assert_eq!(put(&[("if-match", "\"1\"")], r#"{"max":3}"#).await.problem(), (412, "precondition_failed".into()));
+    assert_eq!(
+        put(&[("if-match", "\"1\"")], r#"{"max":3}"#).await.problem(),
+        (412, "precondition_failed".into())
+    );
     let read = bed.get(path).await;
     assert_eq!((&read.json()["config"]["max"], read.header("etag")), (&json!(2), Some("\"2\"")));
     assert_eq!(put(&[], r#"{"max":4}"#).await.header("etag"), Some("\"3\""));
@@ -173,7 +192,10 @@ async fn h33_rules_hold_from_their_commit_on() {
     assert_eq!(bed.get(&path).await.json()["amount"], "10.00");
     bed.sql()
         .await
-        .batch_execute(&format!("UPDATE fraud_rules SET amount_minor = 500 WHERE tenant_id = '{}'", bed.tenant))
+        .batch_execute(&format!(
+            "UPDATE fraud_rules SET amount_minor = 500 WHERE tenant_id = '{}'",
+            bed.tenant
+        ))
         .await
         .unwrap();
     assert_eq!(pay("3", "5.01").await.problem(), (402, "limit_exceeded".into()));

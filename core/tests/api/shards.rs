@@ -91,7 +91,10 @@ async fn h31_a_straddling_batch_is_split_by_the_new_map() {
     place(&bed, &b, 2).await;
     let border = bucket(&a.id);
     let wire = bed.clone();
-    one_batch_of_both(&bed, a, b, async move || wire.wire.set_map(2, &[(0, border, 1), (border + 1, LAST, 2)])).await;
+    one_batch_of_both(&bed, a, b, async move || {
+        wire.wire.set_map(2, &[(0, border, 1), (border + 1, LAST, 2)])
+    })
+    .await;
     let routing = bed.app.lanes.routing();
     assert_eq!((routing.map.epoch(), routing.sharded, routing.map.shards().len()), (2, true, 2));
 }
@@ -109,7 +112,8 @@ async fn h31_a_map_that_is_wrong_is_only_slower() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_shard_that_is_gone_holds_up_nobody_else() {
-    let bed = Arc::new(Bed::with_map(&["--retry-budget-ms", "3000", "--map-poll-ms", "50"], &[(0, LAST, 1)]).await);
+    let bed =
+        Arc::new(Bed::with_map(&["--retry-budget-ms", "3000", "--map-poll-ms", "50"], &[(0, LAST, 1)]).await);
     let (a, b) = two_tenants(&bed).await;
     let b = Arc::new(b);
     let border = bucket(&a.id);
@@ -146,7 +150,12 @@ async fn a_shard_that_is_gone_holds_up_nobody_else() {
 #[tokio::test(flavor = "multi_thread")]
 async fn currencies_agree_with_the_database() {
     let bed = Bed::new().await;
-    let rows = bed.sql().await.query("SELECT code::text, exponent FROM currencies ORDER BY code", &[]).await.unwrap();
+    let rows = bed
+        .sql()
+        .await
+        .query("SELECT code::text, exponent FROM currencies ORDER BY code", &[])
+        .await
+        .unwrap();
     let stored: Vec<(String, i16)> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
     let ours: Vec<(String, i16)> =
         Currency::all().map(|c| (c.code().to_owned(), i16::from(c.exponent()))).collect();
@@ -154,6 +163,7 @@ async fn currencies_agree_with_the_database() {
 
     // An operator may take one out of use.
     bed.sql().await.execute("DELETE FROM currencies WHERE code = 'XPF'", &[]).await.unwrap();
-    let reply = bed.call("POST", "/v1/accounts", &[], r#"{ "account_number": "x", "currency": "XPF" }"#).await;
+    let reply =
+        bed.call("POST", "/v1/accounts", &[], r#"{ "account_number": "x", "currency": "XPF" }"#).await;
     assert_eq!(reply.problem(), (422, "unknown_currency".into()));
 }

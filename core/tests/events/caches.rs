@@ -13,12 +13,18 @@ use uuid::Uuid;
 use crate::servers::{Database, Redis, Servers, answers, free_port, wait_for};
 
 fn redis_cli(port: u16, args: &[&str]) -> String {
-    let output = std::process::Command::new("redis-cli").args(["-p", &port.to_string()]).args(args).output().unwrap();
+    let output =
+        std::process::Command::new("redis-cli").args(["-p", &port.to_string()]).args(args).output().unwrap();
     String::from_utf8(output.stdout).unwrap()
 }
 
 async fn instance(name: &str, redis_url: &str) -> Arc<Caches> {
-    instance_with(CacheConfig { instance: name.into(), redis_url: redis_url.into(), ..CacheConfig::default() }).await
+    instance_with(CacheConfig {
+        instance: name.into(),
+        redis_url: redis_url.into(),
+        ..CacheConfig::default()
+    })
+    .await
 }
 
 async fn instance_with(config: CacheConfig) -> Arc<Caches> {
@@ -76,7 +82,11 @@ async fn version(caches: &Caches, key: &(Uuid, String), database: i64) -> i64 {
 }
 
 /// Starts a read whose loader answers only when told to.
-fn paused_read(caches: &Arc<Caches>, key: (Uuid, Uuid), old: &'static str) -> (oneshot::Receiver<()>, oneshot::Sender<()>, tokio::task::JoinHandle<String>) {
+fn paused_read(
+    caches: &Arc<Caches>,
+    key: (Uuid, Uuid),
+    old: &'static str,
+) -> (oneshot::Receiver<()>, oneshot::Sender<()>, tokio::task::JoinHandle<String>) {
     let (reading, has_read) = oneshot::channel();
     let (go_on, gate) = oneshot::channel();
     let caches = caches.clone();
@@ -163,7 +173,11 @@ async fn h33_lost_messages_do_not_leave_stale_entries() {
     until("noticing", || !a.is_connected() && !b.is_connected()).await;
     a.accounts.evict(&key, None);
     tokio::time::sleep(Duration::from_millis(250)).await;
-    assert_eq!(status(&b, &key, "CLOSED").await, "CLOSED", "nobody tells, so an entry is used for a moment only");
+    assert_eq!(
+        status(&b, &key, "CLOSED").await,
+        "CLOSED",
+        "nobody tells, so an entry is used for a moment only"
+    );
     redis.restart();
     connected(&a).await;
     connected(&b).await;
@@ -220,7 +234,10 @@ async fn a_crashed_instances_changes_are_not_lost() {
     until("the others to hear it", || orderly.is_connected()).await;
     let began = Instant::now();
     while status(&orderly, &key, "FROZEN").await != "FROZEN" {
-        assert!(began.elapsed() < Duration::from_secs(2), "the new generation did not reach the other instance");
+        assert!(
+            began.elapsed() < Duration::from_secs(2),
+            "the new generation did not reach the other instance"
+        );
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     for caches in [first, orderly, second] {
@@ -271,7 +288,13 @@ async fn concurrent_reads_share_a_load_and_survive_their_leader() {
     // And a missing row is not remembered.
     let asked = AtomicI64::new(0);
     for _ in 0..2 {
-        let none = caches.accounts.get(&other, || async { asked.fetch_add(1, Ordering::SeqCst); Ok(None) }).await;
+        let none = caches
+            .accounts
+            .get(&other, || async {
+                asked.fetch_add(1, Ordering::SeqCst);
+                Ok(None)
+            })
+            .await;
         assert!(none.unwrap().is_none());
     }
     assert_eq!(asked.load(Ordering::SeqCst), 2);
@@ -320,11 +343,16 @@ async fn a_redis_cluster_serves_as_second_level() {
     let mut create = std::process::Command::new("redis-cli");
     create.args(["--cluster", "create"]);
     create.args(nodes.iter().map(|n| format!("127.0.0.1:{}", n.port))).args(["--cluster-yes"]);
-    assert!(create.stdout(std::process::Stdio::null()).status().is_ok_and(|s| s.success()), "redis-cli --cluster create");
+    assert!(
+        create.stdout(std::process::Stdio::null()).status().is_ok_and(|s| s.success()),
+        "redis-cli --cluster create"
+    );
     for node in &nodes {
         wait_for("the cluster", Duration::from_secs(20), || {
             answers(node.port)?;
-            let out = std::process::Command::new("redis-cli").args(["-p", &node.port.to_string(), "cluster", "info"]).output();
+            let out = std::process::Command::new("redis-cli")
+                .args(["-p", &node.port.to_string(), "cluster", "info"])
+                .output();
             String::from_utf8(out.ok()?.stdout).ok()?.contains("cluster_state:ok").then_some(())
         });
     }

@@ -51,7 +51,13 @@ impl Poster for Ledger {
             Ok(Verdict::Rejected(Code::UnknownAccount))
         } else {
             self.stored.lock().push((payment.details.debit.0, payment.key));
-            Ok(Verdict::Stored { payment_id: payment.candidate, status: PaymentStatus::Succeeded, code: None, replayed: false, versions: None })
+            Ok(Verdict::Stored {
+                payment_id: payment.candidate,
+                status: PaymentStatus::Succeeded,
+                code: None,
+                replayed: false,
+                versions: None,
+            })
         };
         let _ = reply.send(answer);
         Ok(receiver)
@@ -98,7 +104,13 @@ impl Sink for Told {
 fn config(database: &Database, brokers: &str) -> EventsConfig {
     let run = Uuid::new_v4().simple().to_string();
     let mut config = EventsConfig::new(database.url.parse().unwrap(), brokers);
-    for name in [&mut config.command_topic, &mut config.dlq_topic, &mut config.payment_topic, &mut config.command_group, &mut config.notification_group] {
+    for name in [
+        &mut config.command_topic,
+        &mut config.dlq_topic,
+        &mut config.payment_topic,
+        &mut config.command_group,
+        &mut config.notification_group,
+    ] {
         name.push_str(&run);
     }
     config
@@ -130,7 +142,9 @@ async fn commands_keep_their_order_and_are_committed_after_their_outcome() {
     let database = Database::new(&servers.postgres).await;
     let brokers = servers.kafka.brokers();
     let config = config(&database, &brokers);
-    payment_core::events::topics::ensure(&brokers, &[&config.command_topic, &config.dlq_topic]).await.unwrap();
+    payment_core::events::topics::ensure(&brokers, &[&config.command_topic, &config.dlq_topic])
+        .await
+        .unwrap();
     let tenant = Uuid::now_v7().to_string();
     let accounts: Vec<String> = (0..4).map(|_| Uuid::now_v7().to_string()).collect();
     let producer = producer(&brokers);
@@ -157,7 +171,8 @@ async fn commands_keep_their_order_and_are_committed_after_their_outcome() {
     let events = Events::start(config.clone(), ledger.clone(), Told::new(false, 0), metrics.clone());
     until("all commands", || ledger.stored.lock().len() == 40).await;
     until("the dead letters", || {
-        metrics.commands.with_label_values(&["poison"]).get() == 2 && metrics.commands.with_label_values(&["rejected"]).get() == 1
+        metrics.commands.with_label_values(&["poison"]).get() == 2
+            && metrics.commands.with_label_values(&["rejected"]).get() == 1
     })
     .await;
     for (n, account) in accounts.iter().enumerate() {
@@ -201,12 +216,15 @@ async fn h32_commands_of_a_shard_that_is_away_hold_up_no_others() {
     let brokers = servers.kafka.brokers();
     let mut config = config(&database, &brokers);
     config.line_commands = 6;
-    payment_core::events::topics::ensure(&brokers, &[&config.command_topic, &config.dlq_topic]).await.unwrap();
+    payment_core::events::topics::ensure(&brokers, &[&config.command_topic, &config.dlq_topic])
+        .await
+        .unwrap();
     let producer = producer(&brokers);
     let (dead, alive) = (Uuid::now_v7(), Uuid::now_v7());
     let give = async |tenant: Uuid, key: String| {
         let named = tenant.to_string();
-        send(&producer, &config.command_topic, "one", &command(&key, tenant), &[("ce_tenantid", &named)]).await;
+        send(&producer, &config.command_topic, "one", &command(&key, tenant), &[("ce_tenantid", &named)])
+            .await;
     };
     let ledger = Arc::new(Ledger::default());
     ledger.away.lock().insert(dead);
@@ -258,7 +276,9 @@ async fn h32_commands_that_are_too_old_or_broken_are_dead_letters() {
     let mut config = config(&database, &brokers);
     config.broken_patience = Duration::from_millis(200);
     // Not as the core makes it, so that a message may carry an old time.
-    payment_core::events::topics::ensure(&brokers, &[&config.command_topic, &config.dlq_topic]).await.unwrap();
+    payment_core::events::topics::ensure(&brokers, &[&config.command_topic, &config.dlq_topic])
+        .await
+        .unwrap();
     let producer = producer(&brokers);
     let tenant = Uuid::now_v7();
     let named = tenant.to_string();
@@ -268,8 +288,11 @@ async fn h32_commands_that_are_too_old_or_broken_are_dead_letters() {
         let body = command(key, tenant);
         let headers = OwnedHeaders::new().insert(Header { key: "ce_tenantid", value: Some(&named) });
         let sent_at = chrono::Utc::now() - age;
-        let record =
-            FutureRecord::to(topic).key("k").payload(&body).headers(headers).timestamp(sent_at.timestamp_millis());
+        let record = FutureRecord::to(topic)
+            .key("k")
+            .payload(&body)
+            .headers(headers)
+            .timestamp(sent_at.timestamp_millis());
         producer.send(record, Duration::from_secs(10)).await.unwrap();
     }
     send(&producer, topic, "k", &command("broken", Uuid::now_v7()), &[("ce_tenantid", &named)]).await;
@@ -298,7 +321,8 @@ async fn h32_the_command_topic_is_kept_for_less_than_a_key() {
     let keep = payment_core::limits::COMMAND_RETENTION;
     payment_core::events::topics::ensure_kept(&brokers, &[&topic], Some(keep)).await.unwrap();
     let admin: AdminClient<_> = ClientConfig::new().set("bootstrap.servers", &brokers).create().unwrap();
-    let found = admin.describe_configs(&[ResourceSpecifier::Topic(&topic)], &AdminOptions::new()).await.unwrap();
+    let found =
+        admin.describe_configs(&[ResourceSpecifier::Topic(&topic)], &AdminOptions::new()).await.unwrap();
     let settings = found.into_iter().next().unwrap().unwrap();
     let setting = |name: &str| settings.get(name).and_then(|entry| entry.value.clone()).unwrap();
     assert_eq!(setting("retention.ms"), keep.as_millis().to_string());
@@ -317,8 +341,12 @@ async fn a_notification_is_acted_on_once() {
     let ids: Vec<Uuid> = (0..120).map(|_| Uuid::now_v7()).collect();
     let tell = async |n: usize| {
         let (id, tenant) = (ids[n].to_string(), &tenants[n % 2]);
-        let headers =
-            [("ce_id", id.as_str()), ("ce_tenantid", tenant), ("ce_subject", &id), ("ce_type", "payments.payment.succeeded")];
+        let headers = [
+            ("ce_id", id.as_str()),
+            ("ce_tenantid", tenant),
+            ("ce_subject", &id),
+            ("ce_type", "payments.payment.succeeded"),
+        ];
         send(&producer, &config.payment_topic, &id, "{}", &headers).await;
     };
     for n in 0..120 {

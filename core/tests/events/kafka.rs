@@ -50,9 +50,9 @@ pub fn read_all(brokers: &str, topic: &str) -> Vec<Stored> {
             left.remove(&message.partition());
         }
         let text = |bytes: Option<&[u8]>| String::from_utf8(bytes.unwrap_or_default().to_vec()).unwrap();
-        let headers = message.headers().map(|headers| {
-            headers.iter().map(|h| (h.key.to_owned(), text(h.value))).collect()
-        });
+        let headers = message
+            .headers()
+            .map(|headers| headers.iter().map(|h| (h.key.to_owned(), text(h.value))).collect());
         stored.push(Stored {
             key: text(message.key()),
             value: text(message.payload()),

@@ -77,7 +77,8 @@ async fn until(what: &str, limit: Duration, mut done: impl AsyncFnMut() -> bool)
 
 /// Waits until all is published, then holds the topic against the table.
 async fn check_complete(database: &Database, brokers: &str, topic: &str) -> (usize, usize) {
-    until("everything published", Duration::from_secs(60), async || unpublished(&database.client).await == 0).await;
+    until("everything published", Duration::from_secs(60), async || unpublished(&database.client).await == 0)
+        .await;
     let (brokers, topic) = (brokers.to_owned(), topic.to_owned());
     let stored = tokio::task::spawn_blocking(move || read_all(&brokers, &topic)).await.unwrap();
     let (distinct, repeated) = check_order(&stored);
@@ -104,7 +105,8 @@ async fn h12_outbox_order_survives_late_commits() {
         post(&database.client, account(n), 1, 50).await;
     }
     let (outbox, signal, _) = start(config(&database.url, &servers.kafka.brokers(), &topic, "a"));
-    until("the early commits", Duration::from_secs(20), async || unpublished(&database.client).await == 0).await;
+    until("the early commits", Duration::from_secs(20), async || unpublished(&database.client).await == 0)
+        .await;
     assert_eq!(published(&database.client, account(1)).await, 0);
     transaction.commit().await.unwrap();
     post(&database.client, account(1), 4, 6).await;
@@ -327,7 +329,8 @@ async fn h34_a_producer_given_up_by_one_relay_takes_nothing_from_another() {
     let servers = Servers::get();
     let (brokers, topic) = (servers.kafka.brokers(), topic("shared"));
     topics::ensure(&brokers, &[&topic]).await.unwrap();
-    let publisher = Publisher::new(PublisherConfig { topic: topic.clone(), ..PublisherConfig::new(&brokers) }).unwrap();
+    let publisher =
+        Publisher::new(PublisherConfig { topic: topic.clone(), ..PublisherConfig::new(&brokers) }).unwrap();
     let event = |seq: i64| Event {
         tenant_id: Uuid::nil(),
         account_id: account(1),
@@ -384,7 +387,8 @@ async fn h34_kafka_down_then_back_keeps_order() {
     config.stalled = Duration::from_millis(1_500);
     let (outbox, _, metrics) = start(config);
     post(&database.client, account(1), 1, 500).await;
-    until("the first events", Duration::from_secs(20), async || unpublished(&database.client).await == 0).await;
+    until("the first events", Duration::from_secs(20), async || unpublished(&database.client).await == 0)
+        .await;
     kafka.kill();
     for n in 1..9 {
         post(&database.client, account(n), if n == 1 { 501 } else { 1 }, 1_000).await;
@@ -430,7 +434,8 @@ async fn a_frozen_shard_does_not_hold_up_the_end() {
     let mut config = config(&database.url, &servers.kafka.brokers(), &topic, "a");
     config.statement_timeout = Duration::from_millis(500);
     let (outbox, _, metrics) = start(config);
-    until("the first events", Duration::from_secs(30), async || unpublished(&database.client).await == 0).await;
+    until("the first events", Duration::from_secs(30), async || unpublished(&database.client).await == 0)
+        .await;
     // No statement on the table ends any more, as far as the relay can see.
     let mut holder = connect(&database.url).await;
     let frozen = holder.transaction().await.unwrap();

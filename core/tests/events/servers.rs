@@ -21,7 +21,8 @@ pub struct Process {
 
 impl Process {
     pub fn start(program: &str, args: &[String], log: &Path) -> Process {
-        let script = r#""$@" >>"$LOG" 2>&1 </dev/null & server=$!; echo $server >&3; read -r gone; kill -9 $server"#;
+        let script =
+            r#""$@" >>"$LOG" 2>&1 </dev/null & server=$!; echo $server >&3; read -r gone; kill -9 $server"#;
         let pid_file = log.with_extension("pid");
         let mut shell = Command::new("sh")
             .arg("-c")
@@ -113,7 +114,9 @@ impl Redis {
         args.extend(["--dir".to_owned(), self.dir.display().to_string()]);
         args.extend(self.extra.iter().cloned());
         self.process = Some(Process::start("redis-server", &args, &self.dir.join("log")));
-        wait_for("redis-server (apt-get install redis-server)", Duration::from_secs(10), || answers(self.port));
+        wait_for("redis-server (apt-get install redis-server)", Duration::from_secs(10), || {
+            answers(self.port)
+        });
     }
 
     pub fn kill(&mut self) {
@@ -156,7 +159,10 @@ fn jars() -> PathBuf {
     };
     let stacks = cache.map(|c| c.join("shard-stack")).and_then(|c| std::fs::read_dir(c).ok());
     let found = stacks.into_iter().flatten().flatten().map(|e| e.path()).find(|dir| {
-        let finished = dir.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.starts_with("kafka-") && !n.contains('.'));
+        let finished = dir
+            .file_name()
+            .and_then(|n| n.to_str())
+            .is_some_and(|n| n.starts_with("kafka-") && !n.contains('.'));
         finished && complete(dir)
     });
     if let Some(found) = found {
@@ -199,7 +205,10 @@ impl Kafka {
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .status();
-        assert!(formatted.is_ok_and(|s| s.success()), "Kafka's storage was not made (apt-get install default-jre-headless)");
+        assert!(
+            formatted.is_ok_and(|s| s.success()),
+            "Kafka's storage was not made (apt-get install default-jre-headless)"
+        );
         kafka.restart();
         kafka
     }
@@ -266,7 +275,11 @@ impl Database {
     pub async fn new(postgres: &TempPostgres) -> Database {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let name = format!("t{}", NEXT.fetch_add(1, Ordering::Relaxed));
-        connect(&postgres.url("postgres")).await.batch_execute(&format!("CREATE DATABASE {name}")).await.unwrap();
+        connect(&postgres.url("postgres"))
+            .await
+            .batch_execute(&format!("CREATE DATABASE {name}"))
+            .await
+            .unwrap();
         let url = postgres.url(&name);
         let report = sql_assets::apply(&url, &sql_assets::Options::default()).await.unwrap();
         assert!(report.failed.is_empty(), "{:?}", report.failed);

@@ -41,7 +41,10 @@ async fn one_round_removes_every_old_row_without_kafka() {
     database.client.batch_execute(rows).await.unwrap();
     let metrics = Arc::new(Metrics::new("test").unwrap());
     // The first round comes soon, the second would come in an hour.
-    let sweeper = Sweeper::start(OutboxConfig { sweep_every: Duration::from_secs(3600), ..config(&database.url) }, metrics.clone());
+    let sweeper = Sweeper::start(
+        OutboxConfig { sweep_every: Duration::from_secs(3600), ..config(&database.url) },
+        metrics.clone(),
+    );
     let count = async |table: &str| -> i64 {
         database.client.query_one(&format!("SELECT count(*) FROM {table}"), &[]).await.unwrap().get(0)
     };
@@ -112,7 +115,8 @@ async fn missing_partitions_are_made_while_the_system_runs() {
         assert!(began.elapsed() < Duration::from_secs(60), "no partitions");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    let sql = "SELECT count(*) FROM pg_inherits WHERE inhparent IN ('payments'::regclass, 'entries'::regclass)";
+    let sql =
+        "SELECT count(*) FROM pg_inherits WHERE inhparent IN ('payments'::regclass, 'entries'::regclass)";
     assert_eq!(database.client.query_one(sql, &[]).await.unwrap().get::<_, i64>(0), 16);
     sweeper.stop().await;
 }

@@ -353,7 +353,9 @@ async fn proxies(context: &Context) -> Result<Vec<Row>, Refusal> {
                 some(proxy.held),
                 some(if *proxy.id == *context.control.id() { "yes" } else { "no" }),
                 proxy.note,
-                proxy.shards.map(|shards| shards.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")),
+                proxy
+                    .shards
+                    .map(|shards| shards.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")),
             ]
         })
         .collect())

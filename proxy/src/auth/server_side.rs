@@ -41,7 +41,8 @@ impl Exchange {
         match catch_unwind(AssertUnwindSafe(|| self.0.on_client_final_message(body))) {
             Ok(Ok(text)) => Ok(text),
             Ok(Err(_)) => {
-                Err(ProxyError::new("28P01", format!("password authentication failed for user \"{user}\"")).fatal())
+                Err(ProxyError::new("28P01", format!("password authentication failed for user \"{user}\""))
+                    .fatal())
             }
             Err(_) => Err(ProxyError::protocol("malformed SCRAM message")),
         }

@@ -29,7 +29,10 @@ impl Users {
         let entry = |name: &str, password: &Secret| {
             let salt: [u8; 16] = rand::random();
             let salted = gen_salted_password(password.expose(), &salt, ITERATIONS);
-            (name.to_owned(), Arc::new(UserEntry { name: name.to_owned(), password: password.clone(), salt, salted }))
+            (
+                name.to_owned(),
+                Arc::new(UserEntry { name: name.to_owned(), password: password.clone(), salt, salted }),
+            )
         };
         let by_name = config.users.iter().map(|user| entry(&user.name, &user.password)).collect();
         Self { by_name, mock_key: rand::random() }
@@ -43,9 +46,11 @@ impl Users {
     /// one's, and whose keys nobody knows: the two cannot be told apart from outside.
     pub fn verifier(&self, name: &str) -> ScramSecret {
         match self.by_name.get(name) {
-            Some(user) => {
-                ScramSecret::verifier_from_salted_password(user.salt.to_vec(), user.salted.clone(), ITERATIONS)
-            }
+            Some(user) => ScramSecret::verifier_from_salted_password(
+                user.salt.to_vec(),
+                user.salted.clone(),
+                ITERATIONS,
+            ),
             None => {
                 let digest = super::client_side::hmac_sha256(&self.mock_key, &[name.as_bytes()]);
                 ScramSecret::Verifier {

@@ -42,7 +42,8 @@ impl World {
         );
         let map = snapshot.map.to_map().context("shard_catalog.map: the ranges or overrides are no map")?;
         self.check(&parts, &map, &snapshot, known)?;
-        let rows = snapshot.motions.iter().map(StoredMotion::to_motion).collect::<anyhow::Result<Vec<_>>>()?;
+        let rows =
+            snapshot.motions.iter().map(StoredMotion::to_motion).collect::<anyhow::Result<Vec<_>>>()?;
         let shards = rows.iter().flat_map(|motion| [motion.source, motion.target]);
         for shard in map.shards().into_iter().chain(shards) {
             ensure!(
@@ -72,7 +73,12 @@ impl World {
         // What is remembered of a move keeps its scope from being served without a lease, whichever of its stages is read
         // after a restart. So only a new move must be on disk before it is served; a flip is not held up by a disk.
         let is_remembered = |stored: &StoredMotion| {
-            parts.memory.get().motions.iter().any(|old| (old.move_id, &old.scope) == (stored.move_id, &stored.scope))
+            parts
+                .memory
+                .get()
+                .motions
+                .iter()
+                .any(|old| (old.move_id, &old.scope) == (stored.move_id, &stored.scope))
         };
         let first = !known
             || !snapshot.motions.iter().all(is_remembered)

@@ -38,7 +38,8 @@ impl Newcomer {
             return Ok(roles);
         }
         let servers = self.addresses.servers.iter().enumerate().map(|(slot, server)| {
-            let rejected = roles.rejected.iter().find(|(at, _)| usize::from(*at) == slot).map(|(_, why)| why.name());
+            let rejected =
+                roles.rejected.iter().find(|(at, _)| usize::from(*at) == slot).map(|(_, why)| why.name());
             let down = self.why_down.get(slot).and_then(Option::as_deref);
             format!("{}: {}", server.address, down.or(rejected).unwrap_or("not writable"))
         });

@@ -285,7 +285,9 @@ fn draw(table: &Name, column: &RawColumn) -> Option<String> {
             let literal = |text: &str| format!("'{}'", text.replace('\'', "''"));
             let plain = !table.0.contains('\\') && !table.1.contains('\\') && !column.name.contains('\\');
             let full = format!("{}.{}", quote(&table.0), quote(&table.1));
-            plain.then(|| format!("shard_catalog.next_identity({}, {})", literal(&full), literal(&column.name)))
+            plain.then(|| {
+                format!("shard_catalog.next_identity({}, {})", literal(&full), literal(&column.name))
+            })
         }
     }
 }

@@ -192,7 +192,10 @@ fn h9_defaults_constraints_and_policies_are_judged_like_triggers() {
         ("guarded", RawRelation { policies: call("policy p", "writes"), ..sharded() }),
         ("querying", RawRelation { policy_queries: vec!["policy q".into()], ..sharded() }),
         ("home", RawRelation { expressions: call("constraint c", "count_up"), ..sharded() }),
-        ("plain", RawRelation { expressions: call("constraint c", "writes"), ..relation('r', &[("id", "int8")]) }),
+        (
+            "plain",
+            RawRelation { expressions: call("constraint c", "writes"), ..relation('r', &[("id", "int8")]) },
+        ),
     ];
     let functions = ["writes", "touch", "count_up"].map(|name| (name, 'v', "plpgsql"));
     let catalog = one(raw(&relations, &functions));
@@ -205,7 +208,11 @@ fn h9_defaults_constraints_and_policies_are_judged_like_triggers() {
         ("plain", false, false),
     ] {
         let table = table(&catalog, name);
-        assert_eq!((table.opaque_trigger.is_some(), table.opaque_policy.is_some()), (writes, reads), "{name}");
+        assert_eq!(
+            (table.opaque_trigger.is_some(), table.opaque_policy.is_some()),
+            (writes, reads),
+            "{name}"
+        );
     }
 }
 

@@ -81,7 +81,9 @@ impl Watch {
         match self.exchange(&ours).await {
             Ok(others) => owners.extend(others),
             // Cycles among our own clients are found without the default shard.
-            Err(error) => tracing::info!(error = format!("{error:#}"), "other proxies' transactions are not known"),
+            Err(error) => {
+                tracing::info!(error = format!("{error:#}"), "other proxies' transactions are not known")
+            }
         }
         self.before = victims(&waits, &owners);
         for victim in self.before.intersection(&before).filter(|victim| victim.owner.proxy == self.proxy) {
@@ -100,9 +102,15 @@ impl Watch {
                 let age = DEADLOCK_AGE.as_millis() as f64;
                 let rows = client.query(WAITS, &[&age, &(DEADLOCK_WAITS as i64)]).await?;
                 let wait = |row: tokio_postgres::Row| {
-                    Ok(Wait { backend: (shard, row.try_get(0)?), since_us: row.try_get(1)?, blockers: row.try_get(2)? })
+                    Ok(Wait {
+                        backend: (shard, row.try_get(0)?),
+                        since_us: row.try_get(1)?,
+                        blockers: row.try_get(2)?,
+                    })
                 };
-                rows.into_iter().map(wait).collect::<Result<Vec<_>, tokio_postgres::Error>>()
+                rows.into_iter()
+                    .map(wait)
+                    .collect::<Result<Vec<_>, tokio_postgres::Error>>()
                     .context("waits for locks")
             };
             match timeout(DEADLOCK_STEP, ask).await {
@@ -122,11 +130,8 @@ impl Watch {
         };
         let mut backends = Vec::new();
         for client in workers::clients(&self.context.workers).await {
-            let at: Vec<Backend> = client
-                .servers
-                .iter()
-                .filter_map(|(address, pid)| Some((shard_of(address)?, *pid)))
-                .collect();
+            let at: Vec<Backend> =
+                client.servers.iter().filter_map(|(address, pid)| Some((shard_of(address)?, *pid))).collect();
             let owner = Owner { proxy: self.proxy.clone(), client: client.id };
             if at.len() > 1 {
                 backends.extend(at.into_iter().map(|backend| (backend, owner.clone())));
@@ -149,7 +154,8 @@ impl Watch {
             transaction.execute(FORGET, &[&self.proxy]).await?;
             if !ours.is_empty() {
                 let clients: Vec<i64> = ours.iter().map(|(_, owner)| owner.client.into()).collect();
-                let shards: Vec<i32> = ours.iter().map(|((shard, _), _)| i32::from(state.shards[*shard].id.0)).collect();
+                let shards: Vec<i32> =
+                    ours.iter().map(|((shard, _), _)| i32::from(state.shards[*shard].id.0)).collect();
                 let pids: Vec<i32> = ours.iter().map(|((_, pid), _)| *pid).collect();
                 transaction.execute(NOTE, &[&self.proxy, &clients, &shards, &pids]).await?;
             }
@@ -176,7 +182,8 @@ impl Watch {
         let state = self.context.shared.load();
         let (shard, pid) = victim.backend;
         let Some(primary) = state.shards.get(shard).and_then(|s| s.primary.clone()) else { return Ok(()) };
-        let worker = self.context.workers.get((victim.owner.client >> 24) as usize).context("no such worker")?;
+        let worker =
+            self.context.workers.get((victim.owner.client >> 24) as usize).context("no such worker")?;
         let (held, holding) = oneshot::channel();
         let mail = Mail::Deadlock { client: victim.owner.client, server: (primary.address, pid), held };
         worker.mail.send(mail).await.context("the worker has ended")?;
@@ -190,7 +197,12 @@ impl Watch {
         let cancelled = timeout(DEADLOCK_STEP, step).await.context("no answer to a cancel")??;
         if !cancelled.is_empty() {
             let shard = state.shards[shard].id.0;
-            tracing::info!(client = victim.owner.client, shard, pid, "deadlock over several shards: transaction given up");
+            tracing::info!(
+                client = victim.owner.client,
+                shard,
+                pid,
+                "deadlock over several shards: transaction given up"
+            );
         }
         Ok(())
     }

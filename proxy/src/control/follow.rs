@@ -4,8 +4,8 @@
 //! A proxy that joins, or whose lease has run out, first writes its row, so that everybody waits for it, and then reads: so
 //! it misses nothing that was changed without it.
 
-use std::sync::{Arc, OnceLock};
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 
 use anyhow::Context;
 use parking_lot::Mutex;
@@ -19,8 +19,8 @@ use super::memory::{StoredMap, StoredMotion};
 use super::roles::Placed;
 use super::servers::Servers;
 use super::world::World;
-use crate::motion::lease::RENEW;
 use crate::motion::boottime_ms;
+use crate::motion::lease::RENEW;
 use crate::shared::Shared;
 use crate::worker::WorkerHandle;
 

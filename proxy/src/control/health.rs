@@ -242,7 +242,9 @@ async fn known(client: &Client) -> Result<ShardMoves, tokio_postgres::Error> {
         Err(error)
             if matches!(
                 error.code(),
-                Some(&SqlState::UNDEFINED_TABLE | &SqlState::UNDEFINED_COLUMN | &SqlState::INVALID_SCHEMA_NAME)
+                Some(
+                    &SqlState::UNDEFINED_TABLE | &SqlState::UNDEFINED_COLUMN | &SqlState::INVALID_SCHEMA_NAME
+                )
             ) =>
         {
             Ok(ShardMoves::default())

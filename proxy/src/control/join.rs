@@ -138,7 +138,8 @@ impl SchemaWatch {
                 Err(_) => Err("no answer".to_owned()),
             }
         }));
-        let (seen, why_down) = asked.await.into_iter().map(|answer| (answer.as_ref().ok().copied(), answer.err())).unzip();
+        let (seen, why_down) =
+            asked.await.into_iter().map(|answer| (answer.as_ref().ok().copied(), answer.err())).unzip();
         let newcomer = Newcomer { addresses, seen, why_down };
         let (remembered, taken) = self.world.identities(id);
         let roles = newcomer.roles(remembered, &taken)?;
@@ -146,13 +147,20 @@ impl SchemaWatch {
         let server = newcomer.addresses.servers.get(usize::from(primary.slot)).context("a slot")?;
         let raw = timeout(CATALOG_READ, schema_of(server)).await.context("its schema: no answer")??;
         let (catalog, _) = self.judge(config, &[(id, &raw)])?;
-        timeout(CATALOG_READ, self.compare(&catalog, server)).await.context("its reference tables: no answer")??;
+        timeout(CATALOG_READ, self.compare(&catalog, server))
+            .await
+            .context("its reference tables: no answer")??;
         for user in &config.users {
             let mut login = server.connect.clone();
             login.user(&user.name).password(user.password.expose());
             match timeout(JOIN_STEP, login.connect(NoTls)).await {
                 Ok(Ok(_)) => {}
-                Ok(Err(error)) => bail!("user {} cannot log in to {}: {}", user.name, server.address, health::describe(&error)),
+                Ok(Err(error)) => bail!(
+                    "user {} cannot log in to {}: {}",
+                    user.name,
+                    server.address,
+                    health::describe(&error)
+                ),
                 Err(_) => bail!("user {} cannot log in to {}: no answer", user.name, server.address),
             }
         }
@@ -179,7 +187,8 @@ impl SchemaWatch {
         let (position, primary) = known.context("no other shard has a primary")?;
         let known = self.servers.server(position, primary.slot);
         let (theirs, ours) = tokio::try_join!(digests(new, &tables), digests(known, &tables))?;
-        let differing = tables.iter().zip(theirs.iter().zip(&ours)).filter(|(_, (theirs, ours))| theirs != ours);
+        let differing =
+            tables.iter().zip(theirs.iter().zip(&ours)).filter(|(_, (theirs, ours))| theirs != ours);
         let differing: Vec<&str> = differing.map(|(table, _)| table.as_str()).collect();
         ensure!(
             differing.is_empty(),
@@ -192,9 +201,14 @@ impl SchemaWatch {
 
     /// The catalog with the new shards in it; an error names what of the schema they lack, for such a table could not be
     /// used on any shard.
-    fn judge(&self, config: &Arc<Config>, new: &[(ShardId, &RawCatalog)]) -> anyhow::Result<(Catalog, Built)> {
+    fn judge(
+        &self,
+        config: &Arc<Config>,
+        new: &[(ShardId, &RawCatalog)],
+    ) -> anyhow::Result<(Catalog, Built)> {
         let known = self.world.catalog();
-        let (catalog, built) = self.build_with(config, new).context("the schema of the other shards is not known yet")?;
+        let (catalog, built) =
+            self.build_with(config, new).context("the schema of the other shards is not known yet")?;
         let mut lacking: Vec<String> = Vec::new();
         for (name, table) in &catalog.tables {
             let before = known.tables.get(name).and_then(|before| before.drift.as_ref());
@@ -205,10 +219,14 @@ impl SchemaWatch {
         for (id, theirs) in new {
             let theirs = functions(theirs);
             // One that not every shard has, as of an extension for the default shard, nobody misses.
-            let mut all: Vec<_> = self.shards.iter().filter_map(|seen| seen.raw.as_ref()).map(functions).collect();
+            let mut all: Vec<_> =
+                self.shards.iter().filter_map(|seen| seen.raw.as_ref()).map(functions).collect();
             let ours = all.pop().unwrap_or_default();
-            for function in ours.difference(&theirs).filter(|name| all.iter().all(|other| other.contains(*name))) {
-                lacking.push(format!("function {}.{}: it does not exist on shard {id}", function.0, function.1));
+            for function in
+                ours.difference(&theirs).filter(|name| all.iter().all(|other| other.contains(*name)))
+            {
+                lacking
+                    .push(format!("function {}.{}: it does not exist on shard {id}", function.0, function.1));
             }
         }
         lacking.sort();

@@ -76,7 +76,9 @@ pub const HTTP_HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 
 // Four changes a second at least are followed, and a try that fails counts as one in time (`motion::lease`).
 const _: () = assert!(FOLLOW_POLL.as_millis() <= 200);
-const _: () = assert!(2 * FOLLOW_STEP.as_millis() + FOLLOW_POLL.as_millis() < crate::motion::lease::SUSPENDED.as_millis());
+const _: () = assert!(
+    2 * FOLLOW_STEP.as_millis() + FOLLOW_POLL.as_millis() < crate::motion::lease::SUSPENDED.as_millis()
+);
 const _: () = assert!(SERVERS_PER_SHARD_MAX <= u16::MAX as usize);
 const _: () = assert!(PROBE_BACKOFF_FIRST.as_millis() < PROBE_BACKOFF_LAST.as_millis());
 // An orphan is older than any answer its own coordinator may still be waiting for from a healthy server.

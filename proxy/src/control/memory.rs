@@ -76,7 +76,16 @@ impl StoredMotion {
         let scope = Scope::parse(&self.scope.to_string()).with_context(what)?;
         let stage = Stage::from_name(&self.stage).with_context(what)?;
         let (source, target) = (ShardId(self.source), ShardId(self.target));
-        Ok(Motion { move_id: self.move_id, scope, source, target, stage, since: 0, owner_since: 0, by_target: false })
+        Ok(Motion {
+            move_id: self.move_id,
+            scope,
+            source,
+            target,
+            stage,
+            since: 0,
+            owner_since: 0,
+            by_target: false,
+        })
     }
 }
 

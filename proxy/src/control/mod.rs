@@ -162,7 +162,8 @@ impl Control {
         let memory = memory::MemoryFile::open(Path::new(&config.proxy.state_dir))?;
         let map_remembered = memory.get().map.is_some();
         let freshness = Arc::new(Freshness::new(servers.shards.len(), config.key.buckets));
-        let world = Arc::new(World::new(config.clone(), shared.clone(), servers.clone(), freshness.clone(), memory));
+        let world =
+            Arc::new(World::new(config.clone(), shared.clone(), servers.clone(), freshness.clone(), memory));
         let (requests, queue) = mpsc::channel(limits::CONTROL_QUEUE);
         let (ready_tx, ready) = watch::channel(false);
         let (stop, stopped) = watch::channel(false);
@@ -210,7 +211,17 @@ impl Control {
                 runtime.block_on(run(
                     config,
                     inner,
-                    Tasks { schema, queue, arrivals, nudge, follower, recovery, resolve_queue, doors, ready: ready_tx },
+                    Tasks {
+                        schema,
+                        queue,
+                        arrivals,
+                        nudge,
+                        follower,
+                        recovery,
+                        resolve_queue,
+                        doors,
+                        ready: ready_tx,
+                    },
                     stopped,
                 ))
             })
@@ -255,7 +266,8 @@ struct Tasks {
 }
 
 async fn run(config: Arc<Config>, handle: Handle, start: Tasks, mut stopped: watch::Receiver<bool>) {
-    let Tasks { schema, queue, mut arrivals, nudge, follower, recovery, resolve_queue, mut doors, ready } = start;
+    let Tasks { schema, queue, mut arrivals, nudge, follower, recovery, resolve_queue, mut doors, ready } =
+        start;
     let poll = Duration::from_millis(config.reads.poll_ms);
     let (reports_tx, mut reports) = mpsc::channel(limits::CONTROL_QUEUE);
     let mut tasks = JoinSet::new();

@@ -161,7 +161,9 @@ mod tests {
     #[test]
     fn a_shard_that_is_missing_is_refused_with_its_way_out() {
         let old = parsed(&(shard(2, "h:2", "") + &shard(5, "h:5", "")));
-        let why = changes(&old, &parsed(&(shard(2, "h:2", "") + &shard(6, "h:5", "")))).expect_err("gone").to_string();
+        let why = changes(&old, &parsed(&(shard(2, "h:2", "") + &shard(6, "h:5", ""))))
+            .expect_err("gone")
+            .to_string();
         assert!(why.contains("shard 5 is missing") && why.contains("plan drain 5"), "{why}");
     }
 

@@ -78,8 +78,7 @@ pub(super) fn decide(before: &Roles, seen: &[Option<Observation>], taken: &[i64]
         remembered.system_identifier = first.filter(|id| !taken.contains(id));
     }
     let is_taken = |o: &Observation| taken.contains(&o.system_identifier);
-    let ours =
-        |o: &Observation| Some(o.system_identifier) == remembered.system_identifier && !is_taken(o);
+    let ours = |o: &Observation| Some(o.system_identifier) == remembered.system_identifier && !is_taken(o);
     // A standby that follows timeline 2 proves that timeline 2 exists, also before its primary is reached.
     for observation in seen.iter().flatten().filter(|o| ours(o)) {
         remembered.timeline = remembered.timeline.max(observation.timeline);
@@ -211,7 +210,8 @@ mod tests {
 
     #[test]
     fn h5_only_the_configured_primary_says_which_system_is_ours() {
-        let of = |system_identifier, o: Option<Observation>| o.map(|o| Observation { system_identifier, ..o });
+        let of =
+            |system_identifier, o: Option<Observation>| o.map(|o| Observation { system_identifier, ..o });
         // A replica's address is wrong: another cluster's primary answers there, and before ours does.
         let early = decide(&Roles::default(), &[None, of(8, primary(5))]);
         assert_eq!((slot_of(&early), early.remembered), (None, Remembered::default()), "nothing is learnt");

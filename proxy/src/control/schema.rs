@@ -10,10 +10,10 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_postgres::Client;
 
+use super::join::Join;
 use super::limits::{
     CATALOG_READ, CONTROL_QUEUE, DRIFT_SETTLE, PRIMARY_EXPECTED, PROBE_QUERY, REFRESH_TRIES, SCHEMA_POLL,
 };
-use super::join::Join;
 use super::raw::{self, Part, RawCatalog};
 use super::roles::Placed;
 use super::servers::{Server, Servers};
@@ -29,7 +29,8 @@ const LOCK_BOOTSTRAP: i32 = 1;
 /// Tells the other proxies to look now: a DDL of ours on all shards is prepared, and so could not say so itself.
 const ANNOUNCE: &str = "NOTIFY shard_catalog";
 
-pub(super) const SIGNATURE: &str = "SELECT count(*), coalesce(sum(id), 0)::int8 FROM shard_catalog.schema_change";
+pub(super) const SIGNATURE: &str =
+    "SELECT count(*), coalesce(sum(id), 0)::int8 FROM shard_catalog.schema_change";
 
 /// What is asked of the task.
 #[derive(Debug)]
@@ -144,7 +145,9 @@ impl SchemaWatch {
             };
             match timeout(PROBE_QUERY, tell).await {
                 Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::debug!(shard = shard.id.0, ?error, "a schema change is not announced"),
+                Ok(Err(error)) => {
+                    tracing::debug!(shard = shard.id.0, ?error, "a schema change is not announced")
+                }
                 Err(_) => tracing::debug!(shard = shard.id.0, "a schema change is not announced: no answer"),
             }
         });
@@ -169,7 +172,8 @@ impl SchemaWatch {
 
     /// False when the last look at a shard failed, or it had no primary to look at.
     fn all_answered(&self) -> bool {
-        let silent = |(index, seen): (usize, &Seen)| seen.complaint.is_some() || self.world.primary(index).is_none();
+        let silent =
+            |(index, seen): (usize, &Seen)| seen.complaint.is_some() || self.world.primary(index).is_none();
         !self.shards.iter().enumerate().any(silent)
     }
 
@@ -243,7 +247,11 @@ impl SchemaWatch {
     }
 
     /// With `new` shards beside those that are known. `None` when nothing was read yet.
-    pub(super) fn build_with(&self, config: &Arc<Config>, new: &[(ShardId, &RawCatalog)]) -> Option<(Catalog, Built)> {
+    pub(super) fn build_with(
+        &self,
+        config: &Arc<Config>,
+        new: &[(ShardId, &RawCatalog)],
+    ) -> Option<(Catalog, Built)> {
         let system = self.system.as_ref()?;
         let order = self.by_preference();
         let base = order.iter().copied().find(|i| self.shards[*i].raw.is_some())?;

@@ -11,7 +11,9 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_postgres::NoTls;
 
-use super::limits::{CONTROL_POOL, JOIN_STEP, PROBE_CONNECT, PROBE_QUERY, SERVERS_PER_SHARD_MAX, SHARDS_ADDED_MAX};
+use super::limits::{
+    CONTROL_POOL, JOIN_STEP, PROBE_CONNECT, PROBE_QUERY, SERVERS_PER_SHARD_MAX, SHARDS_ADDED_MAX,
+};
 use crate::grow::Grow;
 
 #[derive(Debug)]

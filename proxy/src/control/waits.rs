@@ -48,14 +48,16 @@ pub(super) struct Victim {
 /// A group that waits on one shard only is left to that server's own `deadlock_timeout`, unless it is none for the server:
 /// a client may have two backends there (a query over several shards has one more on the default shard).
 pub(super) fn victims(waits: &[Wait], owners: &BTreeMap<Backend, Owner>) -> BTreeSet<Victim> {
-    let node = |backend: Backend| owners.get(&backend).map_or(Node::Backend(backend), |o| Node::Client(o.clone()));
+    let node =
+        |backend: Backend| owners.get(&backend).map_or(Node::Backend(backend), |o| Node::Client(o.clone()));
     let mut edges: BTreeMap<Node, BTreeSet<Node>> = BTreeMap::new();
     for wait in waits {
         let shard = wait.backend.0;
         let blockers = wait.blockers.iter().filter(|pid| **pid > 0).map(|pid| node((shard, *pid)));
         edges.entry(node(wait.backend)).or_default().extend(blockers);
     }
-    let reach: BTreeMap<&Node, BTreeSet<&Node>> = edges.keys().map(|from| (from, reachable(from, &edges))).collect();
+    let reach: BTreeMap<&Node, BTreeSet<&Node>> =
+        edges.keys().map(|from| (from, reachable(from, &edges))).collect();
     let mut found = BTreeSet::new();
     let mut seen: BTreeSet<&Node> = BTreeSet::new();
     for from in edges.keys() {
@@ -92,8 +94,11 @@ fn is_seen_by_server<'a>(waits: impl Iterator<Item = &'a Wait>) -> bool {
 /// May some of these waits be a cycle on one shard that is none for the server? Where they are, a client has two backends.
 pub(super) fn may_hide(waits: &[Wait], owners: &BTreeMap<Backend, Owner>) -> bool {
     let mut seen = BTreeSet::new();
-    let doubled: BTreeSet<usize> =
-        owners.iter().filter(|((shard, _), owner)| !seen.insert((*shard, *owner))).map(|((shard, _), _)| *shard).collect();
+    let doubled: BTreeSet<usize> = owners
+        .iter()
+        .filter(|((shard, _), owner)| !seen.insert((*shard, *owner)))
+        .map(|((shard, _), _)| *shard)
+        .collect();
     waits.iter().any(|wait| doubled.contains(&wait.backend.0))
 }
 

@@ -209,7 +209,9 @@ impl World {
         let parts = self.parts.lock();
         let mut rows = Vec::new();
         for (addresses, known) in self.servers.shards.iter().zip(&parts.shards) {
-            for (slot, server) in addresses.servers.iter().enumerate().filter(|(_, server)| server.is_wanted()) {
+            for (slot, server) in
+                addresses.servers.iter().enumerate().filter(|(_, server)| server.is_wanted())
+            {
                 let slot16 = slot as u16;
                 let role = if known.roles.primary.is_some_and(|p| p.slot == slot16) {
                     "primary"
@@ -257,6 +259,7 @@ impl World {
 
 /// Does the shard know of rows that came or went otherwise than by what this proxy knows (H6)?
 fn knows_more(known: &ShardMoves, map: &ShardMap, motions: Option<&Motions>) -> bool {
-    let told = |id: &i64| motions.is_some_and(|motions| motions.list().iter().any(|motion| motion.move_id == *id));
+    let told =
+        |id: &i64| motions.is_some_and(|motions| motions.list().iter().any(|motion| motion.move_id == *id));
     u64::try_from(known.epoch).is_ok_and(|epoch| epoch > map.epoch()) || !known.fenced.iter().all(told)
 }

@@ -94,7 +94,11 @@ impl Gate {
             return Pass::All;
         }
         let silent = now_ms.saturating_sub(self.tried_ms.load(Ordering::Acquire));
-        if self.behind.load(Ordering::Acquire) != 0 || silent > SUSPENDED.as_millis() as u64 { Pass::Nothing } else { Pass::Resting }
+        if self.behind.load(Ordering::Acquire) != 0 || silent > SUSPENDED.as_millis() as u64 {
+            Pass::Nothing
+        } else {
+            Pass::Resting
+        }
     }
 }
 
@@ -108,7 +112,11 @@ mod tests {
         assert_eq!(gate.pass(1000), Pass::Resting, "started while the catalog is down");
         gate.renewed(1100);
         gate.tried(1100);
-        assert_eq!((gate.pass(6099), gate.is_leased(6099)), (Pass::All, true), "stopped for less than its lease");
+        assert_eq!(
+            (gate.pass(6099), gate.is_leased(6099)),
+            (Pass::All, true),
+            "stopped for less than its lease"
+        );
         assert_eq!((gate.pass(6100), gate.is_leased(6100)), (Pass::Nothing, false));
         gate.tried(6110);
         assert_eq!(gate.pass(6120), Pass::Resting, "it has tried, and the catalog does not answer");

@@ -140,9 +140,10 @@ impl Motions {
         for motion in &rows {
             let other = motion.other();
             // A single tenant that the map keeps there is no copy.
-            let kept = map.overrides().iter().filter(|(hash, shard)| {
-                *shard == other && motion.scope.contains_hash(*hash, map.buckets())
-            });
+            let kept = map
+                .overrides()
+                .iter()
+                .filter(|(hash, shard)| *shard == other && motion.scope.contains_hash(*hash, map.buckets()));
             let kept: Vec<KeyHash> = kept.map(|(hash, _)| *hash).collect();
             let part = (motion.scope.clone(), kept);
             match hidden.iter_mut().find(|(shard, _)| *shard == other) {
@@ -257,12 +258,13 @@ pub fn explained(before: &ShardMap, after: &ShardMap, motions: Option<&Motions>)
         })
     };
     let mut buckets = before.owners().iter().zip(after.owners()).enumerate();
-    let by_buckets = buckets.all(|(bucket, (old, new))| old == new || told(KeyHash::new(bucket as i64), false));
+    let by_buckets =
+        buckets.all(|(bucket, (old, new))| old == new || told(KeyHash::new(bucket as i64), false));
     let overrides = before.overrides().iter().chain(after.overrides());
     by_buckets
-        && overrides.into_iter().all(|(hash, _)| {
-            before.shard_of_hash(*hash) == after.shard_of_hash(*hash) || told(*hash, true)
-        })
+        && overrides
+            .into_iter()
+            .all(|(hash, _)| before.shard_of_hash(*hash) == after.shard_of_hash(*hash) || told(*hash, true))
 }
 
 #[cfg(test)]
@@ -308,9 +310,12 @@ mod tests {
         assert!(after.hidden_on(ShardId(3)).is_none() && after.hidden_on(ShardId(1)).is_some());
         assert_eq!((after.list()[0].since, after.list()[0].owner_since), (2, 5));
         // Held before it is taken back: the target still owns.
-        let after_map = map().apply_scope(1, &one.scope, ShardId(1), ShardId(3), &[1, 2, 3, 4].map(ShardId)).expect("legal");
+        let after_map = map()
+            .apply_scope(1, &one.scope, ShardId(1), ShardId(3), &[1, 2, 3, 4].map(ShardId))
+            .expect("legal");
         one.stage = Stage::Holding;
-        let held = Motions::new(7, &after_map, vec![one.clone()], Some(&after)).expect("well formed").expect("some");
+        let held =
+            Motions::new(7, &after_map, vec![one.clone()], Some(&after)).expect("well formed").expect("some");
         assert!(held.hidden_on(ShardId(1)).is_some() && held.list()[0].owner_since == 5);
         one.stage = Stage::Copying;
         let back = motions(9, &[one], Some(&after));
@@ -351,7 +356,8 @@ mod tests {
             ]
         );
         assert_eq!(Motions::new(3, &map(), Vec::new(), Some(&all)), Ok(None));
-        let many: Vec<Motion> = (0..65).map(|n| row(n, scope(&[(0, 1)], &[]), 1, 3, Stage::Copying)).collect();
+        let many: Vec<Motion> =
+            (0..65).map(|n| row(n, scope(&[(0, 1)], &[]), 1, 3, Stage::Copying)).collect();
         assert!(Motions::new(3, &map(), many.clone(), None).is_err());
         let most = motions(3, &many[..64], None);
         assert_eq!(most.in_mask(most.all()).count(), 64);

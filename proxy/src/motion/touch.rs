@@ -111,9 +111,8 @@ impl Touch {
     pub fn touches_before(&self, motion: &Motion, version: u64, buckets: u16) -> bool {
         // Before the move was known nothing is noted of it.
         let unknown = version.min(motion.since);
-        let within = |known: &Touched| {
-            known.version < unknown && motion.scope.contains_hash(known.hash, buckets)
-        };
+        let within =
+            |known: &Touched| known.version < unknown && motion.scope.contains_hash(known.hash, buckets);
         self.begun
             && (self.moves.iter().any(|(id, first)| *id == motion.move_id && *first < version)
                 || self.any_before(unknown)
@@ -142,7 +141,8 @@ mod tests {
         let map = ShardMap::even(&[ShardId(1), ShardId(2)], 16);
         let scope = Scope::new(&[(0, 1)], &[]).expect("a scope");
         let (source, target, stage) = (ShardId(1), ShardId(2), Stage::Copying);
-        let motion = Motion { move_id: 7, scope, source, target, stage, since: 0, owner_since: 0, by_target: false };
+        let motion =
+            Motion { move_id: 7, scope, source, target, stage, since: 0, owner_since: 0, by_target: false };
         Motions::new(version, &map, vec![motion], before).expect("well formed").expect("some")
     }
 
@@ -189,6 +189,8 @@ mod tests {
         touch.key(IN, 6, 1);
         touch.moves(&next, next.of(IN));
         assert!(touch.blocks(&next).is_none() && touch.touches(&next.list()[0], 16));
-        assert!(!touch.touches_before(&next.list()[0], 6, 16) && touch.touches_before(&next.list()[0], 7, 16));
+        assert!(
+            !touch.touches_before(&next.list()[0], 6, 16) && touch.touches_before(&next.list()[0], 7, 16)
+        );
     }
 }

@@ -35,12 +35,16 @@ pub(super) async fn evaluate(
         // PostgreSQL does not look at them then (ExecuteQuery in src/backend/commands/prepare.c).
         return Ok(Vec::new());
     }
-    let given = if arguments.trim().is_empty() { 0 } else { split_list(arguments, p.standard_strings()).len() };
+    let given =
+        if arguments.trim().is_empty() { 0 } else { split_list(arguments, p.standard_strings()).len() };
     if given != types.len() {
         // As PostgreSQL says it (EvaluateParams in src/backend/commands/prepare.c).
-        return Err(ProxyError::new("42601", format!("wrong number of parameters for prepared statement \"{name}\""))
-            .detail(format!("Expected {} parameters but got {given}.", types.len()))
-            .into());
+        return Err(ProxyError::new(
+            "42601",
+            format!("wrong number of parameters for prepared statement \"{name}\""),
+        )
+        .detail(format!("Expected {} parameters but got {given}.", types.len()))
+        .into());
     }
     if types.iter().any(|name| matches!(name.as_str(), "pg_catalog.record" | "pg_catalog._record")) {
         return Err(ProxyError::not_supported(

@@ -1,8 +1,8 @@
 //! Columns whose binary form holds the numbers of types, which each shard has its own of (H23): arrays and rows of the
 //! user's types. While a temporary table is filled from several shards, such columns are text.
 
-use super::exchange::{self, fields};
 use super::Failure;
+use super::exchange::{self, fields};
 use crate::error::ProxyError;
 use crate::session::multi_hook::Participants;
 
@@ -49,7 +49,8 @@ pub(super) async fn as_text(
     let mut columns = Vec::new();
     let (mut to, mut back) = (Vec::new(), Vec::new());
     for row in &reply.rows {
-        let values = fields(row).ok_or_else(|| ProxyError::internal("a row of the catalog could not be read"))?;
+        let values =
+            fields(row).ok_or_else(|| ProxyError::internal("a row of the catalog could not be read"))?;
         let value = |n: usize| {
             String::from_utf8_lossy(values.get(n).copied().flatten().unwrap_or_default()).into_owned()
         };

@@ -203,8 +203,8 @@ impl<'a> Copy<'a> {
                 return Err(failure);
             }
         }
-        let ours =
-            ProxyError::new(error.sqlstate, error.message).hint("The proxy reads the sharding key of each row.");
+        let ours = ProxyError::new(error.sqlstate, error.message)
+            .hint("The proxy reads the sharding key of each row.");
         let context = (error.line > 0).then(|| format!("COPY {}, line {}", self.table, error.line));
         Err(ProxyError { context, ..ours }.into())
     }

@@ -101,7 +101,11 @@ mod tests {
         lines.row(LineCount { first: 1, later: 2 }, 9, 10);
         assert_eq!(translated(&lines, "COPY t, line 2, column a: \"x\""), "COPY t, line 5, column a: \"x\"");
         assert_eq!(lines.translate("COPY t, line 4"), ("COPY t, line 9".to_owned(), Some(9)));
-        assert_eq!(lines.translate("COPY t, line 7"), ("COPY t, line 7".to_owned(), None), "unknown lines stay");
+        assert_eq!(
+            lines.translate("COPY t, line 7"),
+            ("COPY t, line 7".to_owned(), None),
+            "unknown lines stay"
+        );
         assert_eq!(translated(&lines, "PL/pgSQL function f() line 3"), "PL/pgSQL function f() line 3");
     }
 

@@ -89,7 +89,9 @@ impl Stream {
                 }
                 b'S' => p.parameter_status(at, &message),
                 _ if failure.is_some() => {}
-                b'n' if !self.begun && matches!(statement.protocol, Protocol::Extended { describe: true, .. }) => {
+                b'n' if !self.begun
+                    && matches!(statement.protocol, Protocol::Extended { describe: true, .. }) =>
+                {
                     reply = &message;
                 }
                 b'N' => reply = &message,
@@ -107,7 +109,8 @@ impl Stream {
                 b'd' if self.header && !first => first = true,
                 b'd' => reply = &message,
                 b'C' => {
-                    let tag = String::from_utf8_lossy(read::body(&message).cstr().unwrap_or_default()).into_owned();
+                    let tag =
+                        String::from_utf8_lossy(read::body(&message).cstr().unwrap_or_default()).into_owned();
                     self.rows += tag.rsplit(' ').next().and_then(|n| n.parse::<u64>().ok()).unwrap_or(0);
                 }
                 _ => {}

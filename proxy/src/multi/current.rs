@@ -72,7 +72,8 @@ async fn told(
 fn is_untold(message: &[u8], current: &Current) -> bool {
     let field = |tag| read::error_field(message, tag).unwrap_or_default();
     let text = field(b'M');
-    let nowhere = text.windows(NOWHERE.len() - 1).any(|part| part == &NOWHERE.as_bytes()[..NOWHERE.len() - 1]);
+    let nowhere =
+        text.windows(NOWHERE.len() - 1).any(|part| part == &NOWHERE.as_bytes()[..NOWHERE.len() - 1]);
     let undefined = field(b'C') == b"55000" && matches!(field(b'R'), b"currval_oid" | b"lastval");
     nowhere || (undefined && !current.is_all()) || field(b'R') == b"scanner_yyerror"
 }

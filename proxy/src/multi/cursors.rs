@@ -3,8 +3,8 @@
 use super::Failure;
 use super::exchange;
 use super::gather::give_back;
-use super::prepared::formats;
 use super::last::{Say, relay};
+use super::prepared::formats;
 use super::statement::compose;
 use crate::error::ProxyError;
 use crate::route::plan::Effect;

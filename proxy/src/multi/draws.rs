@@ -1,13 +1,17 @@
 //! Numbers of sequences for rows of an INSERT, drawn on the default shard for all shards (H26), mostly ahead of their use.
 
-use super::exchange::{self, Reply};
 use super::Failure;
+use super::exchange::{self, Reply};
 use crate::error::ProxyError;
 use crate::route::plan::Draws;
 use crate::session::multi_hook::Participants;
 
 /// For each row what its drawn columns get, as SQL behind its other values.
-pub(super) async fn draw(p: &mut Participants<'_>, draws: &Draws, count: usize) -> Result<Vec<String>, Failure> {
+pub(super) async fn draw(
+    p: &mut Participants<'_>,
+    draws: &Draws,
+    count: usize,
+) -> Result<Vec<String>, Failure> {
     let list = draws.values.join(", ");
     let block = p.sequence_block();
     if block > 1 {

@@ -132,7 +132,10 @@ pub(super) async fn send_all(p: &mut Participants<'_>, questions: &[(usize, Stri
     sent
 }
 
-pub(super) async fn gather_all(p: &mut Participants<'_>, sent: Sent) -> Vec<(usize, Result<Reply, ProxyError>)> {
+pub(super) async fn gather_all(
+    p: &mut Participants<'_>,
+    sent: Sent,
+) -> Vec<(usize, Result<Reply, ProxyError>)> {
     let mut replies = Vec::new();
     for (at, sent) in sent {
         replies.push((

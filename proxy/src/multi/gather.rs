@@ -29,7 +29,8 @@ const ODD_COLUMNS: &str = "SELECT pg_catalog.count(*) FROM pg_catalog.pg_attribu
     JOIN pg_catalog.pg_type t ON t.oid = a.atttypid LEFT JOIN pg_catalog.pg_collation c ON c.oid = a.attcollation \
     WHERE a.attrelid = 'pg_temp.shard_gather_0'::pg_catalog.regclass AND a.attnum > 0 \
     AND (t.typtype IN ('c', 'p') OR NOT c.collisdeterministic";
-const NOW: &str = "SELECT pg_catalog.to_char(pg_catalog.now() AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US')";
+const NOW: &str =
+    "SELECT pg_catalog.to_char(pg_catalog.now() AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US')";
 
 /// Returns the CommandComplete that is due, or PortalSuspended.
 pub(super) async fn run(
@@ -60,7 +61,8 @@ pub(super) async fn run(
         false => Some(p.enlist(p.default_shard(), true).await?),
     };
     let scratch = p.scratch().await?;
-    let mut gathering = Gathering { plan, text: String::new(), statement, sources: &sources, default, scratch };
+    let mut gathering =
+        Gathering { plan, text: String::new(), statement, sources: &sources, default, scratch };
     let result = gathering.answer(p).await;
     match result {
         // It is kept for the rows that are left.
@@ -86,7 +88,10 @@ fn refuse(p: &Participants<'_>, plan: &GatherPlan, alone: bool) -> Result<(), Fa
     let (what, hint) = if plan.system && !alone {
         ("and system tables within a transaction", "Run it outside of the transaction, or as two queries.")
     } else if plan.clock_elsewhere && !alone {
-        ("that uses the time in a view or as CURRENT_TIME within a transaction", "Pass the time as a parameter.")
+        (
+            "that uses the time in a view or as CURRENT_TIME within a transaction",
+            "Pass the time as a parameter.",
+        )
     } else if p.schema_changed() {
         // The connection that answers would wait for the locks of our own transaction, and nobody would see it.
         ("after DDL, LOCK or TRUNCATE in the same transaction", "COMMIT first.")
@@ -266,8 +271,11 @@ impl Gathering<'_> {
                 (query, String::new())
             }
         };
-        let create =
-            format!("CREATE TEMP TABLE {}{names} ON COMMIT DROP AS {} WITH NO DATA", temporary_name(0), split.shard);
+        let create = format!(
+            "CREATE TEMP TABLE {}{names} ON COMMIT DROP AS {} WITH NO DATA",
+            temporary_name(0),
+            split.shard
+        );
         let server = p.server(self.scratch);
         build::parse(&mut server.out, b"", create.as_bytes(), oids);
         super::commit::bind_execute(&mut server.out, &binary_results(tail), false);

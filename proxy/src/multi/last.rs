@@ -24,7 +24,9 @@ pub(super) fn goes_on(statement: &MultiStatement) -> bool {
 /// Rows that Execute asks for; 0 for all.
 pub(super) fn limit(statement: &MultiStatement) -> i32 {
     match &statement.protocol {
-        Protocol::Extended { max_rows, .. } if statement.routed.plan.around == Around::Nothing => (*max_rows).max(0),
+        Protocol::Extended { max_rows, .. } if statement.routed.plan.around == Around::Nothing => {
+            (*max_rows).max(0)
+        }
         _ => 0,
     }
 }

@@ -28,8 +28,8 @@ mod commit;
 mod copy;
 mod copy_everywhere;
 mod copy_lines;
-mod copy_split;
 mod copy_out;
+mod copy_split;
 mod current;
 mod cursors;
 mod draws;
@@ -40,9 +40,9 @@ pub mod fuzz;
 mod gather;
 mod last;
 pub mod limits;
-mod prepared;
 mod portals;
 mod pour;
+mod prepared;
 mod scatter;
 mod several;
 mod split_insert;
@@ -67,10 +67,8 @@ impl From<ProxyError> for Failure {
 /// Does what was asked and says its replies, all but the error. After an error the transaction is over on all
 /// servers (implicit), or failed on all of them (explicit block).
 pub async fn run(p: &mut Participants<'_>, work: &MultiWork) -> Result<(), Failure> {
-    if !matches!(
-        work,
-        MultiWork::FailOthers | MultiWork::Prepared { .. } | MultiWork::DescribeExecute { .. }
-    ) {
+    if !matches!(work, MultiWork::FailOthers | MultiWork::Prepared { .. } | MultiWork::DescribeExecute { .. })
+    {
         p.count_multi_shard();
     }
     let result = match work {
@@ -94,7 +92,9 @@ pub async fn run(p: &mut Participants<'_>, work: &MultiWork) -> Result<(), Failu
         }
         MultiWork::Everywhere { sql, answer, .. } => statement::everywhere(p, sql, answer).await,
         MultiWork::Statement(statement) => statement::run(p, statement).await,
-        MultiWork::Prepared { plan, text, portal } => prepared::run(p, &plan.effect, text, portal.as_ref()).await,
+        MultiWork::Prepared { plan, text, portal } => {
+            prepared::run(p, &plan.effect, text, portal.as_ref()).await
+        }
         MultiWork::DescribeExecute { plan, text, of } => prepared::tell(p, &plan.effect, text, of).await,
         MultiWork::Resume { portal, max_rows } => portals::resume(p, portal, *max_rows).await,
         MultiWork::Several { sql, routed } => several::run(p, sql, routed).await,

@@ -200,7 +200,8 @@ async fn fetch(
             return Ok((complete, Some(Running::Each { servers, portal, next })));
         }
         let tag = read::body(&complete).cstr().unwrap_or_default();
-        let count = String::from_utf8_lossy(tag).rsplit(' ').next().and_then(|n| n.parse().ok()).unwrap_or(0u64);
+        let count =
+            String::from_utf8_lossy(tag).rsplit(' ').next().and_then(|n| n.parse().ok()).unwrap_or(0u64);
         rows += count;
         if max_rows > 0 {
             // A portal that had exactly as many rows is suspended, not complete: at least one is still wanted.

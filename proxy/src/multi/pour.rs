@@ -159,7 +159,12 @@ impl Pour {
     }
 }
 
-async fn ask(p: &mut Participants<'_>, at: usize, select: &str, (oids, tail): (&[u8], &[u8])) -> Result<(), Failure> {
+async fn ask(
+    p: &mut Participants<'_>,
+    at: usize,
+    select: &str,
+    (oids, tail): (&[u8], &[u8]),
+) -> Result<(), Failure> {
     let server = p.server(at);
     server.unnamed = 0;
     build::parse(&mut server.out, b"", select.as_bytes(), oids);

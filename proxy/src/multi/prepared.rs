@@ -312,7 +312,12 @@ pub(super) fn note_shape(entry: &Rc<Entry>, reply: &Reply) {
 }
 
 /// Parse and Describe on a server, of a statement that is not kept there.
-pub(super) async fn describe(p: &mut Participants<'_>, at: usize, sql: &[u8], oids: &[u8]) -> Result<Reply, Failure> {
+pub(super) async fn describe(
+    p: &mut Participants<'_>,
+    at: usize,
+    sql: &[u8],
+    oids: &[u8],
+) -> Result<Reply, Failure> {
     let oids = p.parameter_types(at, oids);
     let server = p.server(at);
     server.unnamed = 0;
@@ -332,7 +337,8 @@ fn shifted(failure: Failure, by: usize) -> Failure {
 pub(super) fn moved(failure: Failure, place: impl Fn(usize) -> Option<usize>) -> Failure {
     match failure {
         Failure::Ours(error) => {
-            let position = error.position.and_then(|at| place(at as usize)).and_then(|at| u32::try_from(at).ok());
+            let position =
+                error.position.and_then(|at| place(at as usize)).and_then(|at| u32::try_from(at).ok());
             Failure::Ours(ProxyError { position, ..error })
         }
         Failure::Server(message) => Failure::Server(change_fields(&message, |tag, text| match tag {

@@ -3,9 +3,9 @@
 //! Rows of a read are passed on as they come: the shards work at the same time, and one that is not being read waits
 //! for us, by TCP. Nothing piles up here.
 
+use super::Failure;
 use super::exchange::{self, gather};
 use super::statement::{Texts, compose, say_rows};
-use super::Failure;
 use crate::error::ProxyError;
 use crate::session::multi_hook::{Message, MultiStatement, Participants, Protocol};
 use crate::session::prepared::shape;
@@ -124,7 +124,8 @@ impl Relay {
                 b'C' => {
                     let tag = read::body(&message).cstr().unwrap_or_default();
                     self.tag = String::from_utf8_lossy(tag).into_owned();
-                    self.count += self.tag.rsplit(' ').next().and_then(|n| n.parse::<u64>().ok()).unwrap_or(0);
+                    self.count +=
+                        self.tag.rsplit(' ').next().and_then(|n| n.parse::<u64>().ok()).unwrap_or(0);
                 }
                 b'S' => p.parameter_status(at, &message),
                 _ => {}

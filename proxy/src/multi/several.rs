@@ -37,7 +37,9 @@ pub(super) async fn run(p: &mut Participants<'_>, sql: &Rc<[u8]>, routed: &Route
             {
                 p.answer_local(one, &text)?;
             }
-            Effect::Commit { chain: true } if !p.in_block() => return Err(only_in_block("COMMIT AND CHAIN").into()),
+            Effect::Commit { chain: true } if !p.in_block() => {
+                return Err(only_in_block("COMMIT AND CHAIN").into());
+            }
             Effect::Rollback { chain: true } if !p.in_block() => {
                 return Err(only_in_block("ROLLBACK AND CHAIN").into());
             }
@@ -124,7 +126,9 @@ impl Cursors {
         }
         let Some((_, shard)) = self.0.iter().find(|(known, _)| known == name) else { return Ok(found) };
         match (effect, found) {
-            (Effect::Cursor(_), _) => Ok(Destination::Shard(Place { shard: *shard, key: None, keyed: false })),
+            (Effect::Cursor(_), _) => {
+                Ok(Destination::Shard(Place { shard: *shard, key: None, keyed: false }))
+            }
             // That server knows its name.
             (_, Destination::Shard(place)) if place.shard == *shard => Ok(Destination::Shard(place)),
             (_, Destination::Refused(error)) => Ok(Destination::Refused(error)),
@@ -205,7 +209,9 @@ async fn one_statement(
                     p.declared(name, place.shard);
                     cursors.0.push((name.clone(), place.shard));
                 }
-                Effect::Cursor(Some(_)) | Effect::SetsSequence => p.apply(&one.plan, &String::from_utf8_lossy(&sql[one.text.clone()])),
+                Effect::Cursor(Some(_)) | Effect::SetsSequence => {
+                    p.apply(&one.plan, &String::from_utf8_lossy(&sql[one.text.clone()]))
+                }
                 _ => {}
             }
         }

@@ -3,12 +3,12 @@
 //! Parameters keep their numbers, and every shard is given all of them with their types declared: a parameter that
 //! a shard's rows do not use is then accepted and ignored, and no value has to be copied into another place.
 
+use super::Failure;
 use super::draws::draw;
 use super::exchange::{self, Reply, gather};
 use super::last::{Say, limit, relay};
 use super::portals::SUSPENDED;
 use super::statement::{compose, say_rows};
-use super::Failure;
 use crate::error::ProxyError;
 use crate::oids::FIRST_USER_OID;
 use crate::route::SplitRows;

@@ -1,7 +1,10 @@
 //! One statement on all shards.
 
 use super::exchange::{self, Reply, ask};
-use super::{Failure, apply, commit, copy, copy_out, current, cursors, explain, gather, last, portals, scatter, split_insert};
+use super::{
+    Failure, apply, commit, copy, copy_out, current, cursors, explain, gather, last, portals, scatter,
+    split_insert,
+};
 use shard_config::ShardId;
 
 use crate::error::ProxyError;
@@ -196,7 +199,11 @@ pub(super) async fn say_rows(
     }
 }
 
-pub(super) async fn run_on(p: &mut Participants<'_>, at: usize, statement: &MultiStatement) -> Result<Reply, Failure> {
+pub(super) async fn run_on(
+    p: &mut Participants<'_>,
+    at: usize,
+    statement: &MultiStatement,
+) -> Result<Reply, Failure> {
     run_text(p, at, statement, statement.text()).await
 }
 

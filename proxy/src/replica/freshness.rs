@@ -401,7 +401,11 @@ mod tests {
         let mark = f.begin_write(0, bucket(5));
         f.abandon_prepared(mark, 4711, "gid".into());
         f.are_gone(0, &[], &["gid".to_owned()]);
-        assert_eq!(f.abandoned(0), (vec![4711], vec![]), "not asked for while the backend may still prepare it");
+        assert_eq!(
+            f.abandoned(0),
+            (vec![4711], vec![]),
+            "not asked for while the backend may still prepare it"
+        );
         f.are_gone(0, &[4711], &["gid".to_owned()]);
         poll(&f, 300, 300);
         assert!(!f.replica_ok(0, bucket(5), 1), "prepared, and committed by somebody else later");

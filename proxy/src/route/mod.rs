@@ -44,8 +44,8 @@ use crate::catalog::Catalog;
 use crate::motion::Hidden;
 
 pub use analyse::apply::{ApplyPlan, Command, Written, target_copy};
-pub use analyse::hide::shown;
 pub use analyse::gather::{Filter, GatherPlan, GatherTable, Spread, temporary_name};
+pub use analyse::hide::shown;
 pub use analyse::split::{Groups, Last, Rows, SplitPlan, is_exact_key};
 pub use lex::{Literal, LiteralKind, Literals};
 pub use resolve::{Resolved, SplitRows, resolve, visit_keys};
@@ -81,7 +81,12 @@ impl RouteContext<'_> {
 pub fn is_routing_setting(name: &str) -> bool {
     matches!(
         name,
-        "search_path" | "role" | "session_authorization" | "standard_conforming_strings" | "client_encoding" | "shard.key"
+        "search_path"
+            | "role"
+            | "session_authorization"
+            | "standard_conforming_strings"
+            | "client_encoding"
+            | "shard.key"
     )
 }
 
@@ -201,7 +206,8 @@ impl Router {
         sql: &[u8],
         value: &str,
     ) -> Result<Option<Vec<u8>>, Refusal> {
-        let unreadable = || analyse::tenant::refusal("a text that is not UTF-8", "SET client_encoding = 'UTF8'.");
+        let unreadable =
+            || analyse::tenant::refusal("a text that is not UTF-8", "SET client_encoding = 'UTF8'.");
         let mut out = Vec::new();
         let (mut from, mut changed) = (0, false);
         let mut inserts = smallvec::SmallVec::<[bool; 1]>::new();
@@ -232,7 +238,8 @@ impl Router {
         }
         for (statement, inserts) in routed.iter().zip(inserts) {
             let text = out.get(statement.text.clone()).unwrap_or_default();
-            let is_value = |key: &plan::KeyRef| resolve::is_constant(&key.place, &statement.literals, text, value);
+            let is_value =
+                |key: &plan::KeyRef| resolve::is_constant(&key.place, &statement.literals, text, value);
             let one = match &statement.plan.route {
                 Route::Key(keys) => !inserts || keys.iter().all(is_value),
                 Route::SplitInsert(insert) => insert.rows.iter().all(|row| is_value(&row.key)),
@@ -241,7 +248,10 @@ impl Router {
             };
             if !one {
                 let hint = "Leave the key out, or give the value of shard.key as a constant.";
-                return Err(analyse::tenant::refusal("rows of another key, or of one that is known later only,", hint));
+                return Err(analyse::tenant::refusal(
+                    "rows of another key, or of one that is known later only,",
+                    hint,
+                ));
             }
         }
         Ok(Some(out))

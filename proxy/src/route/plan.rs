@@ -28,9 +28,14 @@ pub struct Plan {
 pub enum Around {
     Nothing,
     /// `text`: in lines of text, to which one can be added.
-    Explain { analyze: bool, text: bool },
+    Explain {
+        analyze: bool,
+        text: bool,
+    },
     /// COPY TO STDOUT; `header`: its first line is not a row.
-    CopyOut { header: bool },
+    CopyOut {
+        header: bool,
+    },
     /// DECLARE of a cursor.
     Cursor,
 }

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use smallvec::SmallVec;
 use shard_config::{KeyHash, ShardId, ShardMap};
+use smallvec::SmallVec;
 
 use super::arrays;
 use super::lex::Literal;
@@ -192,7 +192,10 @@ impl<P: Params + ?Sized> Values<'_, P> {
             shards.push(shard);
             keys.push(of_row.key);
         }
-        if agreed && insert.draws.is_none() && let Some(one) = agreement.resolved() {
+        if agreed
+            && insert.draws.is_none()
+            && let Some(one) = agreement.resolved()
+        {
             return Ok(one);
         }
         Ok(Resolved::SplitInsert(SplitRows {
@@ -208,10 +211,7 @@ impl<P: Params + ?Sized> Values<'_, P> {
         place: &KeyPlace,
         found: &mut dyn FnMut(KeyValue) -> Result<(), Refusal>,
     ) -> Result<(), Refusal> {
-        let reader = KeyReader {
-            key_type: key.key_type,
-            utf8: self.params.client_encoding_is_utf8(),
-        };
+        let reader = KeyReader { key_type: key.key_type, utf8: self.params.client_encoding_is_utf8() };
         match place {
             KeyPlace::Literal(n) => {
                 let literal = self.literal(*n)?;
@@ -271,11 +271,8 @@ fn straddles(map: &ShardMap, batch: bool) -> Refusal {
         )
         .detail(format!("epoch={}", map.epoch()));
     }
-    Refusal::unsupported(
-        STRADDLES,
-        "Run it once for each key, or within one key's shard.",
-    )
-    .detail(format!("epoch={}", map.epoch()))
+    Refusal::unsupported(STRADDLES, "Run it once for each key, or within one key's shard.")
+        .detail(format!("epoch={}", map.epoch()))
 }
 
 fn null_key() -> Refusal {

@@ -125,10 +125,9 @@ impl KeyReader {
     /// Binary format; with a type left to inference, the type is the key's own or, for integers, told by the length.
     pub fn binary(self, bytes: &[u8], type_oid: u32) -> Result<KeyValue, Refusal> {
         match (type_oid, self.key_type) {
-            (0 | oid::UUID, KeyType::Uuid) => KeyType::Uuid
-                .hash_of_binary_value(bytes)
-                .map(KeyValue::At)
-                .ok_or_else(|| bad_binary("uuid")),
+            (0 | oid::UUID, KeyType::Uuid) => {
+                KeyType::Uuid.hash_of_binary_value(bytes).map(KeyValue::At).ok_or_else(|| bad_binary("uuid"))
+            }
             (0 | oid::INT2 | oid::INT4 | oid::INT8, KeyType::Int2 | KeyType::Int4 | KeyType::Int8) => {
                 let number = match *bytes {
                     [a, b] => i64::from(i16::from_be_bytes([a, b])),

@@ -95,7 +95,12 @@ impl AdminSession {
         out
     }
 
-    async fn extended(&mut self, context: &Context, message: &[u8], out: &mut Vec<u8>) -> Result<(), ProxyError> {
+    async fn extended(
+        &mut self,
+        context: &Context,
+        message: &[u8],
+        out: &mut Vec<u8>,
+    ) -> Result<(), ProxyError> {
         let malformed = || ProxyError::protocol("malformed message");
         let unknown = || ProxyError::new("26000", "prepared statement does not exist");
         match message[0] {
@@ -117,7 +122,8 @@ impl AdminSession {
             }
             b'D' => {
                 let (kind, name) = read::named(message).ok_or_else(malformed)?;
-                let sql = if kind == b'S' { self.statements.get(name).ok_or_else(unknown)? } else { &self.portal };
+                let sql =
+                    if kind == b'S' { self.statements.get(name).ok_or_else(unknown)? } else { &self.portal };
                 if kind == b'S' {
                     out.extend_from_slice(b"t\0\0\0\x06\0\0");
                 }

@@ -232,7 +232,8 @@ impl Session {
         }
         self.servers_forget(at);
         if let Some(transaction) = self.transaction.as_deref_mut().filter(|_| had_work) {
-            transaction.untold = (!outstanding && !transaction.failed).then_some(shard).or(transaction.untold);
+            transaction.untold =
+                (!outstanding && !transaction.failed).then_some(shard).or(transaction.untold);
             transaction.failed = true;
             transaction.lost = true;
         }

@@ -29,7 +29,10 @@ impl Current {
         for row in rows {
             let values: Vec<&str> = row.split(", ").skip(1).collect();
             for (n, draw) in draws.iter().enumerate() {
-                let value = values.get(n).filter(|_| values.len() == draws.len()).and_then(|value| value.parse().ok());
+                let value = values
+                    .get(n)
+                    .filter(|_| values.len() == draws.len())
+                    .and_then(|value| value.parse().ok());
                 let (Some(sequence), Some(value)) = (sequence_of(draw), value) else { return self.forget() };
                 self.known.retain(|(known, _)| *known != sequence);
                 self.known.push((sequence, value));
@@ -107,7 +110,9 @@ impl Current {
     /// A column is named by what stands behind ELSE (FigureColnameInternal in src/backend/parser/parse_target.c).
     fn lastval(&self) -> String {
         match self.known.last() {
-            Some((_, value)) => format!("(CASE WHEN true THEN {value}::pg_catalog.int8 ELSE pg_catalog.lastval() END)"),
+            Some((_, value)) => {
+                format!("(CASE WHEN true THEN {value}::pg_catalog.int8 ELSE pg_catalog.lastval() END)")
+            }
             None => "pg_catalog.lastval()".to_owned(),
         }
     }
@@ -116,12 +121,15 @@ impl Current {
         let sequence = format!("({argument}\n)::pg_catalog.regclass");
         let other = match asks || self.is_all() {
             true => format!("pg_catalog.currval({sequence})"),
-            false => format!("pg_catalog.currval(('{NOWHERE}' || {sequence}::pg_catalog.text)::pg_catalog.regclass)"),
+            false => format!(
+                "pg_catalog.currval(('{NOWHERE}' || {sequence}::pg_catalog.text)::pg_catalog.regclass)"
+            ),
         };
         if self.known.is_empty() {
             return other;
         }
-        let known = self.known.iter().map(|(oid, value)| format!(" WHEN {oid} THEN {value}::pg_catalog.int8"));
+        let known =
+            self.known.iter().map(|(oid, value)| format!(" WHEN {oid} THEN {value}::pg_catalog.int8"));
         format!("(CASE {sequence}::pg_catalog.oid{} ELSE {other} END)", known.collect::<String>())
     }
 }
@@ -159,7 +167,8 @@ mod tests {
         if elsewhere {
             current.forget();
         }
-        let draws = ["pg_catalog.nextval('a.s'::regclass)", "shard_catalog.next_identity('\"a\".\"t\"', 'id')"];
+        let draws =
+            ["pg_catalog.nextval('a.s'::regclass)", "shard_catalog.next_identity('\"a\".\"t\"', 'id')"];
         current.drew(&draws.map(str::to_owned), &[", 1, 10".to_owned(), ", 2, 20".to_owned()]);
         current
     }

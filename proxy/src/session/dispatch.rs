@@ -70,7 +70,8 @@ impl Session {
         {
             return Destination::Multi(Resolved::Drawn);
         }
-        if let Some(error) = self.in_use(&statement.plan, sql.get(statement.text.clone()).unwrap_or_default()) {
+        if let Some(error) = self.in_use(&statement.plan, sql.get(statement.text.clone()).unwrap_or_default())
+        {
             return Destination::Refused(error);
         }
         if let Some(error) = self.value_of_another(&statement.plan.effect, &state) {
@@ -130,7 +131,10 @@ impl Session {
     pub(super) fn may_draw(&self, plan: &Plan) -> bool {
         let elsewhere = matches!(
             plan.route,
-            Route::Key(_) | Route::SplitInsert(_) | Route::Scatter(How::Each | How::Gather | How::Apply) | Route::Session
+            Route::Key(_)
+                | Route::SplitInsert(_)
+                | Route::Scatter(How::Each | How::Gather | How::Apply)
+                | Route::Session
         );
         plan.access == Access::Write && !is_control(&plan.effect) && (!elsewhere || self.target.is_some())
     }
@@ -149,7 +153,9 @@ impl Session {
             });
         }
         let shard = self.target.or_else(|| position(state, state.config.proxy.default_shard));
-        let own = |server: &Server| Some(server.shard) == shard && !server.drawn_by_others && !self.current.is_mixed();
+        let own = |server: &Server| {
+            Some(server.shard) == shard && !server.drawn_by_others && !self.current.is_mixed()
+        };
         if self.pinned_server().is_some_and(own) {
             return None;
         }

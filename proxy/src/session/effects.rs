@@ -22,7 +22,8 @@ impl Session {
                 Effect::Begin { read_only } if self.transaction.is_none() => {
                     // BEGIN makes what ran before it in the same batch a part of the transaction.
                     let before = self.implicit_before.take().unwrap_or_else(|| self.settings.clone());
-                    self.transaction = Some(Box::new(Transaction::new(text, *read_only == Some(true), before)));
+                    self.transaction =
+                        Some(Box::new(Transaction::new(text, *read_only == Some(true), before)));
                     Ok(())
                 }
                 Effect::Begin { read_only } => self.begun_again(text, *read_only),
@@ -34,7 +35,9 @@ impl Session {
                     self.transaction_ended(false, *chain);
                     Ok(())
                 }
-                Effect::Set { name, value, local } if *local || alone || !crate::route::is_own_setting(name) => {
+                Effect::Set { name, value, local }
+                    if *local || alone || !crate::route::is_own_setting(name) =>
+                {
                     self.server_has_set(name, value.clone().map(Value::Sql), *local, text)
                 }
                 Effect::SetConfig { name, value: ConfigValue::Text(value), local } => {

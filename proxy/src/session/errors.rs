@@ -118,7 +118,8 @@ impl Session {
     /// An error on one server of a transaction block: the others still hold the locks that one server would have
     /// released with it.
     pub(super) fn others_hold_on(&self, at: usize) -> bool {
-        self.servers.get(at).is_some_and(|s| s.status == b'E') && self.servers.iter().any(|s| s.enlisted && s.status == b'T')
+        self.servers.get(at).is_some_and(|s| s.status == b'E')
+            && self.servers.iter().any(|s| s.enlisted && s.status == b'T')
     }
 
     pub(super) fn broken(&mut self, why: &'static str) -> Option<Next> {

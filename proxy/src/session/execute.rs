@@ -42,7 +42,9 @@ impl Session {
                 Flow::Done
             }
             Some(Portal::Local { entry, binary }) => self.execute_local(name, &entry, binary),
-            Some(Portal::Sql { entry, results }) => self.execute_sql_prepared(name, &entry, results, max_rows),
+            Some(Portal::Sql { entry, results }) => {
+                self.execute_sql_prepared(name, &entry, results, max_rows)
+            }
             Some(Portal::Multi { entry, bind, describe }) => {
                 self.execute_multi(name, entry, bind, describe, max_rows)
             }

@@ -56,7 +56,9 @@ impl Wait<'_> {
             info.watch(cx.waker());
             match answer.as_mut().poll(cx) {
                 Poll::Ready(answer) => Poll::Ready(Ok(answer)),
-                Poll::Pending if info.give_up_retired.get() && pool.is_retired() => Poll::Ready(Err(GivenUp::Retired)),
+                Poll::Pending if info.give_up_retired.get() && pool.is_retired() => {
+                    Poll::Ready(Err(GivenUp::Retired))
+                }
                 Poll::Pending => poll_gone(stream, input, hang_up, cx).map(|()| Err(GivenUp::ClientGone)),
             }
         })
@@ -134,7 +136,8 @@ impl Session {
     /// may send it ahead and read its answers until the stream ends.
     pub(super) fn is_hung_up(&mut self, cx: &mut Context<'_>) -> bool {
         while self.stream.poll_read_ready(cx).is_ready() {
-            let ready = pin!(self.stream.ready(Interest::READABLE)).poll(&mut Context::from_waker(Waker::noop()));
+            let ready =
+                pin!(self.stream.ready(Interest::READABLE)).poll(&mut Context::from_waker(Waker::noop()));
             let closed = matches!(ready, Poll::Ready(Ok(ready)) if ready.is_read_closed());
             if !closed && !self.input.is_empty() {
                 return false;
@@ -143,7 +146,9 @@ impl Session {
             let mut ahead = ReadBuf::new(&mut ahead);
             match self.stream.poll_peek(cx, &mut ahead) {
                 Poll::Ready(Ok(0)) => return self.input.is_empty() || self.input == build::TERMINATE,
-                Poll::Ready(Ok(_)) if !self.input.is_empty() || ahead.filled() != build::TERMINATE => return false,
+                Poll::Ready(Ok(_)) if !self.input.is_empty() || ahead.filled() != build::TERMINATE => {
+                    return false;
+                }
                 Poll::Ready(Ok(_)) if closed => return true,
                 Poll::Ready(Ok(_)) => {}
                 Poll::Ready(Err(_)) => return true,
@@ -153,7 +158,9 @@ impl Session {
             // than it has room for tells tokio to wait for more.
             ahead.clear();
             match Pin::new(&mut self.stream).poll_read(cx, &mut ahead) {
-                Poll::Ready(Ok(())) if !ahead.filled().is_empty() => self.input.extend_from_slice(ahead.filled()),
+                Poll::Ready(Ok(())) if !ahead.filled().is_empty() => {
+                    self.input.extend_from_slice(ahead.filled())
+                }
                 Poll::Ready(_) => return true,
                 Poll::Pending => return false,
             }

@@ -11,7 +11,9 @@ impl Session {
     /// What PostgreSQL says of a table that its session is reading (CheckTableNotInUse in
     /// src/backend/commands/tablecmds.c); a refusal where it would not mind.
     pub(super) fn in_use(&self, plan: &Plan, text: &[u8]) -> Option<ProxyError> {
-        if !self.running.has_gathered() || matches!(plan.route, Route::All(Broadcast::DdlAutocommit) | Route::Refuse(_)) {
+        if !self.running.has_gathered()
+            || matches!(plan.route, Route::All(Broadcast::DdlAutocommit) | Route::Refuse(_))
+        {
             return None;
         }
         let text = String::from_utf8_lossy(text);
@@ -25,7 +27,9 @@ impl Session {
         match named.iter().find(read) {
             Some(name) if !verb.is_empty() => Some(ProxyError::new(
                 "55006",
-                format!("cannot {verb} \"{name}\" because it is being used by active queries in this session"),
+                format!(
+                    "cannot {verb} \"{name}\" because it is being used by active queries in this session"
+                ),
             )),
             _ => Some(ProxyError::not_supported(
                 format!(

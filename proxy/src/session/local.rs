@@ -4,8 +4,8 @@ use super::settings::Value;
 use super::transaction::{Transaction, set_modes};
 use super::{ReadSetting, Session};
 use crate::error::ProxyError;
-use crate::route::{Resolved, RoutedStatement};
 use crate::route::plan::{ConfigValue, Effect, How, SavepointVerb};
+use crate::route::{Resolved, RoutedStatement};
 use crate::wire::build::{self, INT4, INT8, TEXT};
 
 /// A value of a row of ours.
@@ -52,7 +52,8 @@ impl Session {
                     self.begun_again(&sql(), *read_only)?;
                 } else {
                     let read_only = *read_only == Some(true);
-                    self.transaction = Some(Box::new(Transaction::new(&sql(), read_only, self.settings.clone())));
+                    self.transaction =
+                        Some(Box::new(Transaction::new(&sql(), read_only, self.settings.clone())));
                 }
                 build::command_complete(&mut out, begin_tag(text));
             }
@@ -126,7 +127,10 @@ impl Session {
                 if self.transaction.is_some() {
                     // The server's RESET ALL forgets what the session began with.
                     let none = self.space.settings.borrow().none();
-                    self.hold(&format!("RESET ALL;{}", super::settings::replay(&none, &self.startup_settings)))?;
+                    self.hold(&format!(
+                        "RESET ALL;{}",
+                        super::settings::replay(&none, &self.startup_settings)
+                    ))?;
                 }
                 self.reset_all()?;
                 build::command_complete(&mut out, "RESET");
@@ -191,7 +195,12 @@ impl Session {
         if held { Ok(()) } else { Err(too_much_held()) }
     }
 
-    pub(super) fn local_savepoint(&mut self, verb: SavepointVerb, name: &str, sql: &str) -> Result<(), ProxyError> {
+    pub(super) fn local_savepoint(
+        &mut self,
+        verb: SavepointVerb,
+        name: &str,
+        sql: &str,
+    ) -> Result<(), ProxyError> {
         let settings = (self.settings.clone(), self.local_settings.clone());
         let Some(transaction) = &mut self.transaction else { return Ok(()) };
         let missing = || ProxyError::new("3B001", format!("savepoint \"{name}\" does not exist"));
@@ -406,7 +415,9 @@ impl Session {
                         How::Apply => format!("{which}, done to copies first"),
                     }
                 }
-                Destination::Multi(Resolved::Drawn) => "the default shard, with the numbers drawn for this session".to_owned(),
+                Destination::Multi(Resolved::Drawn) => {
+                    "the default shard, with the numbers drawn for this session".to_owned()
+                }
                 Destination::Multi(_) => "several shards".to_owned(),
                 Destination::Refused(error) => format!("refused: {error}"),
             });

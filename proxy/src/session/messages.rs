@@ -15,7 +15,10 @@ impl Session {
                 Ok(Some(size)) if size <= rest.len() => size,
                 Ok(_) => break,
                 Err(error) => {
-                    return (bytes.len(), Some(Next::Close(Some(Box::new(ProxyError::protocol(error.to_string()))))));
+                    return (
+                        bytes.len(),
+                        Some(Next::Close(Some(Box::new(ProxyError::protocol(error.to_string()))))),
+                    );
                 }
             };
             if self.drain && self.queue.is_empty() {

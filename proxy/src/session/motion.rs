@@ -79,7 +79,9 @@ impl Session {
         match destination {
             Destination::Shard(place) if place.keyed => place.key.map_or(Keys::Many, Keys::One),
             // `shard.target` looks at one shard, whatever the statement is about.
-            Destination::Shard(_) if self.target.is_some() && !super::simple::is_control(&statement.plan.effect) => {
+            Destination::Shard(_)
+                if self.target.is_some() && !super::simple::is_control(&statement.plan.effect) =>
+            {
                 Keys::Many
             }
             Destination::Shard(_) | Destination::Refused(_) => Keys::None,
@@ -190,9 +192,7 @@ impl Session {
     fn has_moved(&self, state: &State, touch: &crate::motion::Touch) -> bool {
         let following = &state.following;
         let known = following.motions.as_deref().is_some_and(|motions| {
-            let moved = |motion: &Motion| {
-                touch.touches_before(motion, motion.owner_since, motions.buckets())
-            };
+            let moved = |motion: &Motion| touch.touches_before(motion, motion.owner_since, motions.buckets());
             motions.list().iter().any(moved)
         });
         if known || touch.any_before(following.blind) {
@@ -337,9 +337,7 @@ fn moves_since(state: &State, epoch: u64, keys: Keys) -> bool {
     match keys {
         Keys::None => false,
         Keys::One(hash) => before.shard_of_hash(hash) != state.map.shard_of_hash(hash),
-        Keys::Many => {
-            before.owners() != state.map.owners() || before.overrides() != state.map.overrides()
-        }
+        Keys::Many => before.owners() != state.map.owners() || before.overrides() != state.map.overrides(),
     }
 }
 
@@ -351,16 +349,14 @@ fn moved() -> ProxyError {
 }
 
 /// Why a statement waits as long as there is no lease.
-const UNKNOWN_OWNERS: &str = "its buckets may have been moved to another shard, and the catalog cannot be asked";
-const UNKNOWN_SHARDS: &str = "it is for every shard, there may be more of them by now, and the catalog cannot be followed";
+const UNKNOWN_OWNERS: &str =
+    "its buckets may have been moved to another shard, and the catalog cannot be asked";
+const UNKNOWN_SHARDS: &str =
+    "it is for every shard, there may be more of them by now, and the catalog cannot be followed";
 
 fn held_too_long(worker: &Worker, unleased: &str) -> ProxyError {
     let leased = worker.gate().is_leased(boottime_ms());
-    let why = if leased {
-        "its buckets are being moved to another shard"
-    } else {
-        unleased
-    };
+    let why = if leased { "its buckets are being moved to another shard" } else { unleased };
     ProxyError::new("57P03", format!("the statement waited for {} s: {why}", limits::HOLD.as_secs()))
         .hint("The statement was not sent; run it again. SHOW MOVES on the console, or shardctl status, tells how far the move is.")
         .retry(Retry::Safe)
@@ -368,10 +364,13 @@ fn held_too_long(worker: &Worker, unleased: &str) -> ProxyError {
 
 fn under_way(motions: &Motions) -> ProxyError {
     let moves: Vec<String> = motions.list().iter().map(|motion| motion.move_id.to_string()).collect();
-    ProxyError::new("55006", "tables with sharded rows cannot be changed or truncated while a move is under way")
-        .hint(format!(
-            "Wait for the end of move {}, or abort it with shardctl abort; then run the statement again.",
-            moves.join(", ")
-        ))
-        .retry(Retry::Safe)
+    ProxyError::new(
+        "55006",
+        "tables with sharded rows cannot be changed or truncated while a move is under way",
+    )
+    .hint(format!(
+        "Wait for the end of move {}, or abort it with shardctl abort; then run the statement again.",
+        moves.join(", ")
+    ))
+    .retry(Retry::Safe)
 }

@@ -7,11 +7,15 @@ use crate::route::plan::{Changes, Effect, Plan};
 /// Is the definition about rows that may be on their way? In doubt, it is.
 pub(super) fn changes_rows(plan: &Plan, text: &[u8], catalog: &Catalog) -> bool {
     let text = String::from_utf8_lossy(text).to_ascii_lowercase();
-    let words: Vec<&str> = text.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|w| !w.is_empty()).collect();
+    let words: Vec<&str> =
+        text.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|w| !w.is_empty()).collect();
     let first = words.first().copied().unwrap_or_default();
     let sharded = |name: &str| {
         let same = |(_, known): &(String, String)| known.to_lowercase() == name.to_lowercase();
-        catalog.tables.iter().any(|(known, table)| same(known) && matches!(table.kind, TableKind::Sharded { .. }))
+        catalog
+            .tables
+            .iter()
+            .any(|(known, table)| same(known) && matches!(table.kind, TableKind::Sharded { .. }))
     };
     let names = |names: &[String]| names.iter().any(|name| sharded(name));
     if plan.effect != Effect::CreatesObject {
@@ -36,7 +40,8 @@ pub(super) fn changes_rows(plan: &Plan, text: &[u8], catalog: &Catalog) -> bool 
 
 /// A table that is about to be created.
 fn may_be_sharded(name: &str, words: &[&str], catalog: &Catalog) -> bool {
-    let declared = catalog.declared.iter().find(|((_, known), _)| known == name).map(|(_, declared)| declared);
+    let declared =
+        catalog.declared.iter().find(|((_, known), _)| known == name).map(|(_, declared)| declared);
     match declared {
         Some(Declared::Sharded { .. }) => true,
         Some(Declared::Reference | Declared::Plain) => false,

@@ -15,8 +15,8 @@ use std::sync::Arc;
 use super::client::Activity;
 use super::config::config_row;
 use super::hang_up::HangUp;
-use super::prepared::Entry;
 use super::local::{begin_tag, in_progress};
+use super::prepared::Entry;
 use super::transaction::Transaction;
 use super::{Flow, Next, Pending, Session};
 use crate::multi::Failure;
@@ -32,21 +32,48 @@ pub use super::transaction::set_modes;
 /// What a session asks of `crate::multi`.
 pub enum MultiWork {
     /// COMMIT (or the Sync that ends an implicit transaction). `tag`: CommandComplete is due, too.
-    Commit { tag: bool, chain: bool, ready: bool },
-    Rollback { tag: bool, chain: bool, ready: bool },
+    Commit {
+        tag: bool,
+        chain: bool,
+        ready: bool,
+    },
+    Rollback {
+        tag: bool,
+        chain: bool,
+        ready: bool,
+    },
     /// SAVEPOINT, SET LOCAL and the like, for every participant.
     /// `answer` is what the client is told then.
-    Everywhere { sql: String, answer: Vec<u8>, plan: Arc<Plan>, ready: bool },
+    Everywhere {
+        sql: String,
+        answer: Vec<u8>,
+        plan: Arc<Plan>,
+        ready: bool,
+    },
     /// One statement that runs on several shards.
     Statement(MultiStatement),
     /// More rows of a portal that has given some; `max_rows` as in Execute.
-    Resume { portal: Box<[u8]>, max_rows: i32 },
+    Resume {
+        portal: Box<[u8]>,
+        max_rows: i32,
+    },
     /// Several statements of one simple query, for different shards.
-    Several { sql: Rc<[u8]>, routed: Routed },
+    Several {
+        sql: Rc<[u8]>,
+        routed: Routed,
+    },
     /// SQL PREPARE or EXECUTE; `portal`: by the extended protocol.
-    Prepared { plan: Arc<Plan>, text: String, portal: Option<OfPortal> },
+    Prepared {
+        plan: Arc<Plan>,
+        text: String,
+        portal: Option<OfPortal>,
+    },
     /// Describe of an SQL EXECUTE that was prepared, or bound, by the protocol.
-    DescribeExecute { plan: Arc<Plan>, text: String, of: Described },
+    DescribeExecute {
+        plan: Arc<Plan>,
+        text: String,
+        of: Described,
+    },
     /// One participant of a block has failed, and the client knows: the others give up what they hold. Says nothing.
     FailOthers,
 }
@@ -98,7 +125,9 @@ impl MultiWork {
             Self::Resume { .. } | Self::DescribeExecute { .. } => true,
             Self::Prepared { portal, .. } => portal.is_some(),
             Self::Several { .. } | Self::FailOthers => false,
-            Self::Commit { ready, .. } | Self::Rollback { ready, .. } | Self::Everywhere { ready, .. } => !ready,
+            Self::Commit { ready, .. } | Self::Rollback { ready, .. } | Self::Everywhere { ready, .. } => {
+                !ready
+            }
         }
     }
 }
@@ -124,7 +153,9 @@ pub(super) async fn run(session: &mut Session, work: MultiWork) {
 impl Session {
     /// The transaction that AND CHAIN begins, made while there is the one that it takes its modes from.
     fn chained(&self, work: &MultiWork) -> Option<Transaction> {
-        let (MultiWork::Commit { chain: true, .. } | MultiWork::Rollback { chain: true, .. }) = work else { return None };
+        let (MultiWork::Commit { chain: true, .. } | MultiWork::Rollback { chain: true, .. }) = work else {
+            return None;
+        };
         let committed = matches!(work, MultiWork::Commit { .. });
         let implicit = || Transaction::new("BEGIN", false, self.settings.clone());
         Some(self.transaction.as_ref().map_or_else(implicit, |transaction| transaction.next(committed)))
@@ -173,7 +204,12 @@ impl Session {
 
     /// What one server cannot do alone: COMMIT, ROLLBACK, SAVEPOINT and SET LOCAL with several participants, COMMIT
     /// of DDL, after which the catalog must be read. `None`: forward it.
-    pub(super) fn for_all_participants(&mut self, plan: &Arc<Plan>, text: &[u8], ready: bool) -> Option<Flow> {
+    pub(super) fn for_all_participants(
+        &mut self,
+        plan: &Arc<Plan>,
+        text: &[u8],
+        ready: bool,
+    ) -> Option<Flow> {
         if !self.has_several() {
             return None;
         }

@@ -33,7 +33,8 @@ impl Session {
 
     /// May one of these statements change `shard.key` for another one? Each message is looked at as a whole.
     pub(super) fn changes_key(&self, statements: &[RoutedStatement]) -> bool {
-        let before = self.transaction.as_ref().is_some_and(|transaction| transaction.settings_before.key.is_some());
+        let before =
+            self.transaction.as_ref().is_some_and(|transaction| transaction.settings_before.key.is_some());
         let has = before
             || self.local_settings.is_some()
             || self.settings.key.is_some()

@@ -99,7 +99,11 @@ impl<'a> Participants<'a> {
     }
 
     /// Where one of several statements goes, when it may go.
-    pub async fn destination(&mut self, statement: &RoutedStatement, sql: &[u8]) -> Result<Destination, ProxyError> {
+    pub async fn destination(
+        &mut self,
+        statement: &RoutedStatement,
+        sql: &[u8],
+    ) -> Result<Destination, ProxyError> {
         let params = NoParams { client_encoding_is_utf8: self.client_encoding_is_utf8() };
         self.destination_with(statement, sql, &params).await
     }
@@ -150,7 +154,8 @@ impl<'a> Participants<'a> {
     pub fn begin(&mut self, text: &str, read_only: Option<bool>) -> Result<(), ProxyError> {
         match &mut self.session.transaction {
             None => {
-                let transaction = Transaction::new(text, read_only == Some(true), self.session.settings.clone());
+                let transaction =
+                    Transaction::new(text, read_only == Some(true), self.session.settings.clone());
                 self.session.transaction = Some(Box::new(transaction));
             }
             Some(_) => self.session.begun_again(text, read_only)?,
@@ -285,7 +290,11 @@ impl<'a> Participants<'a> {
         if let Some(at) = self.session.servers.iter().position(|s| s.shard == shard && s.enlisted) {
             return if self.is_demoted(at) { Err(self.demoted(at)) } else { Ok(at) };
         }
-        let pinned = self.session.servers.iter().position(|s| s.shard == shard && s.role == Role::Primary && !s.enlisted);
+        let pinned = self
+            .session
+            .servers
+            .iter()
+            .position(|s| s.shard == shard && s.role == Role::Primary && !s.enlisted);
         let at = match pinned {
             Some(at) if self.is_demoted(at) => return Err(self.demoted(at)),
             Some(at) => at,

@@ -76,7 +76,10 @@ pub fn shape(message: &[u8]) -> Box<[u8]> {
 impl Entry {
     /// Of what a client decides; the plan, which is shared, grows with the text, too.
     fn size(&self) -> usize {
-        self.sql.len() + self.original.as_ref().map_or(0, |text| text.len()) + self.oids.len() + size_of::<Self>()
+        self.sql.len()
+            + self.original.as_ref().map_or(0, |text| text.len())
+            + self.oids.len()
+            + size_of::<Self>()
     }
 
     /// The text to analyse when the schema or the settings have changed.
@@ -165,7 +168,8 @@ impl Registry {
     /// Drops the older half of what no client holds. Servers' copies are closed by their own limits.
     fn evict(&mut self) {
         let now = self.tick;
-        let mut ages: Vec<u32> = self.entries.values().flatten().map(|e| now.wrapping_sub(e.used.get())).collect();
+        let mut ages: Vec<u32> =
+            self.entries.values().flatten().map(|e| now.wrapping_sub(e.used.get())).collect();
         ages.sort_unstable();
         let cut = ages.get(ages.len() / 2).copied().unwrap_or(0);
         self.entries.retain(|_, chain| {

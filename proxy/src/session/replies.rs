@@ -391,7 +391,6 @@ impl Session {
         }
         self.set_activity();
     }
-
 }
 
 impl Expect {

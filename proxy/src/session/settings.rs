@@ -70,7 +70,9 @@ impl Settings {
             _ => DEFAULT_SEARCH_PATH,
         };
         let role = plain("role").map(Value::plain).filter(|role| role != "none");
-        let user = role.or_else(|| plain("session_authorization").map(Value::plain)).unwrap_or_else(|| user.to_owned());
+        let user = role
+            .or_else(|| plain("session_authorization").map(Value::plain))
+            .unwrap_or_else(|| user.to_owned());
         let search_path = SearchPath::parse(search_path, &user);
         let standard_conforming_strings =
             plain("standard_conforming_strings").is_none_or(|v| parse_bool(&v.plain()) != Some(false));
@@ -78,7 +80,9 @@ impl Settings {
             let name: String = value.plain().chars().filter(char::is_ascii_alphanumeric).collect();
             matches!(name.to_ascii_lowercase().as_str(), "utf8" | "unicode" | "default")
         });
-        let key = plain("shard.key").map(Value::plain).filter(|key| !key.is_empty() && !key.eq_ignore_ascii_case("default"));
+        let key = plain("shard.key")
+            .map(Value::plain)
+            .filter(|key| !key.is_empty() && !key.eq_ignore_ascii_case("default"));
         let key = key.map(String::into_boxed_str);
         Self { id, values, key, search_path, standard_conforming_strings, client_encoding_is_utf8, user }
     }
@@ -122,7 +126,12 @@ impl SettingsTable {
     }
 
     /// `base` with one setting changed (`None`: back to the server's default). `Err` when there are too many.
-    pub fn with(&mut self, base: &Rc<Settings>, name: &str, value: Option<Value>) -> Result<Rc<Settings>, ()> {
+    pub fn with(
+        &mut self,
+        base: &Rc<Settings>,
+        name: &str,
+        value: Option<Value>,
+    ) -> Result<Rc<Settings>, ()> {
         if base.get(name) == value.as_ref() {
             return Ok(base.clone());
         }
@@ -201,7 +210,10 @@ pub fn set(sql: &mut String, name: &str, value: &Value, local: bool) {
 /// A setting's name as SQL: `TimeZone`, `app.tenant`, quoted where it must be.
 fn setting_name(name: &str) -> String {
     let part = |part: &str| {
-        if !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') && !part.as_bytes()[0].is_ascii_digit() {
+        if !part.is_empty()
+            && part.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+            && !part.as_bytes()[0].is_ascii_digit()
+        {
             part.to_owned()
         } else {
             format!("\"{}\"", part.replace('"', "\"\""))
@@ -269,7 +281,10 @@ mod tests {
         assert_eq!(replay(&a, &ab), "SET search_path TO a, \"B\";");
         assert_eq!(replay(&ab, &b), "RESET timezone;");
         assert_eq!(replay(&b, &b), "");
-        assert!(Rc::ptr_eq(&table.with(&b, "search_path", None).expect("few"), &none), "equal sets are one object");
+        assert!(
+            Rc::ptr_eq(&table.with(&b, "search_path", None).expect("few"), &none),
+            "equal sets are one object"
+        );
     }
 
     #[test]
@@ -288,8 +303,14 @@ mod tests {
         let mut with = |base: &Rc<Settings>, name: &str, value: &str| {
             table.with(base, name, Some(Value::Sql(value.to_owned()))).expect("few")
         };
-        for (value, on) in [("'of'", false), ("'fal'", false), ("N", false), ("0", false), ("'tr'", true), ("on", true)] {
-            assert_eq!(with(&none, "standard_conforming_strings", value).standard_conforming_strings, on, "{value}");
+        for (value, on) in
+            [("'of'", false), ("'fal'", false), ("N", false), ("0", false), ("'tr'", true), ("on", true)]
+        {
+            assert_eq!(
+                with(&none, "standard_conforming_strings", value).standard_conforming_strings,
+                on,
+                "{value}"
+            );
         }
         let role = with(&none, "role", "'x'");
         assert_eq!(role.search_path.schemas().collect::<Vec<_>>(), ["pg_catalog", "x", "public"]);

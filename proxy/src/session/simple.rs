@@ -195,9 +195,7 @@ impl Session {
             let params = NoParams { client_encoding_is_utf8: self.routing().client_encoding_is_utf8 };
             let only_proxy = matches!(
                 statement.plan.effect,
-                Effect::ShowProxy(_)
-                    | Effect::ExplainRoute(_)
-                    | Effect::Discard(_)
+                Effect::ShowProxy(_) | Effect::ExplainRoute(_) | Effect::Discard(_)
             ) || statement.plan.effect.setting().is_some_and(crate::route::is_own_setting);
             if only_proxy && number + 1 == statements.len() && place.is_none() && number == 0 {
                 return self.one(message, sql, statement);
@@ -290,12 +288,7 @@ impl Session {
     }
 
     /// Nothing but BEGIN, SET, SAVEPOINT ...: held or forwarded like one statement each.
-    fn several_control(
-        &mut self,
-        message: &[u8],
-        sql: &[u8],
-        statements: &[RoutedStatement],
-    ) -> Flow {
+    fn several_control(&mut self, message: &[u8], sql: &[u8], statements: &[RoutedStatement]) -> Flow {
         if self.servers.iter().any(|s| s.enlisted) {
             let shard = self.servers.iter().find(|s| s.enlisted).map_or(0, |s| s.shard);
             let at = match self.server_for(shard, None) {

@@ -109,7 +109,11 @@ impl Transaction {
         let next = Self::new(begin, read_only, self.settings_before.clone());
         let is_mode = |held: &&Held| !held.released && begins_with(&held.sql, ["set", "transaction"]);
         let modes = self.prologue.iter().take(until).skip(1).filter(is_mode).cloned();
-        Self { drew_elsewhere: self.drew_elsewhere, prologue: next.prologue.into_iter().chain(modes).collect(), ..next }
+        Self {
+            drew_elsewhere: self.drew_elsewhere,
+            prologue: next.prologue.into_iter().chain(modes).collect(),
+            ..next
+        }
     }
 
     /// One simple query that brings a server to where the transaction is.
@@ -198,7 +202,8 @@ pub fn set_modes(text: &str, standard_strings: bool) -> Option<String> {
     };
     let first = if is(1, "work") || is(1, "transaction") { 2 } else { 1 };
     let last = all.iter().rposition(|token| token.kind != TokenKind::Semicolon)?;
-    let modes = text.get(all.get(first)?.range.start..all[last].range.end).filter(|modes| !modes.is_empty())?;
+    let modes =
+        text.get(all.get(first)?.range.start..all[last].range.end).filter(|modes| !modes.is_empty())?;
     Some(format!("SET TRANSACTION {modes}"))
 }
 
@@ -269,7 +274,10 @@ mod tests {
         assert!(tx.release("b", "RELEASE b"));
         assert!(!tx.read_only);
         // A server that joins hears it all the same, and forgets it as the others have.
-        assert_eq!(tx.prologue(), "BEGIN;SAVEPOINT a\n;SAVEPOINT b\n;SET TRANSACTION READ ONLY\n;RELEASE b\n");
+        assert_eq!(
+            tx.prologue(),
+            "BEGIN;SAVEPOINT a\n;SAVEPOINT b\n;SET TRANSACTION READ ONLY\n;RELEASE b\n"
+        );
         assert_eq!((tx.next(true).prologue().as_str(), tx.next(true).read_only), ("BEGIN", false));
         // Within a savepoint still.
         read_only(&mut tx);

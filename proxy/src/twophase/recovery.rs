@@ -228,9 +228,12 @@ impl Recovery {
 }
 
 /// A connection to the shard's primary; `None` while it has none.
-pub(super) async fn client(servers: &Servers, world: &World, shard: ShardId) -> anyhow::Result<Option<Object>> {
-    let index =
-        servers.position(shard).with_context(|| format!("no shard {shard}"))?;
+pub(super) async fn client(
+    servers: &Servers,
+    world: &World,
+    shard: ShardId,
+) -> anyhow::Result<Option<Object>> {
+    let index = servers.position(shard).with_context(|| format!("no shard {shard}"))?;
     match world.primary(index) {
         Some(primary) => Ok(Some(servers.server(index, primary.slot).client().await?)),
         None => Ok(None),

@@ -117,7 +117,13 @@ pub fn data_row(out: &mut Vec<u8>, values: &[&str]) {
 /// A NoticeResponse of severity WARNING.
 pub fn warning(out: &mut Vec<u8>, sqlstate: &str, message: &str) {
     let start = begin(out, b'N');
-    for (tag, text) in [(b'S', "WARNING"), (b'V', "WARNING"), (b'C', sqlstate), (b'M', message), (b'R', crate::error::ROUTINE)] {
+    for (tag, text) in [
+        (b'S', "WARNING"),
+        (b'V', "WARNING"),
+        (b'C', sqlstate),
+        (b'M', message),
+        (b'R', crate::error::ROUTINE),
+    ] {
         out.push(tag);
         cstr(out, text.as_bytes());
     }

@@ -74,7 +74,10 @@ async fn reference_rows_reach_every_shard(world: &World, client: &tokio_postgres
     let digests = world.each(digest).await;
     assert!(digests.iter().all(|one| *one == digests[0]), "{digests:?}");
     let csv = "code,rate\n\"D\n1\",1\n";
-    assert_eq!(copy(client, "COPY rates (code, rate) FROM STDIN (FORMAT csv, HEADER)", csv).await.unwrap(), 1);
+    assert_eq!(
+        copy(client, "COPY rates (code, rate) FROM STDIN (FORMAT csv, HEADER)", csv).await.unwrap(),
+        1
+    );
     assert_eq!(world.each("SELECT count(*) FROM rates").await, [3001; 4]);
 
     // One shard has a row that the others do not have: none takes any.

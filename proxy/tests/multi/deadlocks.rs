@@ -39,7 +39,10 @@ async fn begin(proxy: &Proxy) -> Client {
 }
 
 /// `first` and `second` are the answers to the statements that closed the circle; returns whether the first failed.
-fn one_deadlock(first: &Result<u64, tokio_postgres::Error>, second: &Result<u64, tokio_postgres::Error>) -> bool {
+fn one_deadlock(
+    first: &Result<u64, tokio_postgres::Error>,
+    second: &Result<u64, tokio_postgres::Error>,
+) -> bool {
     assert!(first.is_err() != second.is_err(), "one of them goes on: {first:?} {second:?}");
     let error = first.as_ref().err().or(second.as_ref().err()).unwrap();
     assert_eq!(code(error), "40P01", "{error:?}");
@@ -117,7 +120,11 @@ async fn a_cycle_through_a_client_of_one_server(world: &World) {
 /// What keeps the rows of a cursor has locked its table on the default shard, and the transaction itself has not.
 async fn a_cycle_on_one_shard_through_two_connections_of_one_client(world: &World) {
     let a = begin(&world.proxy).await;
-    let cursor = format!("DECLARE c CURSOR FOR SELECT k, id FROM t WHERE k IN ({}, {}) ORDER BY id, k", key(2), key(3));
+    let cursor = format!(
+        "DECLARE c CURSOR FOR SELECT k, id FROM t WHERE k IN ({}, {}) ORDER BY id, k",
+        key(2),
+        key(3)
+    );
     a.batch_execute(&cursor).await.unwrap();
     let direct = world.cluster.primaries[0].client("app").await;
     direct.batch_execute("BEGIN").await.unwrap();

@@ -99,7 +99,9 @@ async fn h16_a_second_proxy_finishes_the_orphans_of_a_dead_one_within_five_secon
     let world = World::start("multi-orphans").await;
     let faults = world.cluster.directory.join("faults");
     std::fs::create_dir(&faults).unwrap();
-    for (step, rows) in [("between-prepares", 0), ("before-commit", 0), ("after-commit", 1), ("between-commits", 1)] {
+    for (step, rows) in
+        [("between-prepares", 0), ("before-commit", 0), ("after-commit", 1), ("between-commits", 1)]
+    {
         let mut doomed = Proxy::start_with_faults(&world.cluster, &faults);
         let client = doomed.client().await;
         std::fs::write(faults.join(step), "").unwrap();
@@ -107,7 +109,8 @@ async fn h16_a_second_proxy_finishes_the_orphans_of_a_dead_one_within_five_secon
         let writing = tokio::spawn(async move { client.simple_query(&text).await.map(drop) });
         let reached = faults.join(format!("{step}.reached"));
         let deadline = Instant::now() + Duration::from_secs(20);
-        let prepared = async || world.each("SELECT count(*) FROM pg_prepared_xacts").await.iter().sum::<i64>();
+        let prepared =
+            async || world.each("SELECT count(*) FROM pg_prepared_xacts").await.iter().sum::<i64>();
         while !reached.exists() || prepared().await == 0 {
             assert!(Instant::now() < deadline, "{step} is not reached");
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -128,7 +131,8 @@ async fn h16_a_second_proxy_finishes_the_orphans_of_a_dead_one_within_five_secon
 async fn h21_a_commit_after_an_untold_loss_is_an_error() {
     let world = World::start("multi-untold").await;
     let client = world.proxy.client().await;
-    let end = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE state = 'idle in transaction'";
+    let end =
+        "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE state = 'idle in transaction'";
     for (keys, told) in [(&[1, 2][..], "08006"), (&[2], "08006"), (&[2, 3, 4], "08006")] {
         client.batch_execute("BEGIN").await.unwrap();
         for shard in keys {
@@ -181,7 +185,9 @@ async fn h5_a_hung_primary_is_replaced_under_open_transactions() {
     let error = insert(&open, first, 4).await.unwrap_err();
     assert!(matches!(code(&error).as_str(), "57P03" | "25P02" | "08007"), "{error:?}");
     open.batch_execute("COMMIT").await.unwrap();
-    for (server, expected) in [(&cluster.primaries[0], 0), (&cluster.primaries[1], 0), (&cluster.replicas[0], 1)] {
+    for (server, expected) in
+        [(&cluster.primaries[0], 0), (&cluster.primaries[1], 0), (&cluster.replicas[0], 1)]
+    {
         let rows = server.client("postgres").await.query_one("SELECT count(*) FROM t", &[]).await.unwrap();
         assert_eq!(rows.get::<_, i64>(0), expected);
     }

@@ -60,7 +60,10 @@ impl Told {
 }
 
 fn shard_block(cluster: &Cluster, shard: usize) -> String {
-    format!("[[shard]]\nid = {shard}\nprimary = \"127.0.0.1:{}\"\nreplicas = []\n", cluster.primaries[shard - 1].port)
+    format!(
+        "[[shard]]\nid = {shard}\nprimary = \"127.0.0.1:{}\"\nreplicas = []\n",
+        cluster.primaries[shard - 1].port
+    )
 }
 
 /// What the proxy's row in the catalog says.
@@ -153,12 +156,20 @@ async fn a_shard_is_added_while_clients_go_on() {
     assert_eq!(count(&client, "SELECT count(*) FROM t").await, 3, "over five shards in the open transaction");
     client.execute(&write, &[&of_one[1], &2i32, &"open"]).await.unwrap();
     tokio::time::sleep(Duration::from_millis(600)).await;
-    assert_eq!(known(&mover).await, [1, 2, 3, 4], "a transaction that began before has written a reference row");
+    assert_eq!(
+        known(&mover).await,
+        [1, 2, 3, 4],
+        "a transaction that began before has written a reference row"
+    );
     let other = world.proxy.client().await;
     client.batch_execute("COMMIT").await.unwrap();
     until_known(&mover, &[1, 2, 3, 4, 5]).await;
     assert_eq!(count(&other, "SELECT count(*) FROM rates").await, 2);
-    assert_eq!(count(&fifth, "SELECT count(*) FROM rates").await, 1, "what the mover asks for before it begins");
+    assert_eq!(
+        count(&fifth, "SELECT count(*) FROM rates").await,
+        1,
+        "what the mover asks for before it begins"
+    );
     // More of them than shards, which they would take in turn.
     for _ in 0..10 {
         let fresh = world.proxy.client().await;
@@ -268,9 +279,10 @@ async fn a_replica_is_added_and_taken_out() {
     }
     told.reload(&all).await.unwrap();
     told.until("replica", 1).await;
-    let swapped = all
-        .replace(&both, "replicas = []")
-        .replace(&format!("primary = \"127.0.0.1:{primary}\""), &format!("primary = \"127.0.0.1:{replica}\""));
+    let swapped = all.replace(&both, "replicas = []").replace(
+        &format!("primary = \"127.0.0.1:{primary}\""),
+        &format!("primary = \"127.0.0.1:{replica}\""),
+    );
     let error = told.reload(&swapped).await.unwrap_err();
     assert!(error.contains("is the primary of shard 1"), "{error}");
     assert_eq!(told.servers().await.len(), 2);

@@ -32,7 +32,11 @@ async fn left_alone(world: &World, raw: Raw, what: &str) {
     drop(raw);
     let since = Instant::now();
     while busy(&world.cluster.primaries).await != [0; 4] {
-        assert!(since.elapsed() < Duration::from_secs(2), "{what}: {:?} run on", busy(&world.cluster.primaries).await);
+        assert!(
+            since.elapsed() < Duration::from_secs(2),
+            "{what}: {:?} run on",
+            busy(&world.cluster.primaries).await
+        );
     }
 }
 
@@ -72,7 +76,8 @@ async fn a_client_that_hangs_up_leaves_nothing_running() {
     for shard in 1..=4 {
         raw.query(&format!("INSERT INTO t VALUES ({}, {shard}, 'old')", key(shard))).await;
     }
-    let (join, sleep) = ("SELECT a.k, b.k FROM t a JOIN t b ON a.id = b.id", "SELECT k, pg_sleep(600) FROM t");
+    let (join, sleep) =
+        ("SELECT a.k, b.k FROM t a JOIN t b ON a.id = b.id", "SELECT k, pg_sleep(600) FROM t");
 
     // Who sends and does not wait is not one who hangs up: with one server at a time it is all done.
     let mut sent = bytes::BytesMut::new();
@@ -86,9 +91,11 @@ async fn a_client_that_hangs_up_leaves_nothing_running() {
     assert_eq!(raw.query("DELETE FROM t WHERE id = 50").await, ["CDELETE 1", "ZI"]);
 
     // Reads of one shard, of each, and of all together, whose rows come from one after the other.
-    for (shards, sql) in
-        [(&[1][..], format!("SELECT * FROM t WHERE k = {}", key(2))), (&[0, 1, 2, 3], "SELECT * FROM t".to_owned()), (&[3], join.to_owned())]
-    {
+    for (shards, sql) in [
+        (&[1][..], format!("SELECT * FROM t WHERE k = {}", key(2))),
+        (&[0, 1, 2, 3], "SELECT * FROM t".to_owned()),
+        (&[3], join.to_owned()),
+    ] {
         let holders = locked(&world, shards).await;
         left_alone(&world, start(&sql).await, &sql).await;
         drop(holders);
@@ -107,7 +114,10 @@ async fn a_client_that_hangs_up_leaves_nothing_running() {
         reads.start(TERMINATE).await;
         tokio::time::sleep(Duration::from_millis(200)).await;
         let answer = reads.answers(1).await;
-        assert!(answer.len() == 2 && answer[0].starts_with("CSELECT ") && answer[1] == "ZI", "{sql}: {answer:?}");
+        assert!(
+            answer.len() == 2 && answer[0].starts_with("CSELECT ") && answer[1] == "ZI",
+            "{sql}: {answer:?}"
+        );
     }
     // In a block, where it is no commit that a server is busy with.
     let mut one = Raw::connect(world.proxy.port).await;
@@ -123,7 +133,10 @@ async fn a_client_that_hangs_up_leaves_nothing_running() {
     let mut block = Raw::connect(world.proxy.port).await;
     assert_eq!(block.query("BEGIN").await, ["CBEGIN", "ZT"]);
     assert_eq!(block.query("UPDATE t SET note = 'new'").await, ["CUPDATE 4", "ZT"]);
-    assert_eq!(block.query("DECLARE c CURSOR FOR SELECT count(*), pg_sleep(600) FROM t GROUP BY id % 2").await, ["CDECLARE CURSOR", "ZT"]);
+    assert_eq!(
+        block.query("DECLARE c CURSOR FOR SELECT count(*), pg_sleep(600) FROM t GROUP BY id % 2").await,
+        ["CDECLARE CURSOR", "ZT"]
+    );
     block.ask("FETCH c").await;
     left_alone(&world, block, "FETCH").await;
 
@@ -132,7 +145,12 @@ async fn a_client_that_hangs_up_leaves_nothing_running() {
     locked.batch_execute("BEGIN; LOCK t IN SHARE MODE").await.unwrap();
     let mut writes = Raw::connect(world.proxy.port).await;
     writes.ask("UPDATE t SET note = 'new'").await;
-    world.eventually("SELECT count(*) FROM pg_stat_activity WHERE usename = 'app' AND state LIKE 'idle in%'", &[1, 1, 0, 1]).await;
+    world
+        .eventually(
+            "SELECT count(*) FROM pg_stat_activity WHERE usename = 'app' AND state LIKE 'idle in%'",
+            &[1, 1, 0, 1],
+        )
+        .await;
     drop(writes);
     let since = Instant::now();
     while busy(&world.cluster.primaries).await != [0; 4] {

@@ -75,10 +75,16 @@ async fn h8_a_proxy_that_was_stopped_looks_before_it_goes_on() {
     }
     let scope = buckets_of(&[moving]);
     mover.begin(1, &scope, 2, 3).await;
-    let (source, target) =
-        (world.cluster.primaries[1].client("postgres").await, world.cluster.primaries[2].client("postgres").await);
-    target.batch_execute(&format!("INSERT INTO t VALUES ({moving}, 1, 'a'), ({moving}, 2, 'b')")).await.unwrap();
-    let ended = "SELECT count(*) FROM (SELECT pg_terminate_backend(pid) FROM shard_catalog.backends_of($1) pid) x";
+    let (source, target) = (
+        world.cluster.primaries[1].client("postgres").await,
+        world.cluster.primaries[2].client("postgres").await,
+    );
+    target
+        .batch_execute(&format!("INSERT INTO t VALUES ({moving}, 1, 'a'), ({moving}, 2, 'b')"))
+        .await
+        .unwrap();
+    let ended =
+        "SELECT count(*) FROM (SELECT pg_terminate_backend(pid) FROM shard_catalog.backends_of($1) pid) x";
     let ended: i64 = source.query_one(ended, &[&tag]).await.unwrap().get(0);
     assert!(ended >= 1, "its backends are found");
     mover.flip(1, &scope, 2, 3, "flipped").await;
@@ -87,7 +93,11 @@ async fn h8_a_proxy_that_was_stopped_looks_before_it_goes_on() {
     world.proxy.signal("CONT");
 
     // The source has none of the rows, and is not asked for them. (A connection that was ended is an error once.)
-    assert_ne!(count(&clients[2], moving).await, Ok(0), "a transaction that had read them goes on without them");
+    assert_ne!(
+        count(&clients[2], moving).await,
+        Ok(0),
+        "a transaction that had read them goes on without them"
+    );
     for attempt in 0.. {
         match clients[1].query_one(&prepared, &[]).await.map(|row| row.get::<_, i64>(0)) {
             Ok(rows) => {
@@ -117,10 +127,13 @@ async fn h6_what_a_shard_itself_knows_of_moves_is_believed() {
     world.cluster.primaries[0].signal("STOP");
     tokio::time::sleep(Duration::from_millis(5500)).await;
     assert_eq!(count(&client, key).await, Ok(1), "nobody knows of a move: the last map is served");
-    let fence = "INSERT INTO shard_catalog.fence (move_id, scope, mask) VALUES (7, '{\"ranges\": [[0, 1]]}', 4095)";
+    let fence =
+        "INSERT INTO shard_catalog.fence (move_id, scope, mask) VALUES (7, '{\"ranges\": [[0, 1]]}', 4095)";
     let owned = "INSERT INTO shard_catalog.ownership (move_id, epoch, epoch_id, scope, owner, flipped) \
                  VALUES (7, 99, gen_random_uuid(), '{\"ranges\": [[0, 1]]}', 3, true)";
-    for (comes, goes) in [(fence, "DELETE FROM shard_catalog.fence"), (owned, "DELETE FROM shard_catalog.ownership")] {
+    for (comes, goes) in
+        [(fence, "DELETE FROM shard_catalog.fence"), (owned, "DELETE FROM shard_catalog.ownership")]
+    {
         shard.batch_execute(comes).await.unwrap();
         tokio::time::sleep(Duration::from_millis(500)).await;
         assert_eq!(count(&client, key).await, Err("57P03".to_owned()), "{comes}");

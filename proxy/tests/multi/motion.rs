@@ -41,7 +41,10 @@ async fn statements_wait_and_follow_the_flip() {
     let (moving, staying) = (of_one[0], of_one[1]);
     let scope = buckets_of(&[moving]);
     let client = world.proxy.client().await;
-    client.batch_execute(&format!("INSERT INTO t VALUES ({moving}, 1, 'a'), ({staying}, 1, 'b')")).await.unwrap();
+    client
+        .batch_execute(&format!("INSERT INTO t VALUES ({moving}, 1, 'a'), ({staying}, 1, 'b')"))
+        .await
+        .unwrap();
     let version = mover.begin(1, &scope, 1, 3).await;
     mover.drained(version).await;
 
@@ -54,7 +57,11 @@ async fn statements_wait_and_follow_the_flip() {
     let batch = spawn(world.proxy.url(), format!("SELECT 1; {}; SELECT 2", insert(3)));
     tokio::time::sleep(SHORT).await;
     assert!(!held.is_finished() && !counted.is_finished() && !batch.is_finished(), "all wait");
-    assert_eq!(one(&client, &format!("SELECT count(*) FROM t WHERE k = {staying}")).await, "1", "others do not");
+    assert_eq!(
+        one(&client, &format!("SELECT count(*) FROM t WHERE k = {staying}")).await,
+        "1",
+        "others do not"
+    );
     assert_eq!(one(&client, "SELECT count(*) FROM rates").await, "0");
     assert_eq!(mover.least("held", 1).await, 3);
     mover.stage(1, "copying").await;
@@ -67,7 +74,8 @@ async fn statements_wait_and_follow_the_flip() {
     let version = mover.stage(1, "holding").await;
     mover.drained(version).await;
     let extended = connect(&world.proxy.url()).await;
-    let prepared = extended.prepare(&format!("INSERT INTO t VALUES ({moving}, $1, 'flipped')")).await.unwrap();
+    let prepared =
+        extended.prepare(&format!("INSERT INTO t VALUES ({moving}, $1, 'flipped')")).await.unwrap();
     let held = spawn(world.proxy.url(), insert(4));
     let by_extended = tokio::spawn(async move { extended.execute(&prepared, &[&5i32]).await });
     tokio::time::sleep(SHORT).await;
@@ -116,7 +124,12 @@ async fn definitions_wait_for_the_end(world: &World, client: &Client) {
         assert_eq!(code(&error), "55006", "{sql}: {error:?}");
         assert!(error.as_db_error().unwrap().hint().unwrap().contains("move 1"), "{sql}: {error:?}");
     }
-    for sql in ["TRUNCATE rates", "CREATE TABLE other (id int PRIMARY KEY)", "ANALYZE t", "COMMENT ON TABLE t IS 'x'"] {
+    for sql in [
+        "TRUNCATE rates",
+        "CREATE TABLE other (id int PRIMARY KEY)",
+        "ANALYZE t",
+        "COMMENT ON TABLE t IS 'x'",
+    ] {
         client.batch_execute(sql).await.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
     }
     assert_eq!(world.each("SELECT count(*) FROM pg_class WHERE relname = 'newer'").await, [0; 4]);
@@ -160,7 +173,8 @@ async fn h2_who_has_touched_the_scope_is_waited_for() {
     begin(&locker, "BEGIN", &format!("SELECT * FROM t WHERE k = {moving} FOR UPDATE")).await;
     begin(&reader, "BEGIN", "SELECT count(*) FROM t").await;
     begin(&bystander, "BEGIN", &format!("UPDATE t SET note = 'x' WHERE k = {staying}")).await;
-    begin(&strict, "BEGIN ISOLATION LEVEL REPEATABLE READ", &format!("SELECT * FROM t WHERE k = {other}")).await;
+    begin(&strict, "BEGIN ISOLATION LEVEL REPEATABLE READ", &format!("SELECT * FROM t WHERE k = {other}"))
+        .await;
     let version = mover.stage(7, "holding").await;
     mover.wait("version", version, 1).await;
     tokio::time::sleep(SHORT).await;
@@ -180,7 +194,8 @@ async fn h2_who_has_touched_the_scope_is_waited_for() {
     let version = mover.flip(7, &scope, 1, 3, "flipped").await;
     mover.wait("version", version, 1).await;
     assert!(mover.least("drained", 1).await < version);
-    let error = locker.batch_execute(&format!("UPDATE t SET note = 'lost' WHERE k = {moving}")).await.unwrap_err();
+    let error =
+        locker.batch_execute(&format!("UPDATE t SET note = 'lost' WHERE k = {moving}")).await.unwrap_err();
     assert_eq!(code(&error), "40001", "{error:?}");
     locker.batch_execute("ROLLBACK").await.unwrap();
     mover.drained(version).await;
@@ -240,7 +255,11 @@ async fn two_proxies_follow() {
         .await;
     tokio::time::sleep(Duration::from_millis(800)).await;
     assert!(mover.least("version", 2).await < version);
-    assert_eq!(one(&clients[0], &format!("SELECT count(*) FROM t WHERE k = {moving}")).await, "0", "the old one is served");
+    assert_eq!(
+        one(&clients[0], &format!("SELECT count(*) FROM t WHERE k = {moving}")).await,
+        "0",
+        "the old one is served"
+    );
     drop(second);
 }
 
@@ -255,7 +274,10 @@ async fn overrides_route_and_scatter() {
     let neighbour = (tenant + 1..).find(|key| hash(*key).bucket(4096) == bucket).unwrap();
     let scope = Scope::new(&[], &[hash(tenant)]).unwrap();
     let client = world.proxy.client().await;
-    client.batch_execute(&format!("INSERT INTO t VALUES ({tenant}, 1, 'a'), ({neighbour}, 1, 'b')")).await.unwrap();
+    client
+        .batch_execute(&format!("INSERT INTO t VALUES ({tenant}, 1, 'a'), ({neighbour}, 1, 'b')"))
+        .await
+        .unwrap();
     let version = mover.begin(1, &scope, 1, 4).await;
     mover.drained(version).await;
     let copy = format!("INSERT INTO t VALUES ({tenant}, 1, 'a')");
@@ -264,7 +286,10 @@ async fn overrides_route_and_scatter() {
     let version = mover.flip(1, &scope, 1, 4, "flipped").await;
     mover.drained(version).await;
     assert_eq!(one(&client, "SELECT count(*) FROM t").await, "2");
-    client.batch_execute(&format!("UPDATE t SET note = 'moved' WHERE k IN ({tenant}, {neighbour})")).await.unwrap();
+    client
+        .batch_execute(&format!("UPDATE t SET note = 'moved' WHERE k IN ({tenant}, {neighbour})"))
+        .await
+        .unwrap();
     assert_eq!(world.each("SELECT count(*) FROM t WHERE note = 'moved'").await, [1, 0, 0, 1]);
     world.cluster.primaries[0]
         .client("postgres")
@@ -274,7 +299,10 @@ async fn overrides_route_and_scatter() {
         .unwrap();
     let version = mover.end(1).await;
     mover.drained(version).await;
-    client.batch_execute(&format!("INSERT INTO t VALUES ({tenant}, 2, 'c'), ({neighbour}, 2, 'd')")).await.unwrap();
+    client
+        .batch_execute(&format!("INSERT INTO t VALUES ({tenant}, 2, 'c'), ({neighbour}, 2, 'd')"))
+        .await
+        .unwrap();
     assert_eq!([places(&world, tenant).await, places(&world, neighbour).await], [[0, 0, 0, 2], [2, 0, 0, 0]]);
     let map = client.simple_query("SHOW shard.map").await.unwrap();
     let text = format!("{map:?}");

@@ -104,7 +104,8 @@ async fn copied(client: &Client, sql: &str) -> Vec<String> {
     if sql.contains("binary") {
         return vec![chunks.iter().map(Bytes::len).sum::<usize>().to_string()];
     }
-    let mut lines: Vec<String> = chunks.iter().map(|line| String::from_utf8_lossy(line).into_owned()).collect();
+    let mut lines: Vec<String> =
+        chunks.iter().map(|line| String::from_utf8_lossy(line).into_owned()).collect();
     lines.sort();
     lines
 }
@@ -116,7 +117,9 @@ async fn fetched(client: &mut Client) -> Vec<String> {
     loop {
         let rows = transaction.simple_query("FETCH 5 FROM c").await.unwrap();
         let row = |message: &SimpleQueryMessage| match message {
-            SimpleQueryMessage::Row(row) => Some(format!("{:?} {:?} {:?}", row.get(0), row.get(1), row.get(2))),
+            SimpleQueryMessage::Row(row) => {
+                Some(format!("{:?} {:?} {:?}", row.get(0), row.get(1), row.get(2)))
+            }
             _ => None,
         };
         let before = answer.len();
@@ -153,7 +156,8 @@ async fn answers(client: &mut Client, with: &dyn Fn(&str) -> String) -> Vec<(Str
         let sql = with(sql);
         for way in ["simple", "extended"] {
             client.batch_execute("BEGIN").await.unwrap();
-            let mut answer = if way == "simple" { simple(client, &sql).await } else { extended(client, &sql).await };
+            let mut answer =
+                if way == "simple" { simple(client, &sql).await } else { extended(client, &sql).await };
             // What it did to whom.
             answer.extend(simple(client, "SELECT k, id, note FROM t").await);
             answer.extend(simple(client, "SELECT k, id, amount FROM u").await);
@@ -194,7 +198,10 @@ async fn h30_no_row_is_seen_twice_or_not_at_all() {
             let note = if (key + id) % 5 == 0 { "NULL".to_owned() } else { format!("'n{}'", (key * id) % 4) };
             client.batch_execute(&format!("INSERT INTO t VALUES ({key}, {id}, {note})")).await.unwrap();
             if (key + id) % 3 != 0 {
-                client.batch_execute(&format!("INSERT INTO u VALUES ({key}, {id}, {})", id * 10)).await.unwrap();
+                client
+                    .batch_execute(&format!("INSERT INTO u VALUES ({key}, {id}, {})", id * 10))
+                    .await
+                    .unwrap();
             }
         }
     }
@@ -214,10 +221,16 @@ async fn h30_no_row_is_seen_twice_or_not_at_all() {
     let version = mover.begin(1, &scope, 1, 3).await;
     mover.drained(version).await;
     let list = format!("{}, {}", moving[0], moving[1]);
-    let (source, target) =
-        (world.cluster.primaries[0].client("postgres").await, world.cluster.primaries[2].client("postgres").await);
-    let rows = |table: &'static str| format!("SELECT string_agg(format('(%s, %s, %L)', k, id, {}), ', ') FROM {table} WHERE k IN ({list})",
-        if table == "t" { "note" } else { "amount" });
+    let (source, target) = (
+        world.cluster.primaries[0].client("postgres").await,
+        world.cluster.primaries[2].client("postgres").await,
+    );
+    let rows = |table: &'static str| {
+        format!(
+            "SELECT string_agg(format('(%s, %s, %L)', k, id, {}), ', ') FROM {table} WHERE k IN ({list})",
+            if table == "t" { "note" } else { "amount" }
+        )
+    };
     let (of_t, of_u): (String, String) = (
         source.query_one(&rows("t"), &[]).await.unwrap().get(0),
         source.query_one(&rows("u"), &[]).await.unwrap().get(0),
@@ -248,19 +261,28 @@ async fn h30_no_row_is_seen_twice_or_not_at_all() {
     }
 
     // The other way round: the target's are the rows, the source's are left over.
-    target.batch_execute(&format!("DELETE FROM t WHERE k IN ({list}); INSERT INTO t VALUES {of_t}")).await.unwrap();
+    target
+        .batch_execute(&format!("DELETE FROM t WHERE k IN ({list}); INSERT INTO t VALUES {of_t}"))
+        .await
+        .unwrap();
     let version = mover.flip(1, &scope, 1, 3, "flipped").await;
     mover.drained(version).await;
     source.batch_execute(&format!("UPDATE t SET note = 'left over' WHERE k IN ({list})")).await.unwrap();
     compare("flipped", &truth, &answers(&mut client, &with).await);
 
     // Rolled back: the source owns again, and what the target has is left over.
-    source.batch_execute(&format!("DELETE FROM t WHERE k IN ({list}); INSERT INTO t VALUES {of_t}")).await.unwrap();
+    source
+        .batch_execute(&format!("DELETE FROM t WHERE k IN ({list}); INSERT INTO t VALUES {of_t}"))
+        .await
+        .unwrap();
     let version = mover.flip(1, &scope, 3, 1, "copying").await;
     mover.drained(version).await;
     target.batch_execute(&format!("UPDATE t SET note = 'left over' WHERE k IN ({list})")).await.unwrap();
     compare("rolled back", &truth, &answers(&mut client, &with).await);
-    target.batch_execute(&format!("DELETE FROM t WHERE k IN ({list}); DELETE FROM u WHERE k IN ({list})")).await.unwrap();
+    target
+        .batch_execute(&format!("DELETE FROM t WHERE k IN ({list}); DELETE FROM u WHERE k IN ({list})"))
+        .await
+        .unwrap();
     let version = mover.end(1).await;
     mover.drained(version).await;
     compare("ended", &truth, &answers(&mut client, &with).await);

@@ -36,7 +36,8 @@ impl Mover {
 
     /// One transaction; returns its version.
     pub async fn change(&self, sql: &str) -> i64 {
-        let answer = self.catalog.simple_query(&format!("BEGIN; {sql}; SELECT shard_catalog.bump(); COMMIT")).await;
+        let answer =
+            self.catalog.simple_query(&format!("BEGIN; {sql}; SELECT shard_catalog.bump(); COMMIT")).await;
         let rows = answer.unwrap();
         let version = rows.iter().find_map(|message| match message {
             tokio_postgres::SimpleQueryMessage::Row(row) => row.get(0).map(|text| text.parse().unwrap()),

@@ -49,7 +49,10 @@ async fn h23_types_and_tables_have_one_number() {
     let client = world.proxy.client().await;
     client.batch_execute("CREATE TYPE mood AS ENUM ('sad', 'ok', 'happy')").await.unwrap();
     client.batch_execute("CREATE TYPE size AS ENUM ('s', 'm')").await.unwrap();
-    client.batch_execute("CREATE TABLE felt (k int8 NOT NULL, m mood, s size[], PRIMARY KEY (k))").await.unwrap();
+    client
+        .batch_execute("CREATE TABLE felt (k int8 NOT NULL, m mood, s size[], PRIMARY KEY (k))")
+        .await
+        .unwrap();
     let distinct = world.each("SELECT 'mood'::regtype::oid::int8").await;
     assert!(distinct.iter().skip(1).all(|oid| *oid != distinct[0]), "the numbers differ: {distinct:?}");
 
@@ -93,7 +96,13 @@ async fn h23_types_and_tables_have_one_number() {
         assert_eq!(raw.fields("MOVE c").await, []);
         raw.query(&format!("DECLARE d BINARY CURSOR FOR {sql}")).await;
         let binary = raw.fields("FETCH ALL FROM d").await;
-        assert!(binary.iter().zip(&query).all(|(b, q)| b.0 == q.0 && b.1[..16] == q.1[..16] && b.1[16..] == [0, 1]), "{sql}");
+        assert!(
+            binary
+                .iter()
+                .zip(&query)
+                .all(|(b, q)| b.0 == q.0 && b.1[..16] == q.1[..16] && b.1[16..] == [0, 1]),
+            "{sql}"
+        );
         raw.query("ROLLBACK").await;
     }
     let moods: Vec<String> = client
@@ -111,10 +120,16 @@ async fn h23_types_and_tables_have_one_number() {
     for row in &rows {
         assert_eq!(row.get::<_, Vec<Label>>(0), [Label("s".into()), Label("m".into())]);
     }
-    let both = client.query("SELECT array_agg(s ORDER BY k) FROM (SELECT DISTINCT k, s FROM felt) f", &[]).await.unwrap();
+    let both = client
+        .query("SELECT array_agg(s ORDER BY k) FROM (SELECT DISTINCT k, s FROM felt) f", &[])
+        .await
+        .unwrap();
     assert_eq!(both.len(), 1);
     assert_eq!(client.execute("INSERT INTO felt SELECT k + 5000000, m, s FROM felt", &[]).await.unwrap(), 4);
-    assert_eq!(client.execute("UPDATE felt SET k = k + 1, s = s || 'm'::size WHERE k > 4000000", &[]).await.unwrap(), 4);
+    assert_eq!(
+        client.execute("UPDATE felt SET k = k + 1, s = s || 'm'::size WHERE k > 4000000", &[]).await.unwrap(),
+        4
+    );
     let grown = client.query_one("SELECT count(*) FROM felt WHERE s::text = '{s,m,m}'", &[]).await.unwrap();
     assert_eq!(grown.get::<_, i64>(0), 4);
     client.batch_execute("DELETE FROM felt WHERE k > 4000000").await.unwrap();

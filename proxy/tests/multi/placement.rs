@@ -50,7 +50,10 @@ async fn h22_copies_of_a_row_stay_alike(world: &World, client: &Client) {
     for (n, shard) in world.cluster.primaries.iter().enumerate() {
         let direct = shard.client("postgres").await;
         for code in ["a", "b", "c"].iter().cycle().skip(n).take(2) {
-            direct.batch_execute(&format!("UPDATE rates SET rate = rate WHERE code = '{code}'")).await.unwrap();
+            direct
+                .batch_execute(&format!("UPDATE rates SET rate = rate WHERE code = '{code}'"))
+                .await
+                .unwrap();
         }
     }
     for sql in [
@@ -71,7 +74,9 @@ async fn a_cursor_has_one_name(client: &Client) {
     let (one, two) = (key(1), key(2));
     let of = |k: i64| format!("DECLARE c CURSOR FOR SELECT * FROM t WHERE k = {k}");
     let all = "DECLARE c CURSOR FOR SELECT * FROM t ORDER BY k".to_owned();
-    for (first, second) in [(of(one), of(two)), (of(one), all.clone()), (all.clone(), of(one)), (all.clone(), all.clone())] {
+    for (first, second) in
+        [(of(one), of(two)), (of(one), all.clone()), (all.clone(), of(one)), (all.clone(), all.clone())]
+    {
         client.batch_execute("BEGIN").await.unwrap();
         assert_eq!(answer(client, &first).await, "ok", "{first}");
         assert_eq!(answer(client, "CLOSE c").await, "ok");
@@ -91,17 +96,24 @@ async fn a_cursor_has_one_name(client: &Client) {
 
 async fn h11_the_configuration_vouches(world: &World) {
     let ports = (take_port(), take_port());
-    let vouched = "[[table]]\nname = \"public.made\"\nkind = \"sharded\"\nunique_by_construction = [\"id\"]\n";
+    let vouched =
+        "[[table]]\nname = \"public.made\"\nkind = \"sharded\"\nunique_by_construction = [\"id\"]\n";
     let text = format!("{CONFIGURATION}{vouched}");
     let proxy = Proxy::run(&world.cluster, ports, &world.cluster.configuration(ports.0, ports.1, &text));
     let client = proxy.client().await;
     assert_eq!(answer(&client, "CREATE TABLE unmade (k int8, id int PRIMARY KEY)").await, "0A000");
-    assert_eq!(answer(&client, "CREATE TABLE made (k int8 NOT NULL, id serial PRIMARY KEY, note text)").await, "ok");
+    assert_eq!(
+        answer(&client, "CREATE TABLE made (k int8 NOT NULL, id serial PRIMARY KEY, note text)").await,
+        "ok"
+    );
     assert_eq!(answer(&client, "CREATE UNIQUE INDEX ON made (note)").await, "0A000");
     let all: Vec<i64> = (1..=4).map(key).collect();
     let rows: Vec<String> = all.iter().map(|k| format!("({k}, 'n')")).collect();
     client.batch_execute(&format!("INSERT INTO made (k, note) VALUES {}", rows.join(", "))).await.unwrap();
-    let again = format!("INSERT INTO made (k, id, note) VALUES ({}, 1, 'again') ON CONFLICT (id) DO UPDATE SET note = 'x'", all[0]);
+    let again = format!(
+        "INSERT INTO made (k, id, note) VALUES ({}, 1, 'again') ON CONFLICT (id) DO UPDATE SET note = 'x'",
+        all[0]
+    );
     client.batch_execute(&again).await.unwrap();
     assert_eq!(client.query("SELECT id FROM made WHERE note = 'x'", &[]).await.unwrap().len(), 1);
 }
@@ -152,7 +164,9 @@ async fn a_copy_says_what_one_server_says_of_its_errors() {
     let world = World::start("copy-errors").await;
     let single = Cluster::start("copy-errors-one", 1, false);
     let one = single.primaries[0].client("app").await;
-    one.batch_execute("CREATE TABLE t (k int8 NOT NULL, id int NOT NULL, note text, PRIMARY KEY (k, id))").await.unwrap();
+    one.batch_execute("CREATE TABLE t (k int8 NOT NULL, id int NOT NULL, note text, PRIMARY KEY (k, id))")
+        .await
+        .unwrap();
     let four = world.proxy.client().await;
     let all: Vec<i64> = (0..12).map(|n| keys(n % 4 + 1, 3)[n as usize / 4]).collect();
     let lines = |row: &dyn Fn(i64) -> String, bad: &str, at: usize, end: &str| -> Vec<u8> {
@@ -163,7 +177,16 @@ async fn a_copy_says_what_one_server_says_of_its_errors() {
     let mut cases: Vec<(&str, Vec<u8>)> = Vec::new();
     for at in [0, 1, 6, 12] {
         let text = |k: i64| format!("{k}\t1\ta\\\nb");
-        for bad in ["7\tx\tn", "zz\t1\tn", "\\N\t1\tn", "7", "7\t1\tn\textra", "7\t\\N\tn", "", "99999999999999999999\t1\tn"] {
+        for bad in [
+            "7\tx\tn",
+            "zz\t1\tn",
+            "\\N\t1\tn",
+            "7",
+            "7\t1\tn\textra",
+            "7\t\\N\tn",
+            "",
+            "99999999999999999999\t1\tn",
+        ] {
             cases.push(("COPY t FROM STDIN", lines(&text, bad, at, "\n")));
         }
         cases.push(("COPY t FROM STDIN", lines(&|k| format!("{k}\t1\ta"), "7\tx\tn", at, "\r\n")));
@@ -177,7 +200,8 @@ async fn a_copy_says_what_one_server_says_of_its_errors() {
         cases.push(("COPY t FROM STDIN (FORMAT csv)", lines(&windows, "7,x,n", at, "\r\n")));
         let number = 1i32.to_be_bytes();
         for bad in [(Some(7), &b"\0\0\x01"[..], "short"), (None, &number[..], "null")] {
-            let mut rows: Vec<(Option<i64>, &[u8], &str)> = all.iter().map(|k| (Some(*k), &number[..], "n")).collect();
+            let mut rows: Vec<(Option<i64>, &[u8], &str)> =
+                all.iter().map(|k| (Some(*k), &number[..], "n")).collect();
             rows.insert(at, bad);
             cases.push(("COPY t FROM STDIN (FORMAT binary)", binary(&rows)));
         }

@@ -98,7 +98,9 @@ async fn prepare_and_execute_as_in_one_database() {
         format!("EXECUTE within ({a})"),
         // Among others in one message.
         "SELECT 1; EXECUTE everything; SELECT 2".to_owned(),
-        format!("EXECUTE put ({a}, 20, 'x'); EXECUTE put ({b}, 20, 'x'); EXECUTE get ({a}); PREPARE now AS SELECT 1; EXECUTE now"),
+        format!(
+            "EXECUTE put ({a}, 20, 'x'); EXECUTE put ({b}, 20, 'x'); EXECUTE get ({a}); PREPARE now AS SELECT 1; EXECUTE now"
+        ),
         format!("EXECUTE put ({a}, 21, 'x'); EXECUTE get (1/0); EXECUTE everything"),
         "EXECUTE everything; DEALLOCATE now; EXECUTE now".to_owned(),
         "DISCARD ALL".to_owned(),
@@ -111,7 +113,10 @@ async fn prepare_and_execute_as_in_one_database() {
 
     // What the protocol has prepared has the same name space; as with one server, a transaction may come between.
     let mut raw = crate::copies::Raw::connect(world.proxy.port).await;
-    assert_eq!(raw.query("PREPARE p (int8) AS INSERT INTO t VALUES ($1, 77, 'raw')").await, ["CPREPARE", "ZI"]);
+    assert_eq!(
+        raw.query("PREPARE p (int8) AS INSERT INTO t VALUES ($1, 77, 'raw')").await,
+        ["CPREPARE", "ZI"]
+    );
     for shard in 1..=4 {
         let execute = format!("EXECUTE p ({})", key(shard));
         assert_eq!(raw.query(&execute).await, ["CINSERT 0 1", "ZI"]);

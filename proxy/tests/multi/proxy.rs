@@ -36,12 +36,7 @@ impl Proxy {
         Self::spawn(cluster, ports, configuration, None)
     }
 
-    fn spawn(
-        cluster: &Cluster,
-        (port, _): (u16, u16),
-        configuration: &str,
-        faults: Option<&Path>,
-    ) -> Self {
+    fn spawn(cluster: &Cluster, (port, _): (u16, u16), configuration: &str, faults: Option<&Path>) -> Self {
         let path = cluster.directory.join(format!("proxy-{port}.toml"));
         std::fs::write(&path, configuration).unwrap();
         let log = std::fs::File::create(cluster.directory.join(format!("proxy-{port}.log"))).unwrap();
@@ -86,7 +81,8 @@ impl Proxy {
 impl Drop for Proxy {
     fn drop(&mut self) {
         // One that is stopped would not hear of its end. (It may have ended.)
-        let _ = Command::new("kill").args(["-CONT", &self.child.id().to_string()]).stderr(Stdio::null()).status();
+        let _ =
+            Command::new("kill").args(["-CONT", &self.child.id().to_string()]).stderr(Stdio::null()).status();
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

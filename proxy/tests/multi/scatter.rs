@@ -5,8 +5,8 @@ use tokio_postgres::types::{FromSql, Type};
 use tokio_postgres::{Client, SimpleQueryMessage};
 
 use crate::cluster::Cluster;
-use crate::copies::Raw;
 use crate::cluster::take_port;
+use crate::copies::Raw;
 use crate::proxy::{CONFIGURATION, Proxy, World, code, key};
 use crate::scatter_portals::*;
 
@@ -30,7 +30,10 @@ async fn fill(client: &Client) {
                 let number = ["1.0", "1.00", "2.5", "7"][(k + id) as usize % 4];
                 script += &format!(
                     "INSERT INTO v VALUES ({k}, {}, {}, {number}, {k}.25, 'w{}', {}, '2026-01-0{id}');",
-                    k - 7, k * 1000 + id, k % 3, ["true", "false", "NULL"][k as usize % 3]
+                    k - 7,
+                    k * 1000 + id,
+                    k % 3,
+                    ["true", "false", "NULL"][k as usize % 3]
                 );
                 let amount = if id == 4 { "NULL".to_owned() } else { format!("{}.{id}5", k * 3 - id) };
                 script += &format!(
@@ -104,7 +107,8 @@ pub async fn extended(client: &Client, sql: &str) -> Vec<String> {
 }
 
 fn in_order(sql: &str, mut answer: Vec<String>) -> Vec<String> {
-    let ordered = sql.contains("ORDER BY") && !sql.contains("ORDER BY k, id) FROM") && !sql.contains("OVER (PARTITION");
+    let ordered =
+        sql.contains("ORDER BY") && !sql.contains("ORDER BY k, id) FROM") && !sql.contains("OVER (PARTITION");
     // The first is the description, and an error is alone.
     if !ordered && answer.len() > 1 {
         answer[1..].sort();
@@ -178,7 +182,10 @@ async fn parameters_are_passed_on(one: &Client, four: &Client) {
         assert_eq!((row.get::<_, i64>(0), row.get::<_, Option<&str>>(1)), (14, Some("n2")));
         let keys = vec![1i64, 2, 3, 4, 5];
         let rows = client
-            .query("SELECT k, sum(id) FROM t WHERE k = ANY ($1) GROUP BY k ORDER BY sum(id), k LIMIT $2", &[&keys, &3i64])
+            .query(
+                "SELECT k, sum(id) FROM t WHERE k = ANY ($1) GROUP BY k ORDER BY sum(id), k LIMIT $2",
+                &[&keys, &3i64],
+            )
             .await
             .unwrap();
         let found: Vec<(i64, i64)> = rows.iter().map(|r| (r.get(0), r.get(1))).collect();
@@ -285,7 +292,10 @@ async fn nothing_is_left_behind(world: &World, four: &Client) {
     world.settled().await;
     world.eventually("SELECT count(*) FROM pg_class WHERE relname LIKE 'shard\\_gather%'", &[0; 4]).await;
     world
-        .eventually("SELECT count(*) FROM pg_stat_activity WHERE usename = 'app' AND state LIKE 'idle in%'", &[0; 4])
+        .eventually(
+            "SELECT count(*) FROM pg_stat_activity WHERE usename = 'app' AND state LIKE 'idle in%'",
+            &[0; 4],
+        )
         .await;
 }
 

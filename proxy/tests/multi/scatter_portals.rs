@@ -11,9 +11,9 @@ use crate::proxy::{World, code, key};
 
 async fn text(client: &Client, sql: &str) -> Vec<String> {
     let row = |message: SimpleQueryMessage| match message {
-        SimpleQueryMessage::Row(row) => {
-            Some((0..row.len()).map(|i| row.get(i).unwrap_or("NULL").to_owned()).collect::<Vec<_>>().join("|"))
-        }
+        SimpleQueryMessage::Row(row) => Some(
+            (0..row.len()).map(|i| row.get(i).unwrap_or("NULL").to_owned()).collect::<Vec<_>>().join("|"),
+        ),
         SimpleQueryMessage::CommandComplete(count) => Some(format!("rows {count}")),
         SimpleQueryMessage::RowDescription(columns) if sql.starts_with("FETCH") => {
             Some(columns.iter().map(|column| column.name().to_owned()).collect::<Vec<_>>().join("|"))
@@ -28,7 +28,10 @@ async fn text(client: &Client, sql: &str) -> Vec<String> {
 
 /// `setFetchSize`: the same rows in the same portions, in a block and out of it.
 pub async fn portals_give_as_many_rows_as_asked_for(one: &mut Client, four: &mut Client) {
-    for sql in ["SELECT k, id::int8 FROM t ORDER BY k, id", "SELECT id::int8, count(*) FROM t GROUP BY id ORDER BY id"] {
+    for sql in [
+        "SELECT k, id::int8 FROM t ORDER BY k, id",
+        "SELECT id::int8, count(*) FROM t GROUP BY id ORDER BY id",
+    ] {
         let mut portions = Vec::new();
         for client in [&mut *one, &mut *four] {
             let transaction = client.transaction().await.unwrap();
@@ -177,7 +180,8 @@ pub async fn explain_shows_a_plan(four: &Client) {
     assert_eq!(lines.iter().filter(|line| line.starts_with("Shard ")).count(), 4, "{lines:?}");
     let lines = text(four, "EXPLAIN ANALYZE SELECT count(*) FROM t").await;
     assert!(lines.iter().any(|line| line.contains("shard_gather_0") && line.contains("actual")), "{lines:?}");
-    let route = |sql: &'static str| async move { text(four, &format!("EXPLAIN ROUTE {sql}")).await.join("\n") };
+    let route =
+        |sql: &'static str| async move { text(four, &format!("EXPLAIN ROUTE {sql}")).await.join("\n") };
     assert!(route("SELECT count(*) FROM t").await.contains("partial aggregates"));
     assert!(route("SELECT k FROM t ORDER BY note LIMIT 3").await.contains("sorts and limits"));
     assert!(route("SELECT rank() OVER (ORDER BY k) FROM t").await.contains("because of a window function"));
@@ -203,7 +207,11 @@ pub async fn the_clock_is_the_transactions(four: &Client) {
     four.batch_execute("BEGIN; SELECT count(*) FROM plain").await.unwrap();
     let now = text(four, "SELECT now() FROM plain LIMIT 1").await[0].clone();
     tokio::time::sleep(Duration::from_millis(20)).await;
-    for sql in ["SELECT max(now()) FROM t", "SELECT now() FROM t ORDER BY k LIMIT 1", "SELECT now() FROM t, plain LIMIT 1"] {
+    for sql in [
+        "SELECT max(now()) FROM t",
+        "SELECT now() FROM t ORDER BY k LIMIT 1",
+        "SELECT now() FROM t, plain LIMIT 1",
+    ] {
         assert_eq!(text(four, sql).await[0], now, "{sql}");
     }
     four.batch_execute("COMMIT").await.unwrap();
@@ -214,10 +222,14 @@ pub async fn a_slow_client_costs_no_memory(world: &World) {
     let client = world.proxy.client().await;
     client.batch_execute("CREATE TABLE m (k int8 NOT NULL, id int NOT NULL, pad text)").await.unwrap();
     for (shard, server) in (1u16..).zip(&world.cluster.primaries) {
-        let fill = format!("INSERT INTO m SELECT {}, i, repeat('x', 200) FROM generate_series(1, 75000) i", key(shard));
+        let fill = format!(
+            "INSERT INTO m SELECT {}, i, repeat('x', 200) FROM generate_series(1, 75000) i",
+            key(shard)
+        );
         server.client("postgres").await.batch_execute(&fill).await.unwrap();
     }
-    for (sql, rows) in [("SELECT * FROM m", 300_000), ("SELECT k, id, pad FROM m ORDER BY pad, id", 300_000)] {
+    for (sql, rows) in [("SELECT * FROM m", 300_000), ("SELECT k, id, pad FROM m ORDER BY pad, id", 300_000)]
+    {
         let mut raw = Raw::connect(world.proxy.port).await;
         let before = world.proxy.resident();
         raw.ask(sql).await;

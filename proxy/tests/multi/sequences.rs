@@ -62,7 +62,8 @@ async fn one_question_for_a_block(world: &World, client: &Client) {
     assert_eq!(ids, (1..=8).collect::<Vec<i64>>());
     assert_eq!(world.each("SELECT last_value FROM s_id_seq").await, [32, 1, 1, 1], "nobody was asked again");
     // What is for one shard is one transaction there; an error in it leaves nothing.
-    let doubled = format!("INSERT INTO s (k, note) VALUES ({far}, 'f'), ({far}, (1 / ({far} - {far}))::text)");
+    let doubled =
+        format!("INSERT INTO s (k, note) VALUES ({far}, 'f'), ({far}, (1 / ({far} - {far}))::text)");
     assert_eq!(code(&client.batch_execute(&doubled).await.unwrap_err()), "22012");
     assert_eq!(code(&client.execute(&doubled, &[]).await.unwrap_err()), "22012");
     assert_eq!(id(client, "SELECT count(*) FROM s WHERE note = 'f'").await, 0);

@@ -28,7 +28,10 @@ async fn h11_a_session_with_a_key_sees_the_rows_of_that_key_only() {
     }
     let url = format!("{}?options=-c%20shard.key%3D{}", world.proxy.url(), all[2]);
     let client = connect(&url).await;
-    assert_eq!(client.query_one("SHOW shard.key", &[]).await.unwrap().get::<_, String>(0), all[2].to_string());
+    assert_eq!(
+        client.query_one("SHOW shard.key", &[]).await.unwrap().get::<_, String>(0),
+        all[2].to_string()
+    );
     let mut sorted = all.clone();
     sorted.sort_unstable();
 
@@ -54,7 +57,10 @@ async fn h11_a_session_with_a_key_sees_the_rows_of_that_key_only() {
     // Writes.
     assert_eq!(client.execute("UPDATE t SET note = 'mine'", &[]).await.unwrap(), 3);
     assert_eq!(client.execute("DELETE FROM t WHERE id = 3 OR true", &[]).await.unwrap(), 3);
-    assert_eq!(client.execute("INSERT INTO t (id, note) VALUES ($1, $2), (8, 'b')", &[&7i32, &"a"]).await.unwrap(), 2);
+    assert_eq!(
+        client.execute("INSERT INTO t (id, note) VALUES ($1, $2), (8, 'b')", &[&7i32, &"a"]).await.unwrap(),
+        2
+    );
     client.batch_execute(&format!("INSERT INTO t (k, id) VALUES ({}, 9)", all[0])).await.unwrap();
     client.batch_execute("INSERT INTO t (k, id) SELECT k, id + 100 FROM t").await.unwrap();
     for sql in [

@@ -25,8 +25,9 @@ async fn what_joins_later_does_not_repeat_a_message(world: &World) {
     let (a, b, c) = (key(1), key(2), key(3));
     let mut raw = crate::copies::Raw::connect(world.proxy.port).await;
     raw.query("BEGIN").await;
-    let text =
-        format!("SET LOCAL statement_timeout = 5000; SET LOCAL lock_timeout = 4000; INSERT INTO t VALUES ({a}, 1)");
+    let text = format!(
+        "SET LOCAL statement_timeout = 5000; SET LOCAL lock_timeout = 4000; INSERT INTO t VALUES ({a}, 1)"
+    );
     assert_eq!(raw.query(&text).await, ["CSET", "CSET", "CINSERT 0 1", "ZT"]);
     // Fails unless both settings have reached shard 2.
     let settings = "current_setting('statement_timeout') || current_setting('lock_timeout')";
@@ -39,7 +40,14 @@ async fn what_joins_later_does_not_repeat_a_message(world: &World) {
     let text = format!("SAVEPOINT s; INSERT INTO t VALUES ({a}, 3)");
     assert_eq!(raw.query(&text).await, ["CSAVEPOINT", "CINSERT 0 1", "ZT"]);
     assert_eq!(raw.query(&format!("INSERT INTO t VALUES ({c}, 1)")).await, ["CINSERT 0 1", "ZT"]);
-    assert_eq!(world.each("SELECT count(*) FROM pg_locks WHERE relation = 't'::regclass AND mode = 'RowExclusiveLock'").await, [1, 0, 1, 0]);
+    assert_eq!(
+        world
+            .each(
+                "SELECT count(*) FROM pg_locks WHERE relation = 't'::regclass AND mode = 'RowExclusiveLock'"
+            )
+            .await,
+        [1, 0, 1, 0]
+    );
     assert_eq!(raw.query("ROLLBACK TO s").await, ["CROLLBACK", "ZT"]);
     assert_eq!(raw.query("COMMIT").await, ["CCOMMIT", "ZI"]);
     assert_eq!(world.counts().await, [2, 1, 0, 0]);
@@ -65,7 +73,8 @@ async fn a_target_does_not_redirect_the_end_of_a_block(world: &World) {
 
 async fn h16_a_lost_participant_takes_the_others_back(world: &World) {
     let lose = async |shard: usize| {
-        let kill = "SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity WHERE usename = 'app'";
+        let kill =
+            "SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity WHERE usename = 'app'";
         world.cluster.primaries[shard].client("postgres").await.query_one(kill, &[]).await.unwrap();
         tokio::time::sleep(std::time::Duration::from_millis(200)).await;
     };

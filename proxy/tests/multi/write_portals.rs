@@ -18,7 +18,9 @@ impl Messages {
 
     fn bind(mut self, portal: &str, statement: &str) -> Self {
         let none = |_: &str, _: &mut BytesMut| Ok(IsNull::Yes);
-        assert!(frontend::bind(portal, statement, [], std::iter::empty::<&str>(), none, [], &mut self.0).is_ok());
+        assert!(
+            frontend::bind(portal, statement, [], std::iter::empty::<&str>(), none, [], &mut self.0).is_ok()
+        );
         self
     }
 
@@ -93,7 +95,9 @@ async fn portals_that_have_ended_are_executed_again() {
             for session in [&mut raw, &mut one] {
                 session.query("PREPARE prepared AS SELECT id FROM t").await;
                 let mut said = session.query("BEGIN").await;
-                said.extend(session.query(&format!("INSERT INTO t VALUES ({a}, 5), ({b}, 5), ({c}, 5)")).await);
+                said.extend(
+                    session.query(&format!("INSERT INTO t VALUES ({a}, 5), ({b}, 5), ({c}, 5)")).await,
+                );
                 said.extend(session.exchange(&batch()).await);
                 // In a block that has failed nothing runs, whatever has ended.
                 said.extend(session.exchange(&messages().execute(portal, rows).sync()).await);
@@ -122,7 +126,13 @@ async fn begin_within_a_block() {
     let own = |list: &[&str]| list.iter().map(|sql| (*sql).to_owned()).collect::<Vec<_>>();
     let scripts = [
         own(&["BEGIN", "BEGIN READ ONLY", &show, &first]),
-        own(&["BEGIN", "START TRANSACTION READ ONLY, ISOLATION LEVEL SERIALIZABLE", "SHOW transaction_isolation", &all, &second]),
+        own(&[
+            "BEGIN",
+            "START TRANSACTION READ ONLY, ISOLATION LEVEL SERIALIZABLE",
+            "SHOW transaction_isolation",
+            &all,
+            &second,
+        ]),
         own(&["BEGIN READ ONLY", "BEGIN", &show, "BEGIN READ WRITE", &first]),
         own(&["BEGIN; BEGIN READ ONLY", &first]),
         own(&["BEGIN", "SAVEPOINT s", "BEGIN READ ONLY", "ROLLBACK TO s", &first]),
@@ -138,16 +148,49 @@ async fn begin_within_a_block() {
         // READ ONLY ends with the savepoint within which it was said.
         own(&["BEGIN", "SAVEPOINT s", "BEGIN READ ONLY", "ROLLBACK TO s", &read, &first]),
         own(&["BEGIN", "SAVEPOINT s", "BEGIN READ ONLY", "RELEASE s", &read, &first]),
-        own(&["BEGIN", &all, "SAVEPOINT s", "BEGIN READ ONLY", "RELEASE s", &show, "COMMIT AND CHAIN", &show, &first]),
+        own(&[
+            "BEGIN",
+            &all,
+            "SAVEPOINT s",
+            "BEGIN READ ONLY",
+            "RELEASE s",
+            &show,
+            "COMMIT AND CHAIN",
+            &show,
+            &first,
+        ]),
         own(&["BEGIN", &all, "SAVEPOINT s", "BEGIN READ ONLY", "COMMIT AND CHAIN", &show, &first]),
         own(&["BEGIN", &all, "SAVEPOINT s", "BEGIN READ ONLY", "ROLLBACK AND CHAIN", &show, &first]),
         own(&["BEGIN", &first, "SAVEPOINT s", "BEGIN READ ONLY", "ROLLBACK AND CHAIN", &show, &first]),
         // What follows several has their modes.
-        own(&["BEGIN ISOLATION LEVEL SERIALIZABLE", &several, "COMMIT AND CHAIN", level, "DELETE FROM t", "COMMIT"]),
+        own(&[
+            "BEGIN ISOLATION LEVEL SERIALIZABLE",
+            &several,
+            "COMMIT AND CHAIN",
+            level,
+            "DELETE FROM t",
+            "COMMIT",
+        ]),
         own(&["BEGIN ISOLATION LEVEL SERIALIZABLE", &several, "ROLLBACK AND CHAIN", level, &second]),
-        own(&["BEGIN ISOLATION LEVEL REPEATABLE READ", &several, "nonsense", "COMMIT AND CHAIN", level, &second]),
+        own(&[
+            "BEGIN ISOLATION LEVEL REPEATABLE READ",
+            &several,
+            "nonsense",
+            "COMMIT AND CHAIN",
+            level,
+            &second,
+        ]),
         own(&["BEGIN READ ONLY", &all, "COMMIT AND CHAIN", &show, &first]),
-        own(&["BEGIN", "SET TRANSACTION READ ONLY", &all, "ROLLBACK AND CHAIN", &show, &all, "COMMIT AND CHAIN", &show]),
+        own(&[
+            "BEGIN",
+            "SET TRANSACTION READ ONLY",
+            &all,
+            "ROLLBACK AND CHAIN",
+            &show,
+            &all,
+            "COMMIT AND CHAIN",
+            &show,
+        ]),
     ];
     for script in &scripts {
         let mut answers = Vec::new();
@@ -186,7 +229,8 @@ async fn portals_of_writes_and_of_execute() {
     let world = World::start("multi-write-portals").await;
     let mut raw = Raw::connect(world.proxy.port).await;
     let [a, b, c, d] = [key(1), key(2), key(3), key(4)];
-    let insert = |id: i32| format!("INSERT INTO t VALUES ({a}, {id}, 'x'), ({b}, {id}, 'x'), ({c}, {id}, 'x')");
+    let insert =
+        |id: i32| format!("INSERT INTO t VALUES ({a}, {id}, 'x'), ({b}, {id}, 'x'), ({c}, {id}, 'x')");
     let returning = |id: i32| format!("{} RETURNING id", insert(id));
 
     // As many rows as asked for, and the rest of them; the last portion is counted in the tag.
@@ -216,7 +260,9 @@ async fn portals_of_writes_and_of_execute() {
     assert_eq!(raw.exchange(&first).await, ["1", "2", "D", "D", "D", "D", "D", "s", "ZT"]);
     let more = messages().execute("p", 6).execute("p", 6).sync();
     assert_eq!(raw.exchange(&more).await, ["D", "D", "D", "D", "D", "D", "s", "D", "CUPDATE 1", "ZT"]);
-    let moved = format!("WITH d AS (DELETE FROM t WHERE id < 5 RETURNING *) INSERT INTO t SELECT {d}, id + 10 * k, note FROM d RETURNING id");
+    let moved = format!(
+        "WITH d AS (DELETE FROM t WHERE id < 5 RETURNING *) INSERT INTO t SELECT {d}, id + 10 * k, note FROM d RETURNING id"
+    );
     let parts = messages().parse("", &moved).bind("w", "").execute("w", 10).execute("w", 10).sync();
     let answer = raw.exchange(&parts).await;
     assert_eq!(answer.iter().filter(|one| *one == "D").count(), 12);

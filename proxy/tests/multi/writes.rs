@@ -223,17 +223,20 @@ async fn parameters_and_blocks(one: &Client, four: &Client) {
         let sql = "INSERT INTO t (k, id, note) SELECT k + $1, id + $2, $3 FROM o WHERE amount > $4::int8 \
                    ON CONFLICT (k, id) DO UPDATE SET note = $3 || excluded.note RETURNING k, id, note || $5";
         let rows = client.query(sql, &[&1i64, &0i32, &"p", &5i64, &"-"]).await.unwrap();
-        let mut found: Vec<(i64, i32, String)> = rows.iter().map(|r| (r.get(0), r.get(1), r.get(2))).collect();
+        let mut found: Vec<(i64, i32, String)> =
+            rows.iter().map(|r| (r.get(0), r.get(1), r.get(2))).collect();
         found.sort();
         assert_eq!(found.first(), Some(&(6, 1, "pp-".to_owned())), "{found:?}");
         assert_eq!(found.len(), 10);
-        let moved = client.execute("UPDATE t SET k = $1 WHERE k = $2 AND id = $3", &[&30i64, &7i64, &4i32]).await;
+        let moved =
+            client.execute("UPDATE t SET k = $1 WHERE k = $2 AND id = $3", &[&30i64, &7i64, &4i32]).await;
         assert_eq!(moved.unwrap(), 1);
         client.batch_execute("BEGIN").await.unwrap();
         client.batch_execute("INSERT INTO t VALUES (90, 1, 'mine')").await.unwrap();
         client.batch_execute("INSERT INTO plain VALUES (90, 'mine')").await.unwrap();
         client.batch_execute("SAVEPOINT a").await.unwrap();
-        let sql = "INSERT INTO t SELECT t.k + 1, plain.id, plain.name FROM t JOIN plain ON plain.name = t.note";
+        let sql =
+            "INSERT INTO t SELECT t.k + 1, plain.id, plain.name FROM t JOIN plain ON plain.name = t.note";
         assert_eq!(client.execute(sql, &[]).await.unwrap(), 1);
         let sql = "UPDATE t SET k = k + 1, note = plain.name FROM plain WHERE plain.name = t.note";
         assert_eq!(client.execute(sql, &[]).await.unwrap(), 2);
@@ -280,7 +283,10 @@ async fn h22_reference_rows_are_the_same_bytes_everywhere() {
     for (sql, count) in [
         ("INSERT INTO rates DEFAULT VALUES", 1),
         ("INSERT INTO rates (n) SELECT generate_series(1, 20)", 20),
-        ("INSERT INTO rates (code, n) VALUES (1, 5), (400, 6) ON CONFLICT (code) DO UPDATE SET n = excluded.n", 2),
+        (
+            "INSERT INTO rates (code, n) VALUES (1, 5), (400, 6) ON CONFLICT (code) DO UPDATE SET n = excluded.n",
+            2,
+        ),
         ("UPDATE rates SET r = random(), at = clock_timestamp() WHERE n > 3", 19),
         ("DELETE FROM rates WHERE n > 12 + random()", 8),
         ("INSERT INTO rates (n) VALUES (1)", 1),
@@ -317,7 +323,10 @@ async fn a_shard_that_fails_leaves_no_answer_of_another_unread() {
     let client = world.proxy.client().await;
     for shard in 1..=4 {
         let id = if shard == 1 { 7 } else { i32::from(shard) };
-        client.execute("INSERT INTO t VALUES ($1, $2, 'n')", &[&crate::proxy::key(shard), &id]).await.unwrap();
+        client
+            .execute("INSERT INTO t VALUES ($1, $2, 'n')", &[&crate::proxy::key(shard), &id])
+            .await
+            .unwrap();
     }
     client.batch_execute("BEGIN").await.unwrap();
     client.batch_execute("SAVEPOINT s").await.unwrap();
@@ -326,7 +335,8 @@ async fn a_shard_that_fails_leaves_no_answer_of_another_unread() {
     assert_eq!(crate::proxy::code(&error), "22012");
     client.batch_execute("ROLLBACK TO s").await.unwrap();
     for shard in 2..=4 {
-        let row = client.query_one("SELECT id FROM t WHERE k = $1", &[&crate::proxy::key(shard)]).await.unwrap();
+        let row =
+            client.query_one("SELECT id FROM t WHERE k = $1", &[&crate::proxy::key(shard)]).await.unwrap();
         assert_eq!(row.get::<_, i32>(0), i32::from(shard), "the answer to this question");
     }
     client.batch_execute("COMMIT").await.unwrap();
@@ -353,7 +363,10 @@ async fn h26_two_proxies_never_draw_the_same_number() {
             assert_eq!(client.execute(&sql, &[]).await.unwrap(), 3);
             client.batch_execute("BEGIN").await.unwrap();
             client.execute("INSERT INTO i (k) VALUES ($1)", &[&i64::from(n)]).await.unwrap();
-            client.execute("INSERT INTO s (k, n) SELECT k, id FROM t WHERE k = 3 OR k = 4", &[]).await.unwrap();
+            client
+                .execute("INSERT INTO s (k, n) SELECT k, id FROM t WHERE k = 3 OR k = 4", &[])
+                .await
+                .unwrap();
             client.batch_execute(if n % 3 == 0 { "ROLLBACK" } else { "COMMIT" }).await.unwrap();
         }
     };

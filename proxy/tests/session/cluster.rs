@@ -85,38 +85,55 @@ fn start() -> Cluster {
         let mut initdb = Command::new(bin.join("initdb"));
         initdb.args(["-U", "postgres", "-A", "scram-sha-256", "--no-sync", "-E", "UTF8", "--locale=C.UTF-8"]);
         run(initdb.arg("--pwfile").arg(dir.join("password")).arg("-D").arg(data));
-        let mut file = std::fs::OpenOptions::new().append(true).open(data.join("postgresql.conf")).expect("conf");
+        let mut file =
+            std::fs::OpenOptions::new().append(true).open(data.join("postgresql.conf")).expect("conf");
         file.write_all(conf.as_bytes()).expect("written");
     }
     let ports = [free_port(), free_port(), free_port()];
     let mut watchdog = String::from("trap '' INT TERM HUP\n");
     let server = |data: &Path, port: u16| {
         let log = data.with_extension("log");
-        run(Command::new("sh").arg("-c").arg(format!(
-            "{}/pg_ctl -D {} -l {} -o '-p {port}' -w start",
-            bin.display(),
-            data.display(),
-            log.display()
-        ))
-        .stdout(Stdio::null()));
+        run(Command::new("sh")
+            .arg("-c")
+            .arg(format!(
+                "{}/pg_ctl -D {} -l {} -o '-p {port}' -w start",
+                bin.display(),
+                data.display(),
+                log.display()
+            ))
+            .stdout(Stdio::null()));
     };
     server(&first, ports[0]);
     server(&second, ports[1]);
     for port in [ports[0], ports[1]] {
-        psql(port, "postgres", "postgres", &[
-            "create role app login password 'app'",
-            "create role busy login password 'busy'",
-            "create role solo login password 'solo'",
-            "create role shard_proxy superuser login password 'shard_proxy'",
-            "create database db owner app",
-        ]);
+        psql(
+            port,
+            "postgres",
+            "postgres",
+            &[
+                "create role app login password 'app'",
+                "create role busy login password 'busy'",
+                "create role solo login password 'solo'",
+                "create role shard_proxy superuser login password 'shard_proxy'",
+                "create database db owner app",
+            ],
+        );
         let mut command = psql_command(port, "app", "db");
         let output = command.args(["-c", SCHEMA]).output().expect("psql");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         psql(port, "app", "db", &["grant all on all tables in schema public to solo"]);
     }
     let mut backup = Command::new(bin.join("pg_basebackup"));
-    backup.env("PGPASSWORD", "postgres").args(["-h", "127.0.0.1", "-U", "postgres", "-c", "fast", "-R", "--no-sync"]);
+    backup.env("PGPASSWORD", "postgres").args([
+        "-h",
+        "127.0.0.1",
+        "-U",
+        "postgres",
+        "-c",
+        "fast",
+        "-R",
+        "--no-sync",
+    ]);
     run(backup.args(["-p", &ports[0].to_string(), "-D"]).arg(&replica));
     server(&replica, ports[2]);
 
@@ -148,8 +165,12 @@ fn start() -> Cluster {
         watchdog.push_str(&format!("kill -QUIT $(head -1 {}/postmaster.pid) 2>/dev/null\n", data.display()));
     }
     let keep = std::env::var_os("KEEP_TEST_DIR").is_some();
-    watchdog.push_str(&format!("sleep 1\n{}\n", if keep { ":".to_owned() } else { format!("rm -rf {}", dir.display()) }));
-    let watchdog = Command::new("sh").args(["-c", &watchdog]).stdin(Stdio::piped()).spawn().expect("watchdog");
+    watchdog.push_str(&format!(
+        "sleep 1\n{}\n",
+        if keep { ":".to_owned() } else { format!("rm -rf {}", dir.display()) }
+    ));
+    let watchdog =
+        Command::new("sh").args(["-c", &watchdog]).stdin(Stdio::piped()).spawn().expect("watchdog");
 
     let deadline = Instant::now() + Duration::from_secs(20);
     while std::net::TcpStream::connect(("127.0.0.1", proxy_port)).is_err() || !ready(http_port) {
@@ -209,7 +230,8 @@ impl Cluster {
     }
 
     pub fn proxy_rss_kib(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.proxy_pid)).expect("the proxy lives");
+        let status =
+            std::fs::read_to_string(format!("/proc/{}/status", self.proxy_pid)).expect("the proxy lives");
         let line = status.lines().find(|l| l.starts_with("VmRSS:")).expect("VmRSS");
         line.split_whitespace().nth(1).and_then(|n| n.parse().ok()).expect("a number")
     }
@@ -217,6 +239,8 @@ impl Cluster {
     pub fn counter(&self, name: &str) -> u64 {
         let admin = psql(self.proxy_port, "app", "admin", &["SHOW COUNTERS"]);
         let line = admin.lines().find(|l| l.split('|').next() == Some(name));
-        line.and_then(|l| l.split('|').nth(1)).and_then(|n| n.parse().ok()).unwrap_or_else(|| panic!("{name} in {admin}"))
+        line.and_then(|l| l.split('|').nth(1))
+            .and_then(|n| n.parse().ok())
+            .unwrap_or_else(|| panic!("{name} in {admin}"))
     }
 }

@@ -36,7 +36,9 @@ fn copy_by_the_extended_protocol() {
         let mut raw = Raw::login();
         raw.query("DELETE FROM plain WHERE id BETWEEN 9100 AND 9199");
         begin_copy(&mut raw, sql);
-        raw.send(&[data("9100\tx\n9101\ty\n"), Batch::default().flush().sync().0, data("9102\tz\n")].concat());
+        raw.send(
+            &[data("9100\tx\n9101\ty\n"), Batch::default().flush().sync().0, data("9102\tz\n")].concat(),
+        );
         raw.send(&[done(), Batch::default().sync().0].concat());
         assert_eq!(raw.answers(1), ["CCOPY 3", "ZI"]);
         assert_eq!(raw.value("SELECT count(*) FROM plain WHERE id BETWEEN 9100 AND 9199"), "3");
@@ -55,13 +57,15 @@ fn a_copy_that_fails_ends_at_its_last_sync() {
         assert_eq!(raw.answers(1), ["E22P02", if block { "ZE" } else { "ZI" }]);
         raw.query("ROLLBACK");
         // One that fails before the server asks for data: its first Sync is answered.
-        let fails = Batch::default().parse("", "COPY plain (id, id) FROM STDIN").bind("", &[]).execute().sync();
+        let fails =
+            Batch::default().parse("", "COPY plain (id, id) FROM STDIN").bind("", &[]).execute().sync();
         let answers = fails.run(&mut raw);
         assert_eq!(answers[answers.len() - 2..], ["E42701", "ZI"]);
         assert_eq!(raw.value("SELECT count(*) FROM plain WHERE id = 9200"), "0");
     }
     // Not COPY FROM: nothing asks for data.
-    let out = Batch::default().parse("", "COPY (SELECT 1) TO STDOUT").bind("", &[]).execute().sync().run(&mut raw);
+    let out =
+        Batch::default().parse("", "COPY (SELECT 1) TO STDOUT").bind("", &[]).execute().sync().run(&mut raw);
     assert_eq!(out, ["1", "2", "H", "d", "c", "CCOPY 1", "ZI"]);
 }
 

@@ -26,7 +26,21 @@ fn replies_come_in_the_order_of_the_messages() {
             .sync()
             .run(&mut raw);
         let expected = [
-            "1", "1", "2", "n", "CINSERT 0 1", "2", "T", "Dpipelined", "CSELECT 1", "ZI", "2", "CINSERT 0 1", "3", "ZI", "ZI",
+            "1",
+            "1",
+            "2",
+            "n",
+            "CINSERT 0 1",
+            "2",
+            "T",
+            "Dpipelined",
+            "CSELECT 1",
+            "ZI",
+            "2",
+            "CINSERT 0 1",
+            "3",
+            "ZI",
+            "ZI",
         ];
         assert_eq!(answers, expected, "round {round}");
     }
@@ -51,13 +65,23 @@ fn an_error_skips_to_sync() {
         .sync()
         .run(&mut raw);
     assert_eq!(answers, ["1", "2", "CINSERT 0 1", "2", "E23505", "ZI", "E26000", "ZI"]);
-    assert_eq!(raw.value(&format!("SELECT count(*) FROM t WHERE k = {key}")), "0", "one implicit transaction");
+    assert_eq!(
+        raw.value(&format!("SELECT count(*) FROM t WHERE k = {key}")),
+        "0",
+        "one implicit transaction"
+    );
     // The name was never taken.
     assert_eq!(Batch::default().parse("later", "SELECT 1").sync().run(&mut raw), ["1", "ZI"]);
     assert_eq!(Batch::default().parse("later", "SELECT 1").sync().run(&mut raw), ["E42P05", "ZI"]);
     assert_eq!(Batch::default().parse("", "SELEC 1").sync().run(&mut raw), ["E42601", "ZI"]);
-    assert_eq!(Batch::default().parse("", "SELECT nothing FROM plain").sync().run(&mut raw), ["E42703", "ZI"]);
-    assert_eq!(Batch::default().parse("", "").bind("", &[]).execute().sync().run(&mut raw), ["1", "2", "I", "ZI"]);
+    assert_eq!(
+        Batch::default().parse("", "SELECT nothing FROM plain").sync().run(&mut raw),
+        ["E42703", "ZI"]
+    );
+    assert_eq!(
+        Batch::default().parse("", "").bind("", &[]).execute().sync().run(&mut raw),
+        ["1", "2", "I", "ZI"]
+    );
     assert_eq!(Batch::default().execute_portal("none", 0).sync().run(&mut raw), ["E34000", "ZI"]);
 }
 
@@ -106,14 +130,20 @@ fn prepared_statements_survive_pooling() {
     for (n, raw) in clients.iter_mut().enumerate() {
         // The same name means another statement for each client.
         let text = format!("SELECT $1::bigint + {} WHERE $1 = $1", n % 4);
-        assert_eq!(Batch::default().parse("s", &text).describe(b'S', "s").sync().run(raw), ["1", "t", "T", "ZI"]);
+        assert_eq!(
+            Batch::default().parse("s", &text).describe(b'S', "s").sync().run(raw),
+            ["1", "t", "T", "ZI"]
+        );
     }
     for _ in 0..5 {
         for (n, raw) in clients.iter_mut().enumerate() {
             for key in &keys {
                 let expected = key.parse::<i64>().expect("a number") + (n % 4) as i64;
                 let answers = Batch::default().bind("s", &[key]).execute().sync().run(raw);
-                assert_eq!(answers, ["2".to_owned(), format!("D{expected}"), "CSELECT 1".into(), "ZI".into()]);
+                assert_eq!(
+                    answers,
+                    ["2".to_owned(), format!("D{expected}"), "CSELECT 1".into(), "ZI".into()]
+                );
             }
         }
     }
@@ -133,7 +163,8 @@ fn more_statements_than_a_server_keeps() {
     }
     let held: u64 = raw.value("SELECT count(*) FROM pg_prepared_statements").parse().expect("a number");
     assert!(held <= shard_proxy::limits::SERVER_STATEMENTS as u64, "{held}");
-    let answers = Batch::default().parse("", "SELECT 0 + $1::int").bind("", &["0"]).execute().sync().run(&mut raw);
+    let answers =
+        Batch::default().parse("", "SELECT 0 + $1::int").bind("", &["0"]).execute().sync().run(&mut raw);
     assert_eq!(answers, ["1", "2", "D0", "CSELECT 1", "ZI"]);
 }
 
@@ -141,7 +172,15 @@ fn more_statements_than_a_server_keeps() {
 fn now_is_not_frozen_by_sharing() {
     let mut raw = Raw::login();
     raw.query("SET shard.target = 1");
-    let mut ask = || Batch::default().parse("", "SELECT 'now'::timestamptz::text").bind("", &[]).execute().sync().run(&mut raw)[2].clone();
+    let mut ask = || {
+        Batch::default()
+            .parse("", "SELECT 'now'::timestamptz::text")
+            .bind("", &[])
+            .execute()
+            .sync()
+            .run(&mut raw)[2]
+            .clone()
+    };
     let first = ask();
     std::thread::sleep(std::time::Duration::from_millis(20));
     assert_ne!(first, ask());
@@ -182,7 +221,10 @@ fn flush_is_answered_without_sync() {
 fn a_changed_result_is_told_as_postgres_does() {
     let mut raw = Raw::login();
     raw.query("CREATE TABLE IF NOT EXISTS changing (a int)");
-    assert_eq!(Batch::default().parse("c", "SELECT * FROM changing").describe(b'S', "c").sync().run(&mut raw), ["1", "t", "T", "ZI"]);
+    assert_eq!(
+        Batch::default().parse("c", "SELECT * FROM changing").describe(b'S', "c").sync().run(&mut raw),
+        ["1", "t", "T", "ZI"]
+    );
     assert_eq!(Batch::default().bind("c", &[]).execute().sync().run(&mut raw), ["2", "CSELECT 0", "ZI"]);
     raw.query("ALTER TABLE changing ADD COLUMN b int");
     let answers = Batch::default().bind("c", &[]).execute().sync().run(&mut raw);
@@ -193,7 +235,8 @@ fn a_changed_result_is_told_as_postgres_does() {
 #[tokio::test]
 async fn tokio_postgres_with_pipelining_and_transactions() {
     let config = format!("host=127.0.0.1 port={} user=app password=app dbname=db", cluster().proxy_port);
-    let (mut client, connection) = tokio_postgres::connect(&config, tokio_postgres::NoTls).await.expect("connected");
+    let (mut client, connection) =
+        tokio_postgres::connect(&config, tokio_postgres::NoTls).await.expect("connected");
     let task = tokio::spawn(connection);
     let key = cluster().key_on(1, 15_000);
     let insert = client.prepare("INSERT INTO t VALUES ($1, $2, $3)").await.expect("prepared");

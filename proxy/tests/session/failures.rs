@@ -43,7 +43,10 @@ fn h38_cancel_reaches_only_its_own_statement() {
         raw.send(&query("SELECT 1"));
         Raw::cancel(id, &secret);
         let answers = raw.answers(1);
-        assert!(answers == ["T", "D1", "CSELECT 1", "ZI"] || answers.iter().any(|a| a == "E57014"), "{answers:?}");
+        assert!(
+            answers == ["T", "D1", "CSELECT 1", "ZI"] || answers.iter().any(|a| a == "E57014"),
+            "{answers:?}"
+        );
     }
     for other in others {
         other.join().expect("nobody else's statement was cancelled");
@@ -60,7 +63,14 @@ fn h38_a_vanished_client_leaves_no_half_read_server() {
         match n % 3 {
             0 => raw.send(&query("SELECT repeat('x', 1000) FROM generate_series(1, 100000)")),
             1 => raw.send(&query("COPY plain FROM STDIN")),
-            _ => raw.send(&Batch::default().parse("", "SELECT generate_series(1, 100000)").bind("", &[]).execute().flush().0),
+            _ => raw.send(
+                &Batch::default()
+                    .parse("", "SELECT generate_series(1, 100000)")
+                    .bind("", &[])
+                    .execute()
+                    .flush()
+                    .0,
+            ),
         }
         assert!(raw.message().is_some());
     }
@@ -124,11 +134,24 @@ fn a_full_pool_answers_in_time() {
     let started = Instant::now();
     late.send(&query("SELECT 1"));
     let (tag, body) = late.message().expect("an answer");
-    assert_eq!((tag, field(&body, b'C').as_str(), field(&body, b'R').as_str()), (b'E', "53300", "shard_proxy"));
+    assert_eq!(
+        (tag, field(&body, b'C').as_str(), field(&body, b'R').as_str()),
+        (b'E', "53300", "shard_proxy")
+    );
     assert!(started.elapsed() < Duration::from_secs(3) && started.elapsed() > Duration::from_millis(900));
     assert_eq!(late.answers(1), ["ZI"]);
     // The extended protocol is told, too, and the other shard is not concerned.
-    assert_eq!(Batch::default().parse("", "SELECT 2").bind("", &[]).execute().sync().run(&mut late).last().map(String::as_str), Some("ZI"));
+    assert_eq!(
+        Batch::default()
+            .parse("", "SELECT 2")
+            .bind("", &[])
+            .execute()
+            .sync()
+            .run(&mut late)
+            .last()
+            .map(String::as_str),
+        Some("ZI")
+    );
     late.query("SET shard.target = 1");
     assert_eq!(late.value("SELECT 1"), "1");
     // First come, first served once one is free.
@@ -176,7 +199,8 @@ fn a_replicas_read_only_error_is_retried_on_the_primary() {
     let keyed = cluster.key_on(0, key + 1).to_string();
     for _ in 0..2 {
         // The first time the primary has to check the statement anyway.
-        let answers = Batch::default().parse("", "SELECT sly($1)").bind("", &[&keyed]).execute().sync().run(&mut raw);
+        let answers =
+            Batch::default().parse("", "SELECT sly($1)").bind("", &[&keyed]).execute().sync().run(&mut raw);
         assert_eq!(answers, ["1", "2", "D1", "CSELECT 1", "ZI"]);
     }
     assert!(cluster.counter("replica_retries") >= before + 2);

@@ -40,13 +40,18 @@ fn protocol_versions_are_negotiated() {
     let newer = Raw::login_with(0x0003_270f, &[("_pq_.test", "on")]).expect("3.9999");
     let (_, body) = newer.greeting.iter().find(|(tag, _)| *tag == b'v').expect("NegotiateProtocolVersion");
     assert_eq!(body, b"\0\x03\0\x02\0\0\0\x01_pq_.test\0");
-    let status = |name: &str| old.greeting.iter().any(|(tag, body)| *tag == b'S' && body.starts_with(name.as_bytes()));
+    let status =
+        |name: &str| old.greeting.iter().any(|(tag, body)| *tag == b'S' && body.starts_with(name.as_bytes()));
     assert!(status("server_version\0") && status("integer_datetimes\0") && status("TimeZone\0"));
 }
 
 #[test]
 fn startup_settings_reach_every_server() {
-    let settings = [("options", "-c statement_timeout=7s -c search_path=app_x,public"), ("TimeZone", "Asia/Tokyo"), ("extra_float_digits", "2")];
+    let settings = [
+        ("options", "-c statement_timeout=7s -c search_path=app_x,public"),
+        ("TimeZone", "Asia/Tokyo"),
+        ("extra_float_digits", "2"),
+    ];
     let mut raw = Raw::login_with(0x0003_0000, &settings).expect("logged in");
     assert!(raw.greeting.contains(&(b'S', b"TimeZone\0Asia/Tokyo\0".to_vec())), "reported as a server would");
     for shard in ["1", "2"] {
@@ -81,7 +86,13 @@ fn malformed_bytes_end_one_connection_only() {
         let (tag, body) = last.unwrap_or_else(|| panic!("no error for {bytes:?}"));
         assert_eq!((tag, field(&body, b'S').as_str()), (b'E', "FATAL"), "{bytes:?}");
     }
-    for sasl_body in [&b"SCRAM-SHA-256"[..], b"SCRAM-SHA-256\0", b"SCRAM-SHA-256\0\xff\xff\xff\xff", b"", b"SCRAM-SHA-256\0\0\0\0\x03n,,"] {
+    for sasl_body in [
+        &b"SCRAM-SHA-256"[..],
+        b"SCRAM-SHA-256\0",
+        b"SCRAM-SHA-256\0\xff\xff\xff\xff",
+        b"",
+        b"SCRAM-SHA-256\0\0\0\0\x03n,,",
+    ] {
         let mut raw = Raw::dial();
         raw.send(&[startup(0x0003_0000, &[("user", "app")]), sasl(sasl_body)].concat());
         assert_eq!(raw.message().expect("SASL").0, b'R');

@@ -144,7 +144,11 @@ impl Raw {
     /// The first value of the first row.
     pub fn value(&mut self, sql: &str) -> String {
         let answers = self.query(sql);
-        answers.iter().find_map(|a| a.strip_prefix('D')).map(str::to_owned).unwrap_or_else(|| panic!("{sql}: {answers:?}"))
+        answers
+            .iter()
+            .find_map(|a| a.strip_prefix('D'))
+            .map(str::to_owned)
+            .unwrap_or_else(|| panic!("{sql}: {answers:?}"))
     }
 
     pub fn cancel(id: i32, secret: &[u8]) {
@@ -167,7 +171,11 @@ pub fn field(body: &[u8], tag: u8) -> String {
 
 fn first_value(body: &[u8]) -> String {
     let length = body.get(2..6).map_or(-1, |b| i32::from_be_bytes([b[0], b[1], b[2], b[3]]));
-    if length < 0 { "NULL".to_owned() } else { String::from_utf8_lossy(&body[6..6 + length as usize]).into_owned() }
+    if length < 0 {
+        "NULL".to_owned()
+    } else {
+        String::from_utf8_lossy(&body[6..6 + length as usize]).into_owned()
+    }
 }
 
 /// Messages of the extended protocol, to be put together.

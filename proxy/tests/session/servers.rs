@@ -21,7 +21,11 @@ fn assert_all_servers_are_clean(key: i64, after: &str) {
     let mut clients: Vec<Raw> = (0..4).map(|_| solo()).collect();
     for raw in &mut clients {
         raw.query("BEGIN");
-        assert_eq!(raw.query(&format!("SELECT v FROM public.t WHERE k = {key} AND id = -1"))[1], "CSELECT 0", "{after}");
+        assert_eq!(
+            raw.query(&format!("SELECT v FROM public.t WHERE k = {key} AND id = -1"))[1],
+            "CSELECT 0",
+            "{after}"
+        );
         assert_eq!(raw.value("SHOW search_path"), DEFAULT, "{after}");
         assert_eq!(raw.value("SHOW role"), "none", "{after}");
         raw.query("ROLLBACK");
@@ -127,14 +131,22 @@ fn a_named_statement_follows_search_path_to_another_route() {
     let text = key.to_string();
     let mut raw = Raw::login();
     raw.query("SET search_path = a");
-    let insert = Batch::default().parse("ins", "INSERT INTO same VALUES ($1, 'x')").bind("ins", &[&text]).execute().sync();
+    let insert = Batch::default()
+        .parse("ins", "INSERT INTO same VALUES ($1, 'x')")
+        .bind("ins", &[&text])
+        .execute()
+        .sync();
     assert_eq!(insert.run(&mut raw), ["1", "2", "CINSERT 0 1", "ZI"]);
     raw.query("SET search_path = b");
     let again = |raw: &mut Raw| Batch::default().bind("ins", &[&text]).execute().sync().run(raw);
     assert_eq!(again(&mut raw), ["2", "CINSERT 0 1", "ZI"]);
     let count = |shard, which| cluster.on_shard(shard, &format!("SELECT count(*) FROM {which} = {key}"));
     assert_eq!([count(0, "a.same WHERE k"), count(1, "a.same WHERE k")], ["0", "1"]);
-    assert_eq!([count(0, "b.same WHERE id"), count(1, "b.same WHERE id")], ["1", "0"], "plain tables are on the first shard");
+    assert_eq!(
+        [count(0, "b.same WHERE id"), count(1, "b.same WHERE id")],
+        ["1", "0"],
+        "plain tables are on the first shard"
+    );
     raw.query("SET search_path = a");
     assert_eq!(again(&mut raw), ["2", "E23505", "ZI"]);
 }

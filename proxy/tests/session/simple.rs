@@ -26,7 +26,10 @@ fn a_servers_error_arrives_untouched() {
     let (tag, body) = raw.message().expect("an error");
     let field = |tag| crate::raw::field(&body, tag);
     assert_eq!((tag, field(b'C').as_str()), (b'E', "23505"));
-    assert_eq!((field(b'n').as_str(), field(b't').as_str(), field(b'R').as_str()), ("t_pkey", "t", "_bt_check_unique"));
+    assert_eq!(
+        (field(b'n').as_str(), field(b't').as_str(), field(b'R').as_str()),
+        ("t_pkey", "t", "_bt_check_unique")
+    );
     assert!(field(b'D').contains("already exists"));
     assert_eq!(raw.answers(1), ["ZI"]);
 }
@@ -49,7 +52,9 @@ fn h20_several_statements_are_one_transaction() {
     let cluster = cluster();
     let (a, b) = (cluster.key_on(0, 4000), cluster.key_on(1, 4000));
     let mut raw = Raw::login();
-    let text = format!("INSERT INTO t VALUES ({a}, 1, 'x'); INSERT INTO t VALUES ({b}, 1, 'y'); INSERT INTO t VALUES ({b}, 1, 'again')");
+    let text = format!(
+        "INSERT INTO t VALUES ({a}, 1, 'x'); INSERT INTO t VALUES ({b}, 1, 'y'); INSERT INTO t VALUES ({b}, 1, 'again')"
+    );
     let answers = raw.query(&text);
     assert!(answers.iter().any(|a| a.starts_with('E')), "{answers:?}");
     assert_eq!(answers.last().map(String::as_str), Some("ZI"));
@@ -69,7 +74,10 @@ fn settings_follow_the_client_to_every_server() {
         for shard in ["1", "2"] {
             one.query(&format!("SET shard.target = {shard}"));
             two.query(&format!("SET shard.target = {shard}"));
-            assert_eq!(one.value("SELECT current_setting('TimeZone') || current_setting('search_path')"), "Asia/Tokyopg_catalog");
+            assert_eq!(
+                one.value("SELECT current_setting('TimeZone') || current_setting('search_path')"),
+                "Asia/Tokyopg_catalog"
+            );
             assert_eq!(one.value("SHOW work_mem"), "4MB");
             assert_eq!(two.value("SHOW work_mem"), "7MB");
             assert_eq!(two.value("SHOW search_path"), "\"$user\", public");
@@ -135,7 +143,11 @@ fn a_temporary_table_pins_the_session() {
     raw.query("CREATE TEMP TABLE mine (a int)");
     raw.query("INSERT INTO mine VALUES (5)");
     let key = cluster().key_on(1, 9000);
-    assert_eq!(raw.query(&format!("INSERT INTO t VALUES ({key}, 1, 'x')")), ["CINSERT 0 1", "ZI"], "other shards go on");
+    assert_eq!(
+        raw.query(&format!("INSERT INTO t VALUES ({key}, 1, 'x')")),
+        ["CINSERT 0 1", "ZI"],
+        "other shards go on"
+    );
     assert_eq!(raw.value("SELECT a FROM mine"), "5");
     let clients = crate::cluster::psql(cluster().proxy_port, "app", "admin", &["SHOW CLIENTS"]);
     let line = clients.lines().find(|l| l.contains("pinned-test")).map(str::to_owned);

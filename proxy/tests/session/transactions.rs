@@ -26,7 +26,9 @@ fn begin_waits_for_the_first_statement() {
 #[test]
 fn a_failed_transaction_refuses_until_rollback() {
     let key = cluster().key_on(0, 21_000);
-    for first in [format!("INSERT INTO t VALUES ({key}, 1, 'x')"), "SELECT 1 FROM t ORDER BY 1 FOR UPDATE".to_owned()] {
+    for first in
+        [format!("INSERT INTO t VALUES ({key}, 1, 'x')"), "SELECT 1 FROM t ORDER BY 1 FOR UPDATE".to_owned()]
+    {
         let mut raw = Raw::login();
         raw.query("BEGIN");
         raw.query("SAVEPOINT s");

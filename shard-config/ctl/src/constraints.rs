@@ -81,8 +81,13 @@ pub(crate) async fn unenforced(
     }
     for (child, parent) in parents {
         if schema.kinds.get(&child) != schema.kinds.get(&parent) {
-            let remedy = "a query of the parent finds only a part of the child's rows: declare both alike ([[table]])";
-            let check = format!("{} and its parent {} have their rows in different places", shown(&child), shown(&parent));
+            let remedy =
+                "a query of the parent finds only a part of the child's rows: declare both alike ([[table]])";
+            let check = format!(
+                "{} and its parent {} have their rows in different places",
+                shown(&child),
+                shown(&parent)
+            );
             findings.problem(check, remedy);
         }
     }
@@ -146,10 +151,14 @@ impl Schema<'_> {
         let default = self.config.map_or("tenant_id", |config| &config.key.column);
         let rule = self.config.and_then(|config| config.tables.iter().find(|rule| rule.name == shown(name)));
         match rule.map(|rule| (rule.kind, &rule.key)) {
-            Some((TableKind::Sharded, key)) => Kind::Sharded(key.clone().unwrap_or_else(|| default.to_owned())),
+            Some((TableKind::Sharded, key)) => {
+                Kind::Sharded(key.clone().unwrap_or_else(|| default.to_owned()))
+            }
             Some((TableKind::Reference, _)) => Kind::Reference,
             Some((TableKind::Plain, _)) => Kind::Plain,
-            None if columns.split(SEPARATOR).any(|column| column == default) => Kind::Sharded(default.to_owned()),
+            None if columns.split(SEPARATOR).any(|column| column == default) => {
+                Kind::Sharded(default.to_owned())
+            }
             None => Kind::Plain,
         }
     }
@@ -163,7 +172,8 @@ impl Schema<'_> {
 
     /// Why the shards do not enforce it, and what to do.
     fn why_not(&self, constraint: &Constraint) -> Option<(String, &'static str)> {
-        const VOUCH: &str = "include it, or say that its values are made so ([[table]] unique_by_construction)";
+        const VOUCH: &str =
+            "include it, or say that its values are made so ([[table]] unique_by_construction)";
         let own = self.kinds.get(&constraint.table)?;
         let target = match &constraint.target {
             Some(target) => Some(self.kinds.get(target)?),
@@ -172,11 +182,20 @@ impl Schema<'_> {
         match (own, target) {
             (Kind::Sharded(key), None) => {
                 let has = constraint.columns.iter().any(|(column, _)| column == key);
-                (!has).then(|| (format!("it lacks the key column {key}, so each shard sees its own rows only"), VOUCH))
+                (!has).then(|| {
+                    (format!("it lacks the key column {key}, so each shard sees its own rows only"), VOUCH)
+                })
             }
             (Kind::Sharded(key), Some(Kind::Sharded(other))) => {
                 let has = constraint.columns.iter().any(|(column, refers)| column == key && refers == other);
-                (!has).then(|| (format!("it does not refer from {key} to {other}, so rows of other shards are not seen"), VOUCH))
+                (!has).then(|| {
+                    (
+                        format!(
+                            "it does not refer from {key} to {other}, so rows of other shards are not seen"
+                        ),
+                        VOUCH,
+                    )
+                })
             }
             (Kind::Sharded(_) | Kind::Reference, Some(Kind::Plain)) => Some((
                 "the rows that it refers to are on the default shard only".to_owned(),
@@ -191,7 +210,9 @@ impl Schema<'_> {
     }
 
     fn vouches(&self, constraint: &Constraint) -> bool {
-        let rule = self.config.and_then(|config| config.tables.iter().find(|rule| rule.name == shown(&constraint.table)));
+        let rule = self
+            .config
+            .and_then(|config| config.tables.iter().find(|rule| rule.name == shown(&constraint.table)));
         let columns: Vec<String> = constraint.columns.iter().map(|(column, _)| column.clone()).collect();
         rule.is_some_and(|rule| is_vouched(&rule.unique_by_construction, Some(&constraint.name), &columns))
     }
@@ -252,17 +273,37 @@ unique_by_construction = [\"id\", \"made_code\"]
             all.iter().filter(|(_, well)| !well).map(|(check, _)| check.split(' ').nth(1).unwrap()).collect();
         assert_eq!(
             problems,
-            ["and", "a_beside", "a_id", "a_lower", "a_overlap", "a_p_fkey", "b_short", "b_turned", "c_to_made"],
+            [
+                "and",
+                "a_beside",
+                "a_id",
+                "a_lower",
+                "a_overlap",
+                "a_p_fkey",
+                "b_short",
+                "b_turned",
+                "c_to_made"
+            ],
             "{all:?}"
         );
-        let vouched: Vec<&str> = all.iter().filter(|(_, well)| *well).map(|(check, _)| check.as_str()).collect();
+        let vouched: Vec<&str> =
+            all.iter().filter(|(_, well)| *well).map(|(check, _)| check.as_str()).collect();
         assert_eq!(
             vouched,
-            ["public.made: made_code UNIQUE (code)", "public.made: made_pkey PRIMARY KEY (id)", "constraints"]
+            [
+                "public.made: made_code UNIQUE (code)",
+                "public.made: made_pkey PRIMARY KEY (id)",
+                "constraints"
+            ]
         );
         // Without the file nobody knows what is on every shard.
         let undeclared = findings(&client, None).await;
-        assert!(undeclared.iter().all(|(check, _)| !check.contains("a_p_fkey") && !check.contains("a_code_fkey")));
-        assert!(undeclared.iter().any(|(check, well)| !well && check.contains("made_pkey")), "{undeclared:?}");
+        assert!(
+            undeclared.iter().all(|(check, _)| !check.contains("a_p_fkey") && !check.contains("a_code_fkey"))
+        );
+        assert!(
+            undeclared.iter().any(|(check, well)| !well && check.contains("made_pkey")),
+            "{undeclared:?}"
+        );
     }
 }

@@ -111,7 +111,11 @@ impl Servers {
     pub async fn beside(&self, db: &Db, name: &str) -> anyhow::Result<Db> {
         let mut beside = self.open_as(db.what.clone(), &db.place, name).await?;
         beside.identity = beside.who().await?;
-        anyhow::ensure!(beside.identity == db.identity, "{}: it is another server than a moment ago", db.what);
+        anyhow::ensure!(
+            beside.identity == db.identity,
+            "{}: it is another server than a moment ago",
+            db.what
+        );
         Ok(beside)
     }
 
@@ -296,7 +300,9 @@ impl Db {
         });
         let row = row.with_context(|| format!("{}: no answer to {command}", self.what))?;
         let named = row.columns().iter().enumerate();
-        Ok(named.filter_map(|(at, column)| Some((column.name().to_owned(), row.get(at)?.to_owned()))).collect())
+        Ok(named
+            .filter_map(|(at, column)| Some((column.name().to_owned(), row.get(at)?.to_owned())))
+            .collect())
     }
 
     /// One or more statements without parameters.
@@ -313,7 +319,12 @@ impl Db {
     }
 
     /// For what may take longer than others.
-    pub async fn rows_within(&self, patience: Duration, sql: &str, params: Params<'_>) -> anyhow::Result<Vec<Row>> {
+    pub async fn rows_within(
+        &self,
+        patience: Duration,
+        sql: &str,
+        params: Params<'_>,
+    ) -> anyhow::Result<Vec<Row>> {
         self.answered_within(patience, self.client.query(sql, params)).await
     }
 

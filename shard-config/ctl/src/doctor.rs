@@ -127,8 +127,7 @@ pub async fn doctor(proxy: &Proxy, config: Option<&Path>, sweep: bool) -> anyhow
             Err(error) => findings.problem(name.clone(), format!("{error:#}")),
         }
         if sweep
-            && let Err(error) =
-                sweep::of_shard(proxy, &client, shard, servers.as_ref(), &mut findings).await
+            && let Err(error) = sweep::of_shard(proxy, &client, shard, servers.as_ref(), &mut findings).await
         {
             findings.problem(format!("{name}: sweep"), format!("{error:#}"));
         }
@@ -327,11 +326,7 @@ mod tests {
             .collect();
         assert_eq!(
             problems,
-            [
-                "shard 1: fsync is off",
-                "shard 1: synchronous_commit is off",
-                "shard 1: wal_level is replica",
-            ]
+            ["shard 1: fsync is off", "shard 1: synchronous_commit is off", "shard 1: wal_level is replica",]
         );
         let schema = schema(&client).await.unwrap();
         for part in [

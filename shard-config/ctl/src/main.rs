@@ -8,10 +8,10 @@ use anyhow::Context;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use shard_config::ShardId;
 use shardctl::direct::Servers;
-use shardctl::mover::machine::Wish;
-use shardctl::mover::run::Options;
 use shardctl::exit::{self, Failure};
 use shardctl::look::{self, Screen};
+use shardctl::mover::machine::Wish;
+use shardctl::mover::run::Options;
 use shardctl::moves::{self, Ended};
 use shardctl::plans::{self, Goal, Measure};
 use shardctl::{Unreachable, connect, doctor, epochs, explain, map, migrate, status};
@@ -355,11 +355,15 @@ async fn run(arguments: &Arguments) -> anyhow::Result<Ended> {
         Verb::Finish { id, source_lost: true } => {
             return moves::lost(&servers(arguments)?, *id, Wish::Finish).await;
         }
-        Verb::Abort { id, .. } => return moves::wish(&servers(arguments)?, *id, Wish::Abort, 0, screen).await,
+        Verb::Abort { id, .. } => {
+            return moves::wish(&servers(arguments)?, *id, Wish::Abort, 0, screen).await;
+        }
         Verb::Rollback { id } => {
             return moves::wish(&servers(arguments)?, *id, Wish::Rollback, 0, screen).await;
         }
-        Verb::Finish { id, .. } => return moves::wish(&servers(arguments)?, *id, Wish::Finish, 0, screen).await,
+        Verb::Finish { id, .. } => {
+            return moves::wish(&servers(arguments)?, *id, Wish::Finish, 0, screen).await;
+        }
         Verb::Diff { id } => return moves::diff(&servers(arguments)?, *id).await,
         Verb::Serve => {
             servers(arguments)?; // A mistake in the file ends it now, and is tried again later.

@@ -89,10 +89,15 @@ mod tests {
     fn a_pinned_tenant_is_found_where_it_is() {
         let tenant = "550e8400-e29b-41d4-a716-446655440000";
         let hash = KeyType::Uuid.hash_of_text_value(tenant.as_bytes()).unwrap();
-        let map = ShardMap::even(&[1, 2, 3, 4].map(ShardId), 4096).with_overrides(&[(hash, ShardId(2))]).unwrap();
+        let map =
+            ShardMap::even(&[1, 2, 3, 4].map(ShardId), 4096).with_overrides(&[(hash, ShardId(2))]).unwrap();
         let report = find(&map, tenant, KeyType::Uuid).unwrap();
         assert_eq!((&report.json["shard"], &report.json["pinned"]), (&json!(2), &json!(true)));
-        assert!(report.text.contains("is pinned to shard 2; its bucket 3302 is on shard 4"), "{}", report.text);
+        assert!(
+            report.text.contains("is pinned to shard 2; its bucket 3302 is on shard 4"),
+            "{}",
+            report.text
+        );
         let other = find(&map, "018f3c1e-7b2a-7c3d-8e4f-5a6b7c8d9e0f", KeyType::Uuid).unwrap();
         assert_eq!((&other.json["shard"], &other.json["pinned"]), (&json!(1), &json!(false)));
         let shown = show(&map);

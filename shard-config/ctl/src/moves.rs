@@ -79,7 +79,14 @@ pub async fn apply(
 }
 
 /// What of a plan is left after a step that did not come about, and how to go on. `done`: the moves before it.
-async fn rest(servers: &Servers, plan: &Plan, done: &[i64], id: i64, file: &Path, options: Options) -> String {
+async fn rest(
+    servers: &Servers,
+    plan: &Plan,
+    done: &[i64],
+    id: i64,
+    file: &Path,
+    options: Options,
+) -> String {
     // A plan is for one map, and a move that came about has made another one.
     let state = async {
         let control = servers.control("shardctl").await?;
@@ -87,14 +94,18 @@ async fn rest(servers: &Servers, plan: &Plan, done: &[i64], id: i64, file: &Path
         anyhow::Ok((over, plan.check(&catalog::map(&control).await?).is_ok()))
     };
     let next = match state.await {
-        Ok((true, true)) => format!("the map is as it was: shardctl apply {}{}", file.display(), words(options)),
+        Ok((true, true)) => {
+            format!("the map is as it was: shardctl apply {}{}", file.display(), words(options))
+        }
         Ok((true, false)) => "the map has changed: plan again, and apply the new plan".to_owned(),
         // Also when nobody can say what the map is: a new plan is right whatever it is.
         Ok((false, _)) | Err(_) => format!("when move {id} is over: plan again, and apply the new plan"),
     };
     let (all, n) = (plan.steps.len(), done.len() + 1);
     let left = all - n;
-    format!("that was step {n} of {all}; moves that are made: {done:?}; steps not begun: {left}\ngo on: {next}\n")
+    format!(
+        "that was step {n} of {all}; moves that are made: {done:?}; steps not begun: {left}\ngo on: {next}\n"
+    )
 }
 
 /// Every check, and nothing else.
@@ -137,7 +148,13 @@ fn refusal(problems: &[Problem]) -> Option<Ended> {
 }
 
 /// Runs a move in the foreground and shows it, until it is where it is wanted or nobody goes on; Ctrl-C detaches.
-pub async fn drive(servers: &Servers, id: i64, options: Options, aim: Aim, screen: Screen) -> anyhow::Result<Ended> {
+pub async fn drive(
+    servers: &Servers,
+    id: i64,
+    options: Options,
+    aim: Aim,
+    screen: Screen,
+) -> anyhow::Result<Ended> {
     let (tell, away) = watch::channel(None);
     let ended = tokio::select! {
         ended = run_on(servers, id, options) => ended,
@@ -340,7 +357,9 @@ pub async fn pause(servers: &Servers, id: i64) -> anyhow::Result<Ended> {
     still_on(&job)?;
     job.set(&control, json!({ "paused": true })).await?;
     job.note(&control, "paused by the operator").await?;
-    let text = format!("move {id} begins nothing new; what is under way ends (of a copy: its piece). Go on: shardctl resume {id}");
+    let text = format!(
+        "move {id} begins nothing new; what is under way ends (of a copy: its piece). Go on: shardctl resume {id}"
+    );
     Ok(said(text, job.json(), 0))
 }
 
@@ -390,7 +409,10 @@ pub async fn diff(servers: &Servers, id: i64) -> anyhow::Result<Ended> {
         Phase::CatchingUp | Phase::Verifying | Phase::Ready => Way::Out,
         Phase::Window => Way::Back,
         other => {
-            let text = format!("move {id} is in phase {}: both sides are complete from catching_up to window", other.name());
+            let text = format!(
+                "move {id} is in phase {}: both sides are complete from catching_up to window",
+                other.name()
+            );
             return Err(Failure::refused(text).into());
         }
     };
@@ -399,7 +421,8 @@ pub async fn diff(servers: &Servers, id: i64) -> anyhow::Result<Ended> {
     let map = catalog::map(&control).await?;
     let buckets = map.map.buckets();
     let tables = tables::sharded(&giver, &servers.config).await?;
-    let (digests, mut unequal) = digest::digests(&mut giver, &mut taker, &job, &tables, buckets, None).await?;
+    let (digests, mut unequal) =
+        digest::digests(&mut giver, &mut taker, &job, &tables, buckets, None).await?;
     // Rows that change all the time differ in most moments; a difference that stays is one.
     for _ in 0..5 {
         if unequal.is_empty() {

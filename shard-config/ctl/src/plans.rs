@@ -119,9 +119,14 @@ impl Plan {
             text += "Writes to what moves pause once a step, for less than half a second; other rows do not notice.\n";
             text += &match saved {
                 Some(path) => {
-                    format!("Next: shardctl apply {0} --dry-run, then shardctl apply {0}{auto}\n", path.display())
+                    format!(
+                        "Next: shardctl apply {0} --dry-run, then shardctl apply {0}{auto}\n",
+                        path.display()
+                    )
                 }
-                None => format!("Next: the same with --save plan.json, then shardctl apply plan.json{auto}\n"),
+                None => {
+                    format!("Next: the same with --save plan.json, then shardctl apply plan.json{auto}\n")
+                }
             };
         }
         Ok(Report { json: self.json()?, text, well: true })
@@ -141,7 +146,8 @@ pub fn weights(servers: &Servers, given: &[String]) -> anyhow::Result<Vec<(Shard
         let (id, weight): (u16, u32) =
             parsed.ok_or_else(|| Failure::usage(format!("--weight {text}: write SHARD=WEIGHT, e.g. 3=2")))?;
         let entry = weights.iter_mut().find(|(shard, _)| shard.0 == id);
-        let unknown = || Failure::usage(format!("--weight {text}: there is no shard {id} in the configuration"));
+        let unknown =
+            || Failure::usage(format!("--weight {text}: there is no shard {id} in the configuration"));
         entry.ok_or_else(unknown)?.1 = weight;
     }
     Ok(weights)
@@ -273,7 +279,12 @@ mod tests {
 
     #[test]
     fn a_plan_round_trips_and_is_refused_for_another_map() {
-        let step = Step { source: ShardId(1), target: ShardId(2), ranges: vec![(0, 3)], hashes: vec![KeyHash::new(-5)] };
+        let step = Step {
+            source: ShardId(1),
+            target: ShardId(2),
+            ranges: vec![(0, 3)],
+            hashes: vec![KeyHash::new(-5)],
+        };
         let plan = Plan { epoch: 3, epoch_id: "a".into(), steps: vec![step] };
         assert_eq!(Plan::from_json(&plan.json().unwrap()).unwrap(), plan);
         assert!(Plan::from_json(&json!({ "steps": [] })).is_err());

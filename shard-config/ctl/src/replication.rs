@@ -35,7 +35,10 @@ impl<S> Walsender<S> {
 fn extended(message: &[u8]) -> io::Result<Vec<u8>> {
     let length = message.first_chunk::<4>().map(|bytes| u32::from_be_bytes(*bytes) as usize);
     let (true, Some((0, parameters))) = (length == Some(message.len()), message.split_last()) else {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "the startup message is not written in one piece"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "the startup message is not written in one piece",
+        ));
     };
     let length = u32::try_from(message.len() + PARAMETER.len()).map_err(io::Error::other)?;
     Ok([&length.to_be_bytes(), &parameters[4..], PARAMETER, &[0]].concat())
@@ -83,7 +86,11 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Walsender<S> {
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Walsender<S> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }

@@ -15,9 +15,9 @@ use tokio::task::JoinHandle;
 use crate::aim::Aim;
 use crate::direct::{Db, Servers};
 use crate::look::attended;
+use crate::mover::attach::Attached;
 use crate::mover::catalog;
 use crate::mover::job::Job;
-use crate::mover::attach::Attached;
 use crate::mover::run::{End, Options, run};
 use crate::mover::scope::Scope;
 use crate::moves::missed;
@@ -63,8 +63,8 @@ impl Request {
             }
             Some("drain") => Goal::Drain(ShardId(small("shard")?)),
             Some("rebalance") => {
-                let given: BTreeMap<String, u32> =
-                    serde_json::from_value(goal["weights"].clone()).context("weights are {\"SHARD\": WEIGHT}")?;
+                let given: BTreeMap<String, u32> = serde_json::from_value(goal["weights"].clone())
+                    .context("weights are {\"SHARD\": WEIGHT}")?;
                 let given: Vec<String> = given.iter().map(|(id, weight)| format!("{id}={weight}")).collect();
                 weights = plans::weights(servers, &given)?;
                 let by = match goal["measure"].as_str() {
@@ -88,7 +88,10 @@ impl Request {
 
 /// Serves until it is ended. `servers` reads the configuration, for whatever begins anew: shards may have been added since. `say`
 /// gets a line for a person.
-pub async fn serve(servers: impl Fn() -> anyhow::Result<Servers>, say: impl Fn(String)) -> anyhow::Result<()> {
+pub async fn serve(
+    servers: impl Fn() -> anyhow::Result<Servers>,
+    say: impl Fn(String),
+) -> anyhow::Result<()> {
     let mut moves: BTreeMap<i64, JoinHandle<()>> = BTreeMap::new();
     let mut requests: BTreeMap<i64, JoinHandle<()>> = BTreeMap::new();
     let (tell, mut told) = tokio::sync::mpsc::channel::<String>(LINES);
@@ -123,7 +126,9 @@ pub async fn serve(servers: impl Fn() -> anyhow::Result<Servers>, say: impl Fn(S
             Err(error) => {
                 control = None;
                 if !failing {
-                    say(format!("the configuration or the catalog cannot be read, it is tried again: {error:#}"));
+                    say(format!(
+                        "the configuration or the catalog cannot be read, it is tried again: {error:#}"
+                    ));
                 }
                 failing = true;
             }
@@ -200,13 +205,16 @@ async fn fulfil(servers: &Servers, request: &Request) -> anyhow::Result<Option<V
     if !control.holds("SELECT pg_try_advisory_lock($1, $2)", &[&REQUEST_CLASS, &key]).await? {
         return Ok(None);
     }
-    let taken = "UPDATE shard_catalog.request SET state = 'running' WHERE id = $1 AND state IN ('asked', 'running')";
+    let taken =
+        "UPDATE shard_catalog.request SET state = 'running' WHERE id = $1 AND state IN ('asked', 'running')";
     if control.execute(taken, &[&request.id]).await? == 0 {
         return Ok(None);
     }
     let wanted = match request.wanted(servers) {
         Ok(wanted) => wanted,
-        Err(error) => return end(&control, request, "failed", json!({ "error": format!("{error:#}") })).await,
+        Err(error) => {
+            return end(&control, request, "failed", json!({ "error": format!("{error:#}") })).await;
+        }
     };
     if wanted.dry_run {
         let plan = plans::make(servers, &control, &wanted.goal, &wanted.weights, None).await;
@@ -235,16 +243,19 @@ async fn fulfil(servers: &Servers, request: &Request) -> anyhow::Result<Option<V
         };
         let several = plan.steps.len() > 1 && !wanted.options.auto;
         if several {
-            let text = format!("the plan has {} steps: ask with auto => true, or for one step", plan.steps.len());
+            let text =
+                format!("the plan has {} steps: ask with auto => true, or for one step", plan.steps.len());
             return end(&control, request, "failed", json!({ "error": text })).await;
         }
         let Some(step) = plan.steps.first() else {
             return end(&control, request, "done", json!({ "moves": made })).await;
         };
-        let detail = json!({ "request": request.id, "auto": wanted.options.auto, "finish": wanted.options.finish });
+        let detail =
+            json!({ "request": request.id, "auto": wanted.options.auto, "finish": wanted.options.finish });
         let scope: Scope = scope_of(step)?;
         let job =
-            Job::create(&control, &scope, step.source, step.target, i64::try_from(plan.epoch)?, &detail).await?;
+            Job::create(&control, &scope, step.source, step.target, i64::try_from(plan.epoch)?, &detail)
+                .await?;
         if !wanted.options.auto {
             return end(&control, request, "done", json!({ "moves": [job.id] })).await;
         }

@@ -51,10 +51,20 @@ impl Known {
 
     /// Whether a row is on its own shard, by its key column.
     fn owned(&self, shard: ShardId, column: &str, key_type: KeyType) -> anyhow::Result<String> {
-        let ranges: Vec<_> =
-            self.map.ranges().into_iter().filter(|range| range.2 == shard).map(|(from, to, _)| (from, to)).collect();
+        let ranges: Vec<_> = self
+            .map
+            .ranges()
+            .into_iter()
+            .filter(|range| range.2 == shard)
+            .map(|(from, to, _)| (from, to))
+            .collect();
         let pinned = |here: bool| -> Vec<_> {
-            self.map.overrides().iter().filter(|(_, at)| !here || *at == shard).map(|(hash, _)| *hash).collect()
+            self.map
+                .overrides()
+                .iter()
+                .filter(|(_, at)| !here || *at == shard)
+                .map(|(hash, _)| *hash)
+                .collect()
         };
         let sql = |scope: Scope| scope.sql(column, key_type, self.map.buckets());
         let (own, all, here) =
@@ -101,7 +111,9 @@ fn report(shard: ShardId, found: &[Foreign], moves_known: bool, findings: &mut F
         for (id, phase, rows) in copies.iter().filter(|copy| copy.2 > 0) {
             findings.well(
                 format!("shard {shard}: {rows} rows of {table}"),
-                format!("they are copies of move {id} ({phase}), which deletes what is not needed when it ends"),
+                format!(
+                    "they are copies of move {id} ({phase}), which deletes what is not needed when it ends"
+                ),
             );
         }
         if *rows > 0 {
@@ -125,18 +137,30 @@ fn has_copies(job: &Job) -> bool {
     !matches!(job.phase, Phase::Preflight | Phase::Announcing | Phase::Arming)
 }
 
-async fn count(client: &Client, shard: ShardId, known: &Known, config: Option<&Config>) -> anyhow::Result<Vec<Foreign>> {
+async fn count(
+    client: &Client,
+    shard: ShardId,
+    known: &Known,
+    config: Option<&Config>,
+) -> anyhow::Result<Vec<Foreign>> {
     let mut found = Vec::new();
     for (table, column, key_type) in tables(client, config).await? {
         let column = ident(&column);
         let buckets = known.map.buckets();
-        let here: Vec<&Job> =
-            known.moves.iter().flatten().filter(|job| (job.source == shard || job.target == shard) && has_copies(job)).collect();
+        let here: Vec<&Job> = known
+            .moves
+            .iter()
+            .flatten()
+            .filter(|job| (job.source == shard || job.target == shard) && has_copies(job))
+            .collect();
         let scopes: Vec<String> = here.iter().map(|job| job.scope.sql(&column, key_type, buckets)).collect();
         let any = if scopes.is_empty() { "false".to_owned() } else { scopes.join(" OR ") };
         let mut wanted = vec![format!("count(*) FILTER (WHERE NOT ({any})) AS foreign_rows")];
         wanted.extend(
-            scopes.iter().enumerate().map(|(n, scope)| format!("count(*) FILTER (WHERE {scope}) AS copies_{n}")),
+            scopes
+                .iter()
+                .enumerate()
+                .map(|(n, scope)| format!("count(*) FILTER (WHERE {scope}) AS copies_{n}")),
         );
         let owned = known.owned(shard, &column, key_type)?;
         let sql = format!("SELECT {} FROM {table} WHERE NOT ({owned})", wanted.join(", "));
@@ -240,21 +264,24 @@ mod tests {
             let all = count(&client, ShardId(shard), known, config).await.unwrap();
             all.into_iter().map(|found| (found.table, found.rows, found.copies)).collect::<Vec<_>>()
         };
-        let found = |rows: [(&str, u64); 3]| rows.map(|(table, rows)| (table.to_owned(), rows, vec![])).to_vec();
+        let found =
+            |rows: [(&str, u64); 3]| rows.map(|(table, rows)| (table.to_owned(), rows, vec![])).to_vec();
 
         let known = Known { map: even.clone(), moves: None };
         assert_eq!(foreign(1, &known, None).await, found([("a", 1), ("parted", 1), ("plain", 1)]));
         assert_eq!(foreign(2, &known, None).await, found([("a", 2), ("parted", 2), ("plain", 2)]));
 
         // What is pinned is at home where it is pinned to, there only, and so it is on a shard without any bucket.
-        let map = even.clone().with_overrides(&[(hash(SECOND), ShardId(1)), (hash(FIRST), ShardId(5))]).unwrap();
+        let map =
+            even.clone().with_overrides(&[(hash(SECOND), ShardId(1)), (hash(FIRST), ShardId(5))]).unwrap();
         let known = Known { map, moves: None };
         for (shard, rows) in [(1, 1), (4, 2), (5, 1)] {
             assert_eq!(foreign(shard, &known, None).await[0].1, rows, "shard {shard}");
         }
 
         // Copies of a move under way are on both of its shards, and on no other one.
-        let moves = vec![a_move(13, Scope::of_range(3302, 3302), 4, 1), a_move(14, Scope::of_range(0, 9), 1, 2)];
+        let moves =
+            vec![a_move(13, Scope::of_range(3302, 3302), 4, 1), a_move(14, Scope::of_range(0, 9), 1, 2)];
         let known = Known { map: even, moves: Some(moves) };
         let copies = vec![(13, "window", 1), (14, "window", 0)];
         assert_eq!(foreign(1, &known, None).await[0], ("a".to_owned(), 0, copies));

@@ -58,12 +58,7 @@ fn an_error_keeps_the_servers_own_fields() {
     );
     assert!(told.contains("42703") && told.contains("LINE 1:") && told.contains("LOCATION:"), "{told}");
     let told = psql(
-        &[
-            "-v",
-            "VERBOSITY=verbose",
-            "-c",
-            "INSERT INTO currencies (code, exponent) VALUES ('USD', 2)",
-        ],
+        &["-v", "VERBOSITY=verbose", "-c", "INSERT INTO currencies (code, exponent) VALUES ('USD', 2)"],
         "",
     );
     assert!(

@@ -142,7 +142,9 @@ fn lines(events: &[Event], types: &Types, rows: Rows) -> Vec<String> {
         if matches!(event, Event::Error(_)) {
             // How much of an answer comes before its error is not defined.
             run.clear();
-            while lines.last().is_some_and(|line: &String| ["columns", "parameters"].iter().any(|kind| line.starts_with(kind))) {
+            while lines.last().is_some_and(|line: &String| {
+                ["columns", "parameters"].iter().any(|kind| line.starts_with(kind))
+            }) {
                 lines.pop();
             }
         }
@@ -205,7 +207,8 @@ fn line(event: &Event, types: &Types) -> Option<String> {
         Event::Columns(columns) => {
             let mut out = String::from("columns");
             for column in columns {
-                let of = if column.of_table { format!(" of a table's {}", column.number) } else { String::new() };
+                let of =
+                    if column.of_table { format!(" of a table's {}", column.number) } else { String::new() };
                 let _ = write!(
                     out,
                     " [{} type {} size {} modifier {} format {}{of}]",
@@ -284,13 +287,23 @@ mod tests {
     fn a_type_is_its_name() {
         let column = |oid| {
             let column = Column {
-                name: "c".into(), of_table: false, number: 0, type_oid: oid, size: 4, modifier: -1, format: 0,
+                name: "c".into(),
+                of_table: false,
+                number: 0,
+                type_oid: oid,
+                size: 4,
+                modifier: -1,
+                format: 0,
             };
             vec![Event::Columns(vec![column])]
         };
         let types = |oid, name: &str| Types::from([(oid, name.to_owned())]);
         let same = |four: u32, known: u32| {
-            compare((&column(20_000), &types(20_000, "mood")), (&column(four), &types(known, "mood")), Rows::AnyOrder)
+            compare(
+                (&column(20_000), &types(20_000, "mood")),
+                (&column(four), &types(known, "mood")),
+                Rows::AnyOrder,
+            )
         };
         assert_eq!(same(30_000, 30_000), Verdict::Equal);
         assert!(matches!(same(30_000, 30_001), Verdict::Different(_)));

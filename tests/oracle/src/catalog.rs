@@ -170,7 +170,9 @@ pub(crate) fn parse(theme: &str, file: &str) -> Result<Vec<Case>> {
                     let what = What::Write(statement, tables.clone());
                     cases.push(Case { theme: theme.to_owned(), line: begun, what });
                 }
-                (None, None) => cases.push(Case { theme: theme.to_owned(), line: begun, what: What::Read(statement) }),
+                (None, None) => {
+                    cases.push(Case { theme: theme.to_owned(), line: begun, what: What::Read(statement) })
+                }
             }
         }
         sql.clear();

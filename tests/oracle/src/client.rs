@@ -138,7 +138,13 @@ impl Client {
     }
 
     /// Parse, Describe of the statement, Bind, Describe of the portal, Execute, Sync.
-    pub(crate) fn extended(&mut self, sql: &str, values: &[Value], binary: bool, rows: i32) -> Result<Vec<Event>> {
+    pub(crate) fn extended(
+        &mut self,
+        sql: &str,
+        values: &[Value],
+        binary: bool,
+        rows: i32,
+    ) -> Result<Vec<Event>> {
         let mut out = BytesMut::new();
         frontend::parse("", sql, [], &mut out)?;
         frontend::describe(b'S', "", &mut out)?;
@@ -177,11 +183,14 @@ impl Client {
         loop {
             let event = match self.message()? {
                 backend::Message::RowDescription(body) => Event::Columns(columns(&body)?),
-                backend::Message::ParameterDescription(body) => Event::Parameters(body.parameters().collect()?),
+                backend::Message::ParameterDescription(body) => {
+                    Event::Parameters(body.parameters().collect()?)
+                }
                 backend::Message::NoData => Event::Columns(Vec::new()),
                 backend::Message::DataRow(body) => {
                     let bytes = body.buffer_bytes();
-                    let value = |range: Option<std::ops::Range<usize>>| Ok(range.map(|range| bytes.slice(range)));
+                    let value =
+                        |range: Option<std::ops::Range<usize>>| Ok(range.map(|range| bytes.slice(range)));
                     Event::Row(body.ranges().map(value).collect::<Vec<Option<Bytes>>>()?)
                 }
                 backend::Message::CommandComplete(body) => Event::Tag(body.tag()?.to_owned()),

@@ -142,12 +142,14 @@ fn cases(only: Option<&str>) -> Result<Vec<Case>> {
 }
 
 fn url(name: &str) -> Result<String> {
-    std::env::var(name).with_context(|| format!("{name} is not set; `cargo stack up --detach` first, or use `cargo oracle`"))
+    std::env::var(name)
+        .with_context(|| format!("{name} is not set; `cargo stack up --detach` first, or use `cargo oracle`"))
 }
 
 fn prepare(one: &str, four: &str, rows: &[Rows]) -> Result<()> {
     let mut sides = Sides::connect(one, four)?;
-    let all: Vec<String> = schema::TABLES.iter().chain(&tpc::TABLES).map(|table| (*table).to_owned()).collect();
+    let all: Vec<String> =
+        schema::TABLES.iter().chain(&tpc::TABLES).map(|table| (*table).to_owned()).collect();
     for side in [&mut sides.one, &mut sides.four] {
         schema::create(&mut side.client)?;
         schema::restore(&mut side.client, rows, &all)?;
@@ -156,7 +158,13 @@ fn prepare(one: &str, four: &str, rows: &[Rows]) -> Result<()> {
 }
 
 /// Reads disturb nobody; what writes comes after them, alone.
-fn run_all(arguments: &Arguments, cases: &[Case], one: &str, four: &str, rows: &[Rows]) -> Result<Vec<Record>> {
+fn run_all(
+    arguments: &Arguments,
+    cases: &[Case],
+    one: &str,
+    four: &str,
+    rows: &[Rows],
+) -> Result<Vec<Record>> {
     let runner = |shards: Option<Shards>| -> Result<Runner<'_>> {
         let mut sides = Sides::connect(one, four)?;
         sides.learn_types()?;

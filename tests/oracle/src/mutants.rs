@@ -12,7 +12,18 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// What a build needs; the rest of the tree is left where it is.
-const COPIED: [&str; 10] = ["Cargo.toml", "Cargo.lock", ".cargo", "shard-config", "proxy", "core", "sql", "bench", "tests", ".rustfmt.toml"];
+const COPIED: [&str; 10] = [
+    "Cargo.toml",
+    "Cargo.lock",
+    ".cargo",
+    "shard-config",
+    "proxy",
+    "core",
+    "sql",
+    "bench",
+    "tests",
+    ".rustfmt.toml",
+];
 /// Away from the stack's own proxies.
 const PORTS_AWAY: u16 = 30;
 const READY_LIMIT: Duration = Duration::from_secs(30);
@@ -37,7 +48,13 @@ fn parse(name: &str, text: &str) -> Result<Mutant> {
     if old.trim().is_empty() || old == new {
         bail!("{name}: changes nothing");
     }
-    Ok(Mutant { name: name.to_owned(), file: field("file")?, about: field("about")?, old: old.to_owned(), new: new.to_owned() })
+    Ok(Mutant {
+        name: name.to_owned(),
+        file: field("file")?,
+        about: field("about")?,
+        old: old.to_owned(),
+        new: new.to_owned(),
+    })
 }
 
 fn all(workspace: &Path) -> Result<Vec<Mutant>> {
@@ -67,9 +84,10 @@ impl Drop for Running {
 
 /// Prints one line a mutant; true when all were found.
 pub(crate) fn run(only: Option<&str>) -> Result<bool> {
-    let workspace = PathBuf::from(std::env::var("STACK_WORKSPACE").unwrap_or_else(|_| {
-        concat!(env!("CARGO_MANIFEST_DIR"), "/../..").to_owned()
-    }));
+    let workspace = PathBuf::from(
+        std::env::var("STACK_WORKSPACE")
+            .unwrap_or_else(|_| concat!(env!("CARGO_MANIFEST_DIR"), "/../..").to_owned()),
+    );
     let mutants = all(&workspace)?;
     let tree = workspace.join("target/mutants/tree");
     let target = workspace.join("target/mutants/target");
@@ -211,7 +229,8 @@ fn catalogue(port: u16) -> Result<Option<String>> {
             if !text.contains("DIFFERENT") {
                 bail!("the catalogue was not run: {}", text.lines().last().unwrap_or_default());
             }
-            let first = text.lines().skip_while(|line| !line.starts_with("DIFFERENT")).take(2).collect::<Vec<_>>();
+            let first =
+                text.lines().skip_while(|line| !line.starts_with("DIFFERENT")).take(2).collect::<Vec<_>>();
             return Ok(Some(first.join(" ").chars().take(160).collect()));
         }
         if Instant::now() > deadline {

@@ -51,7 +51,8 @@ impl Report {
 
     pub(crate) fn share_of_several_shards(&self) -> f64 {
         let known = self.records.iter().filter_map(|record| record.several_shards);
-        let (several, all) = known.fold((0u32, 0u32), |(several, all), one| (several + u32::from(one), all + 1));
+        let (several, all) =
+            known.fold((0u32, 0u32), |(several, all), one| (several + u32::from(one), all + 1));
         if all == 0 { 0.0 } else { f64::from(several) / f64::from(all) }
     }
 
@@ -116,7 +117,13 @@ impl Report {
                     break;
                 }
                 left -= 1;
-                println!("DIFFERENT {}:{} ({})\n{}\n{why}", record.theme, record.line, mode.name(), record.sql);
+                println!(
+                    "DIFFERENT {}:{} ({})\n{}\n{why}",
+                    record.theme,
+                    record.line,
+                    mode.name(),
+                    record.sql
+                );
             }
         }
         let mut reasons: BTreeMap<String, Vec<&Record>> = BTreeMap::new();
@@ -137,7 +144,10 @@ impl Report {
         if all {
             for record in &self.records {
                 if let Some((one, four)) = &record.texts {
-                    println!("text    {}:{} {}\n   one server: {one}\n   the proxy:  {four}", record.theme, record.line, record.sql);
+                    println!(
+                        "text    {}:{} {}\n   one server: {one}\n   the proxy:  {four}",
+                        record.theme, record.line, record.sql
+                    );
                 }
             }
         }

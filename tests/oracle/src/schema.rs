@@ -16,12 +16,28 @@ const DEFINITIONS: [&str; 2] = [include_str!("../schema.sql"), include_str!("../
 
 /// Parents before children.
 pub(crate) const TABLES: [&str; 11] = [
-    "countries", "products", "settings", "numbers", "customers", "orders", "items", "events", "typed", "filled",
+    "countries",
+    "products",
+    "settings",
+    "numbers",
+    "customers",
+    "orders",
+    "items",
+    "events",
+    "typed",
+    "filled",
     "\"Odd Names\"",
 ];
 /// Tables that have the same rows on every shard.
 pub(crate) const REFERENCE: [&str; 8] = [
-    "countries", "products", "tpch.region", "tpch.nation", "tpch.part", "tpch.supplier", "tpch.partsupp", "tpcc.item",
+    "countries",
+    "products",
+    "tpch.region",
+    "tpch.nation",
+    "tpch.part",
+    "tpch.supplier",
+    "tpch.partsupp",
+    "tpcc.item",
 ];
 /// Customers of each tenant: skewed, and some have none.
 const CUSTOMERS: [u32; TENANTS] = [18, 9, 1, 3, 6, 2, 12, 4, 1, 5, 3, 8, 2, 7, 0, 0];
@@ -98,7 +114,11 @@ pub(crate) fn types(client: &mut Client) -> Result<Types> {
     for event in run(client, sql, None)? {
         let Event::Row(values) = event else { continue };
         let text = |at: usize| {
-            values.get(at).and_then(|v| v.as_deref()).map(|v| String::from_utf8_lossy(v).into_owned()).unwrap_or_default()
+            values
+                .get(at)
+                .and_then(|v| v.as_deref())
+                .map(|v| String::from_utf8_lossy(v).into_owned())
+                .unwrap_or_default()
         };
         types.insert(text(0).parse()?, text(1));
     }
@@ -133,12 +153,24 @@ fn fixed() -> Vec<Rows> {
     let countries = "DE\tGermany\tEurope\t0.19\nFR\tFrance\tEurope\t0.20\nUS\tUnited States\tAmericas\t\\N\nBR\tBrazil\tAmericas\t0.17\nJP\tJapan\tAsia\t0.10\nIN\tIndia\tAsia\t0.18\nKE\tKenya\tAfrica\t0.16\nXX\tNowhere\t\\N\t\\N\n";
     let mut products = String::new();
     for (id, name, category) in [
-        (1, "anvil", "tools"), (2, "bolt", "tools"), (3, "candle", "home"), (4, "desk", "home"), (5, "easel", "art"),
-        (6, "file", "tools"), (7, "glue", "art"), (8, "hammer", "tools"), (9, "ink", "art"), (10, "jar", "home"),
-        (11, "Kettle", "home"), (12, "ladder", "\\N"),
+        (1, "anvil", "tools"),
+        (2, "bolt", "tools"),
+        (3, "candle", "home"),
+        (4, "desk", "home"),
+        (5, "easel", "art"),
+        (6, "file", "tools"),
+        (7, "glue", "art"),
+        (8, "hammer", "tools"),
+        (9, "ink", "art"),
+        (10, "jar", "home"),
+        (11, "Kettle", "home"),
+        (12, "ladder", "\\N"),
     ] {
-        let attributes =
-            if id % 4 == 0 { "\\N".to_owned() } else { format!("{{\"weight\": {}, \"colors\": [\"c{}\", \"c{}\"]}}", id * 3, id % 3, id % 2) };
+        let attributes = if id % 4 == 0 {
+            "\\N".to_owned()
+        } else {
+            format!("{{\"weight\": {}, \"colors\": [\"c{}\", \"c{}\"]}}", id * 3, id % 3, id % 2)
+        };
         let _ = writeln!(products, "{id}\t{name}\t{category}\t{}.50\t{attributes}", id * id);
     }
     let settings = "alpha\tone\t1\nbeta\ttwo\t2\ngamma\t\\N\t3\ndelta\tfour\t\\N\n";
@@ -152,9 +184,8 @@ fn fixed() -> Vec<Rows> {
 }
 
 fn tenant_rows(tenant: usize, random: &mut Random, tables: &mut [String; 6]) {
-    const NAMES: [&str; 12] = [
-        "Ann", "Bob", "Cleo", "Dan", "Eve", "Finn", "Gus", "bob", "Ähren", "de Luca", "O'Hara", "Zoë",
-    ];
+    const NAMES: [&str; 12] =
+        ["Ann", "Bob", "Cleo", "Dan", "Eve", "Finn", "Gus", "bob", "Ähren", "de Luca", "O'Hara", "Zoë"];
     const STATUS: [&str; 4] = ["new", "paid", "sent", "closed"];
     const COUNTRIES: [&str; 8] = ["DE", "FR", "US", "BR", "JP", "IN", "XX", "\\N"];
     let k = key(tenant);
@@ -162,35 +193,98 @@ fn tenant_rows(tenant: usize, random: &mut Random, tables: &mut [String; 6]) {
     let mut order = 0;
     for id in 1..=CUSTOMERS[tenant - 1] {
         let name = NAMES[random.below(NAMES.len())];
-        let code = or_null(format!("{}{}", ["a", "B", "b", "Z", "_", "é"][random.below(6)], random.below(5)), random, 15);
-        let email = or_null(format!("{}@example.{}", name.to_lowercase().replace(['\'', ' '], ""), ["com", "org"][random.below(2)]), random, 20);
-        let balance = or_null(format!("{}.{:02}", random.below(2000) as i64 - 500, random.below(4) * 25), random, 10);
+        let code = or_null(
+            format!("{}{}", ["a", "B", "b", "Z", "_", "é"][random.below(6)], random.below(5)),
+            random,
+            15,
+        );
+        let email = or_null(
+            format!(
+                "{}@example.{}",
+                name.to_lowercase().replace(['\'', ' '], ""),
+                ["com", "org"][random.below(2)]
+            ),
+            random,
+            20,
+        );
+        let balance =
+            or_null(format!("{}.{:02}", random.below(2000) as i64 - 500, random.below(4) * 25), random, 10);
         let score = or_null(format!("{}", random.below(40) as f64 / 4.0), random, 15);
         let active = or_null(["t", "f"][random.below(2)].to_owned(), random, 10);
-        let born = or_null(format!("19{:02}-{:02}-{:02}", 50 + random.below(50), 1 + random.below(12), 1 + random.below(28)), random, 20);
-        let created = format!("202{}-{:02}-{:02} {:02}:30:00+00", 4 + random.below(3), 1 + random.below(12), 1 + random.below(28), random.below(24));
-        let tags = or_null(["{}", "{vip}", "{vip,new}", "{old}", "{new,\"two words\",NULL}"][random.below(5)].to_owned(), random, 20);
-        let doc = or_null(format!("{{\"level\": {}, \"city\": \"{}\", \"flags\": [{}, true], \"nested\": {{\"x\": {}}}}}",
-            random.below(4), ["Rome", "Oslo", "Lima"][random.below(3)], random.below(3), random.below(9)), random, 20);
-        let photo = or_null(format!("\\\\x{:02x}00ff{:02x}", random.below(256), random.below(256)), random, 50);
-        let _ = writeln!(customers, "{k}\t{id}\t{name}\t{code}\t{email}\t{balance}\t{score}\t{active}\t{born}\t{created}\t{tags}\t{doc}\t{photo}");
+        let born = or_null(
+            format!("19{:02}-{:02}-{:02}", 50 + random.below(50), 1 + random.below(12), 1 + random.below(28)),
+            random,
+            20,
+        );
+        let created = format!(
+            "202{}-{:02}-{:02} {:02}:30:00+00",
+            4 + random.below(3),
+            1 + random.below(12),
+            1 + random.below(28),
+            random.below(24)
+        );
+        let tags = or_null(
+            ["{}", "{vip}", "{vip,new}", "{old}", "{new,\"two words\",NULL}"][random.below(5)].to_owned(),
+            random,
+            20,
+        );
+        let doc = or_null(
+            format!(
+                "{{\"level\": {}, \"city\": \"{}\", \"flags\": [{}, true], \"nested\": {{\"x\": {}}}}}",
+                random.below(4),
+                ["Rome", "Oslo", "Lima"][random.below(3)],
+                random.below(3),
+                random.below(9)
+            ),
+            random,
+            20,
+        );
+        let photo =
+            or_null(format!("\\\\x{:02x}00ff{:02x}", random.below(256), random.below(256)), random, 50);
+        let _ = writeln!(
+            customers,
+            "{k}\t{id}\t{name}\t{code}\t{email}\t{balance}\t{score}\t{active}\t{born}\t{created}\t{tags}\t{doc}\t{photo}"
+        );
         for _ in 0..random.below(4) {
             order += 1;
             let customer = or_null(id.to_string(), random, 8);
             let total = or_null(format!("{}.{:02}", random.below(300), random.below(100)), random, 10);
-            let placed = format!("2026-{:02}-{:02} {:02}:{:02}:00", 1 + random.below(9), 1 + random.below(28), random.below(24), random.below(60));
+            let placed = format!(
+                "2026-{:02}-{:02} {:02}:{:02}:00",
+                1 + random.below(9),
+                1 + random.below(28),
+                random.below(24),
+                random.below(60)
+            );
             let (status, country) = (STATUS[random.below(4)], COUNTRIES[random.below(8)]);
-            let note = or_null(["urgent", "call back, please", "", "tab\\there", "back\\\\slash", "ürgent"][random.below(6)].to_owned(), random, 40);
-            let _ = writeln!(orders, "{k}\t{order}\t{customer}\t{status}\t{total}\t{placed}\t{country}\t{note}");
+            let note = or_null(
+                ["urgent", "call back, please", "", "tab\\there", "back\\\\slash", "ürgent"][random.below(6)]
+                    .to_owned(),
+                random,
+                40,
+            );
+            let _ =
+                writeln!(orders, "{k}\t{order}\t{customer}\t{status}\t{total}\t{placed}\t{country}\t{note}");
             for line in 1..=random.below(4) {
                 let product = 1 + random.below(12);
                 let discount = or_null(format!("0.{:02}", random.below(50)), random, 50);
-                let _ = writeln!(items, "{k}\t{order}\t{line}\t{product}\t{}\t{}.{:02}\t{discount}", 1 + random.below(9), 1 + random.below(90), random.below(100));
+                let _ = writeln!(
+                    items,
+                    "{k}\t{order}\t{line}\t{product}\t{}\t{}.{:02}\t{discount}",
+                    1 + random.below(9),
+                    1 + random.below(90),
+                    random.below(100)
+                );
             }
         }
         for _ in 0..random.below(3) {
             let year = 2024 + random.below(4);
-            let at = format!("{year}-{:02}-{:02} 0{}:00:00+00", 1 + random.below(12), 1 + random.below(28), random.below(10));
+            let at = format!(
+                "{year}-{:02}-{:02} 0{}:00:00+00",
+                1 + random.below(12),
+                1 + random.below(28),
+                random.below(10)
+            );
             let kind = or_null(["login", "logout", "click"][random.below(3)].to_owned(), random, 10);
             let line = format!("{k}\t{at}\t{kind}\t{}\t{{\"n\": {}}}\n", random.below(20), random.below(5));
             events.push_str(&line);
@@ -202,8 +296,14 @@ fn tenant_rows(tenant: usize, random: &mut Random, tables: &mut [String; 6]) {
         if id <= 3 {
             let mood = ["sad", "ok", "happy", "\\N"][random.below(4)];
             let n = random.below(6);
-            let _ = writeln!(typed, "{k}\t{id}\t{mood}\t{}\t({n},\"p {n}\")\t[{n},{})\t{n} days 0{n}:30:00\t0{n}:15:00\t0{n}:15:00+02\t10.0.{n}.1/24\t08:00:2b:01:02:0{n}\t({n},{id})\t{}\t01{n_b}1\t1{n_b}1\t{n}.50\t'word{n}' 'fat':{id}\t{{{n},{id},NULL}}\t{{ok,sad}}\t{n}\t{n}.5\t{{\"a\":{n}}}\tx\tname{n}",
-                n + 1, n + 3, key(n), n_b = n % 2);
+            let _ = writeln!(
+                typed,
+                "{k}\t{id}\t{mood}\t{}\t({n},\"p {n}\")\t[{n},{})\t{n} days 0{n}:30:00\t0{n}:15:00\t0{n}:15:00+02\t10.0.{n}.1/24\t08:00:2b:01:02:0{n}\t({n},{id})\t{}\t01{n_b}1\t1{n_b}1\t{n}.50\t'word{n}' 'fat':{id}\t{{{n},{id},NULL}}\t{{ok,sad}}\t{n}\t{n}.5\t{{\"a\":{n}}}\tx\tname{n}",
+                n + 1,
+                n + 3,
+                key(n),
+                n_b = n % 2
+            );
             let a = if id == 3 { "\\N".to_owned() } else { (id * 5).to_string() };
             let _ = writeln!(filled, "{k}\t{id}\t{a}\tb{n}");
         }

@@ -110,12 +110,18 @@ impl Sides {
                 };
                 let why = format!("  one server: {}\n  the proxy:  {}\n", end(&one), end(&four));
                 self.reconnect()?;
-                return Ok(Outcome { verdict: Verdict::Different(why), texts: None, failed: true, slow: false });
+                return Ok(Outcome {
+                    verdict: Verdict::Different(why),
+                    texts: None,
+                    failed: true,
+                    slow: false,
+                });
             }
         };
         let verdict = compare((&one, &self.one.types), (&four, &self.four.types), statement.rows);
         let (expected, got) = (messages(&one), messages(&four));
-        let texts = (verdict == Verdict::Equal && expected != got).then(|| (expected.join("; "), got.join("; ")));
+        let texts =
+            (verdict == Verdict::Equal && expected != got).then(|| (expected.join("; "), got.join("; ")));
         let failed = four.iter().any(|event| matches!(event, Event::Error(_)));
         let canceled = |event: &Event| matches!(event, Event::Error(error) if error.get('C') == "57014");
         let slow = one.iter().chain(&four).any(canceled);
@@ -167,8 +173,12 @@ impl Sides {
             };
             match self.ask(&statement, Mode::Simple)?.verdict {
                 Verdict::Equal => {}
-                Verdict::Refused(why) => return Ok(Verdict::Different(format!("  {table} afterwards: refused: {why}\n"))),
-                Verdict::Different(why) => return Ok(Verdict::Different(format!("  {table} afterwards:\n{why}"))),
+                Verdict::Refused(why) => {
+                    return Ok(Verdict::Different(format!("  {table} afterwards: refused: {why}\n")));
+                }
+                Verdict::Different(why) => {
+                    return Ok(Verdict::Different(format!("  {table} afterwards:\n{why}")));
+                }
             }
         }
         Ok(Verdict::Equal)
@@ -185,7 +195,8 @@ fn binary(text: &str, oid: u32) -> Option<Vec<u8>> {
         25 | 1042 | 1043 => text.as_bytes().to_vec(),
         2950 => {
             let digits: String = text.chars().filter(|c| *c != '-').collect();
-            let bytes = (0..digits.len()).step_by(2).map(|i| u8::from_str_radix(digits.get(i..i + 2)?, 16).ok());
+            let bytes =
+                (0..digits.len()).step_by(2).map(|i| u8::from_str_radix(digits.get(i..i + 2)?, 16).ok());
             bytes.collect::<Option<Vec<u8>>>().filter(|bytes| bytes.len() == 16)?
         }
         _ => return None,
@@ -218,11 +229,16 @@ impl Shards {
             let mut first: Option<Vec<Event>> = None;
             for (index, client) in self.0.iter_mut().enumerate() {
                 if reference {
-                    let answer = schema::run(client, &format!("SELECT * FROM {table} t ORDER BY t::text"), None)?;
+                    let answer =
+                        schema::run(client, &format!("SELECT * FROM {table} t ORDER BY t::text"), None)?;
                     match &first {
                         None => first = Some(answer),
                         Some(expected) if *expected == without_oids(&answer, expected) => {}
-                        Some(_) => return Ok(Verdict::Different(format!("  {table} is not the same on every shard\n"))),
+                        Some(_) => {
+                            return Ok(Verdict::Different(format!(
+                                "  {table} is not the same on every shard\n"
+                            )));
+                        }
                     }
                     continue;
                 }
@@ -239,7 +255,10 @@ impl Shards {
                 let strangers = strangers.context("no count")?;
                 if *strangers != *b"0" {
                     let n = String::from_utf8_lossy(&strangers).into_owned();
-                    return Ok(Verdict::Different(format!("  {n} rows of {table} are on the wrong shard {}\n", index + 1)));
+                    return Ok(Verdict::Different(format!(
+                        "  {n} rows of {table} are on the wrong shard {}\n",
+                        index + 1
+                    )));
                 }
             }
         }

@@ -86,7 +86,10 @@ pub(crate) fn tokens(sql: &str) -> Vec<Token> {
             }
             _ => {
                 i += 1;
-                while b"+-*/<>=~!@#%^&|`?:".contains(&at(i)) && at(i) != 0 && !(at(i) == b'-' && at(i + 1) == b'-') {
+                while b"+-*/<>=~!@#%^&|`?:".contains(&at(i))
+                    && at(i) != 0
+                    && !(at(i) == b'-' && at(i + 1) == b'-')
+                {
                     i += 1;
                 }
                 Kind::Symbol
@@ -124,7 +127,8 @@ fn dollar_tag(bytes: &[u8], start: usize) -> Option<Range<usize>> {
 /// Has the outermost query an ORDER BY?
 pub(crate) fn is_ordered(sql: &str) -> bool {
     let tokens = tokens(sql);
-    let word = |token: &Token, word: &str| token.depth == 0 && sql[token.range.clone()].eq_ignore_ascii_case(word);
+    let word =
+        |token: &Token, word: &str| token.depth == 0 && sql[token.range.clone()].eq_ignore_ascii_case(word);
     tokens.windows(2).any(|pair| word(&pair[0], "order") && word(&pair[1], "by"))
 }
 
@@ -158,8 +162,13 @@ pub(crate) fn with_parameters(sql: &str) -> (String, Vec<String>) {
                 let in_list = lists.last() == Some(&token.depth) && matches!(before, "(" | ",");
                 let operand = matches!(before, "=" | "<" | ">" | "<=" | ">=" | "<>" | "!=" | "%" | "||");
                 // `'x' COLLATE`, `'1' '2'`: left alone; so is what is negated or typed by a word in front.
-                let plain = matches!(text(i + 1), ")" | "," | ";" | "" | "::" | "AND" | "OR" | "THEN" | "END" | "GROUP" | "ORDER");
-                let escaped = token.range.start > from && sql[..token.range.start].ends_with(['e', 'E']) && token.kind == Kind::String;
+                let plain = matches!(
+                    text(i + 1),
+                    ")" | "," | ";" | "" | "::" | "AND" | "OR" | "THEN" | "END" | "GROUP" | "ORDER"
+                );
+                let escaped = token.range.start > from
+                    && sql[..token.range.start].ends_with(['e', 'E'])
+                    && token.kind == Kind::String;
                 if (in_list || operand) && plain && !escaped && values.len() < 100 {
                     let raw = &sql[token.range.clone()];
                     let value = match token.kind {
@@ -186,16 +195,35 @@ mod tests {
 
     fn check(sql: &str, expected: &str, values: &[&str]) {
         let (text, found) = with_parameters(sql);
-        assert_eq!((text.as_str(), found.iter().map(String::as_str).collect::<Vec<_>>()), (expected, values.to_vec()));
+        assert_eq!(
+            (text.as_str(), found.iter().map(String::as_str).collect::<Vec<_>>()),
+            (expected, values.to_vec())
+        );
     }
 
     #[test]
     fn constants_become_parameters_where_they_are_values() {
-        check("SELECT 1 FROM t WHERE a = 5 AND b = 'it''s' ORDER BY 1", "SELECT 1 FROM t WHERE a = $1 AND b = $2 ORDER BY 1", &["5", "it's"]);
-        check("SELECT * FROM t WHERE a IN (1, 2) LIMIT 3", "SELECT * FROM t WHERE a IN ($1, $2) LIMIT 3", &["1", "2"]);
-        check("INSERT INTO t VALUES (1, 'x'), (2, f(3))", "INSERT INTO t VALUES ($1, $2), ($3, f(3))", &["1", "x", "2"]);
+        check(
+            "SELECT 1 FROM t WHERE a = 5 AND b = 'it''s' ORDER BY 1",
+            "SELECT 1 FROM t WHERE a = $1 AND b = $2 ORDER BY 1",
+            &["5", "it's"],
+        );
+        check(
+            "SELECT * FROM t WHERE a IN (1, 2) LIMIT 3",
+            "SELECT * FROM t WHERE a IN ($1, $2) LIMIT 3",
+            &["1", "2"],
+        );
+        check(
+            "INSERT INTO t VALUES (1, 'x'), (2, f(3))",
+            "INSERT INTO t VALUES ($1, $2), ($3, f(3))",
+            &["1", "x", "2"],
+        );
         check("SELECT date '2020-01-01', '{1,2}'::int[]", "SELECT date '2020-01-01', '{1,2}'::int[]", &[]);
-        check("SELECT x[1] FROM t WHERE a = 'b' COLLATE \"C\"", "SELECT x[1] FROM t WHERE a = 'b' COLLATE \"C\"", &[]);
+        check(
+            "SELECT x[1] FROM t WHERE a = 'b' COLLATE \"C\"",
+            "SELECT x[1] FROM t WHERE a = 'b' COLLATE \"C\"",
+            &[],
+        );
         check("SELECT '= 5' -- = 6\n, a = 7", "SELECT '= 5' -- = 6\n, a = $1", &["7"]);
     }
 

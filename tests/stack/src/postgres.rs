@@ -5,7 +5,7 @@
 //! a replica wired to the wrong shard would then stream happily.
 
 use crate::args::Profile;
-use crate::process::{is_zombie, log_tail, run, wait_until};
+use crate::process::{Process, is_zombie, log_tail, run, wait_until};
 use crate::server::Stack;
 use crate::settings::{Role, STANDBY, config};
 use crate::state::State;
@@ -20,6 +20,8 @@ use std::time::Duration;
 
 pub(crate) const DATABASE: &str = "payments";
 const START_LIMIT: Duration = Duration::from_secs(60);
+/// Half a second each, for what a killed server left behind to end.
+const LINGERING_ATTEMPTS: u32 = 40;
 
 /// Everything that a new cluster gets; run in single-user mode, before anybody can connect.
 const CLUSTER_SQL: &str = "\
@@ -227,8 +229,14 @@ impl Stack {
             let lingering =
                 tail.contains("shared memory block") || tail.contains("lock file \"postmaster.pid\"");
             attempts += 1;
-            if process.alive() || !lingering || attempts > 20 {
+            if process.alive() || !lingering || attempts > LINGERING_ATTEMPTS {
                 bail!("{name} did not become ready; {}:\n{tail}", log.display());
+            }
+            if attempts >= LINGERING_ATTEMPTS / 2 {
+                // One that waits for a lock of a sibling that was killed never notices.
+                Process::working_in(&data, "postgres")?
+                    .iter()
+                    .for_each(|orphan| orphan.signal(Signal::SIGKILL));
             }
             std::thread::sleep(Duration::from_millis(500));
         }

@@ -21,6 +21,9 @@ pub(crate) struct Process {
     pub boot: String,
 }
 
+/// For a family to stand still; a process that is waiting for its disk obeys nothing until that answers.
+const STANDSTILL_LIMIT: Duration = Duration::from_secs(5);
+
 struct Stat {
     state: char,
     parent: i32,
@@ -88,6 +91,20 @@ impl Process {
         family
     }
 
+    /// Those of a program that work in a directory, as the processes of a PostgreSQL server do in its data directory.
+    pub(crate) fn working_in(directory: &Path, program: &str) -> Result<Vec<Process>> {
+        let directory = directory.canonicalize().with_context(|| directory.display().to_string())?;
+        let pids = fs::read_dir("/proc").context("/proc")?.flatten();
+        let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        // Those of other users cannot be read, nor signalled.
+        let here = |pid: &i32| fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == directory);
+        let runs = |pid: &i32| {
+            let program_file = fs::read_link(format!("/proc/{pid}/exe"));
+            program_file.is_ok_and(|path| path.file_name().is_some_and(|name| name == program))
+        };
+        Ok(pids.filter(here).filter(runs).filter_map(Process::of_pid).collect())
+    }
+
     pub(crate) fn signal(&self, signal: Signal) {
         if self.alive() {
             // A process that ended in between is what most signals wanted anyway.
@@ -95,12 +112,38 @@ impl Process {
         }
     }
 
-    /// Signals the process and all below it, the parent first so that it cannot start new ones.
+    /// Kills the process and all below it and waits for the end of each: one that is inside an fsync() ends after it.
+    pub(crate) fn kill_family(&self, limit: Duration) -> Result<()> {
+        let family = self.stop_family();
+        family.iter().for_each(|member| member.signal(Signal::SIGKILL));
+        let alive = || family.iter().filter(|member| member.alive());
+        if wait_until(limit, || alive().next().is_none()) {
+            return Ok(());
+        }
+        let pids: Vec<String> = alive().map(|member| member.pid.to_string()).collect();
+        anyhow::bail!("pid {}: alive {} s after SIGKILL", pids.join(", "), limit.as_secs())
+    }
+
     pub(crate) fn signal_family(&self, signal: Signal) {
-        if self.alive() {
-            for member in self.family() {
-                member.signal(signal);
+        let family = if signal == Signal::SIGSTOP { self.stop_family() } else { self.family() };
+        family.iter().for_each(|member| member.signal(signal));
+    }
+
+    /// Stops the process and all below it until nobody is left who could start another: a child that is born while its
+    /// parent is dying would outlive it, and a backend of PostgreSQL whose siblings are dead waits for their locks for ever.
+    fn stop_family(&self) -> Vec<Process> {
+        let deadline = Instant::now() + STANDSTILL_LIMIT;
+        loop {
+            let family = self.family();
+            let moving = |member: &&Process| member.alive() && !member.paused();
+            if !family.iter().any(|member| moving(&member)) || Instant::now() >= deadline {
+                return family;
             }
+            for member in family.iter().filter(moving) {
+                member.signal(Signal::SIGSTOP);
+            }
+            // Sent is not yet obeyed: whoever is inside fork() finishes it first.
+            wait_until(Duration::from_millis(200), || !family.iter().any(|member| moving(&member)));
         }
     }
 
@@ -224,6 +267,55 @@ mod tests {
         assert!(me.alive() && !me.paused());
         assert!(!Process { started: me.started + 1, ..me.clone() }.alive());
         assert!(!Process { boot: "another boot".into(), ..me }.alive());
+    }
+
+    #[test]
+    fn a_family_is_killed_whole_while_it_grows() {
+        let own_pid = i32::try_from(std::process::id()).unwrap();
+        let inherited = |pid: i32, mark: &str| {
+            let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+            environment.split(|byte| *byte == 0).any(|entry| entry == mark.as_bytes())
+        };
+        for round in 0..20 {
+            let (name, value) = ("STACK_TEST_FAMILY", format!("{own_pid}-{round}"));
+            let log = std::env::temp_dir().join(format!("stack-family-{value}.log"));
+            let script = "n=0; while [ $n -lt 400 ]; do sleep 20 & n=$((n+1)); done; wait";
+            let (process, mut child) =
+                spawn(Command::new("sh").args(["-c", script]).env(name, &value), &log).unwrap();
+            assert!(wait_until(Duration::from_secs(10), || process.family().len() > 20), "no children");
+
+            process.kill_family(Duration::from_secs(10)).unwrap();
+
+            child.wait().unwrap();
+            let mark = format!("{name}={value}");
+            let living = || {
+                let pids = fs::read_dir("/proc").unwrap().flatten();
+                let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+                pids.filter(|pid| inherited(*pid, &mark)).filter_map(Process::of_pid).collect::<Vec<_>>()
+            };
+            let gone = wait_until(Duration::from_secs(10), || !living().iter().any(Process::alive));
+            let left = living();
+            left.iter().for_each(|process| process.signal(Signal::SIGKILL));
+            fs::remove_file(&log).unwrap();
+            assert!(gone, "round {round}: {} outlived their parent", left.len());
+        }
+    }
+
+    #[test]
+    fn a_program_is_found_by_the_directory_that_it_works_in() {
+        let directory = std::env::temp_dir().join(format!("stack-working-{}", std::process::id()));
+        fs::create_dir(&directory).unwrap();
+        let log = directory.join("log");
+        let (process, mut child) =
+            spawn(Command::new("sleep").arg("20").current_dir(&directory), &log).unwrap();
+        let found = |program: &str| Process::working_in(&directory, program).unwrap();
+        let program = fs::read_link(format!("/proc/{}/exe", process.pid)).unwrap();
+        let program = program.file_name().unwrap().to_str().unwrap();
+        let (seen, others) = (found(program), found("postgres"));
+        process.kill_family(Duration::from_secs(10)).unwrap();
+        child.wait().unwrap();
+        fs::remove_dir_all(&directory).unwrap();
+        assert_eq!((seen, others), (vec![process], vec![]));
     }
 
     #[test]

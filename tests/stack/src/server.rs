@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 
 /// A stopping server is asked politely for this long, then told (SIGQUIT for PostgreSQL), then killed.
 const STOP_LIMIT: Duration = Duration::from_secs(20);
-const KILL_LIMIT: Duration = Duration::from_secs(10);
+/// As long as one that is inside an fsync() may take.
+pub(crate) const KILL_LIMIT: Duration = Duration::from_secs(30);
 
 pub(crate) struct Stack {
     pub tools: Tools,
@@ -128,10 +129,7 @@ impl Stack {
                     process.signal(Signal::SIGQUIT);
                     process.wait_dead(Duration::from_secs(3));
                 }
-                process.signal_family(Signal::SIGKILL);
-                if !process.wait_dead(KILL_LIMIT) {
-                    bail!("{name} (pid {}) survives SIGKILL", process.pid);
-                }
+                process.kill_family(KILL_LIMIT).with_context(|| name.clone())?;
             }
         }
         self.change(|state| {

@@ -3,7 +3,7 @@
 use crate::args::{Options, Profile};
 use crate::build;
 use crate::paths::{create_data_dir, data_dir};
-use crate::server::{Kind, Stack, kind};
+use crate::server::{KILL_LIMIT, Kind, Stack, kind};
 use crate::state::{State, lock};
 use crate::status;
 use crate::tools::{self, For};
@@ -237,8 +237,7 @@ pub(crate) fn one(options: &Options, verb: &str) -> Result<bool> {
     match verb {
         // The whole family at once, as when a machine dies. It stays in the state as dead until it is started again.
         "kill" if options.hard => {
-            process.signal_family(Signal::SIGKILL);
-            process.wait_dead(Duration::from_secs(10));
+            process.kill_family(KILL_LIMIT).with_context(|| target.clone())?;
             process.wait_reaped(Duration::from_secs(2));
         }
         "kill" => stack.stop(std::slice::from_ref(target))?,

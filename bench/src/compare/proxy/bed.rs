@@ -104,7 +104,8 @@ impl Bed {
             };
             proxies.push((peer, server));
         }
-        let bed = Bed { proxies, single, shards, script, rows, proxy_binary, proxy_http: ports[8], directory };
+        let bed =
+            Bed { proxies, single, shards, script, rows, proxy_binary, proxy_http: ports[8], directory };
         for &peer in &args.peers {
             bed.answers(peer)
                 .await

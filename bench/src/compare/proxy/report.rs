@@ -202,7 +202,11 @@ impl ProxyReport {
             text.push_str("\nrouting alone, CPU us a statement\n");
             let mut table = Table::new(&["", "hot", "cold caches"]);
             for call in &routing.calls {
-                table.row(vec![call.name.clone(), format!("{:.2}", call.hot_us), format!("{:.2}", call.cold_us)]);
+                table.row(vec![
+                    call.name.clone(),
+                    format!("{:.2}", call.hot_us),
+                    format!("{:.2}", call.cold_us),
+                ]);
             }
             text.push_str(&table.render());
         }
@@ -251,11 +255,17 @@ fn bars(figures: &[Figures], idle: &[Idle]) -> Vec<Bar> {
 fn routing_bars(routing: &Routing) -> Vec<Bar> {
     let bar = |name: String, value: f64, bar: f64| Bar { name, value, bar, ok: value <= bar };
     let repeated = routing.calls.iter().filter(|call| REPEATED.contains(&call.name.as_str()));
-    let mut bars: Vec<Bar> =
-        repeated.map(|call| bar(format!("routing a {} statement: us, cold caches", call.name), call.cold_us, MAX_ROUTING_US)).collect();
+    let mut bars: Vec<Bar> = repeated
+        .map(|call| {
+            bar(format!("routing a {} statement: us, cold caches", call.name), call.cold_us, MAX_ROUTING_US)
+        })
+        .collect();
     let counts = [
         (format!("{} constants, simple: analyses", thousands(routing.literals)), routing.literals_analysed),
-        (format!("{} constants, extended: analyses", thousands(routing.literals)), routing.extended_literals_analysed),
+        (
+            format!("{} constants, extended: analyses", thousands(routing.literals)),
+            routing.extended_literals_analysed,
+        ),
         (format!("one text of {} clients: analyses", routing.clients), routing.clients_analysed),
     ];
     bars.extend(counts.map(|(name, count)| bar(name, count as f64, 1.0)));

@@ -134,12 +134,20 @@ impl Computed {
         let reply = place::insert(p, at, written, &stored, &rows, rest).await;
         let gone = |other: usize| !self.changes[other].deleted.is_empty();
         let beside = order::deletes_of_its_table(&plan.writes, n).any(gone);
-        reply.map(Some).map_err(|failure| if beside { order::if_in_the_way(failure, written) } else { failure })
+        reply
+            .map(Some)
+            .map_err(|failure| if beside { order::if_in_the_way(failure, written) } else { failure })
     }
 }
 
 impl Change {
-    async fn delete(&self, p: &mut Participants<'_>, at: usize, written: &Written, part: &Part<'_>) -> Result<(), Failure> {
+    async fn delete(
+        &self,
+        p: &mut Participants<'_>,
+        at: usize,
+        written: &Written,
+        part: &Part<'_>,
+    ) -> Result<(), Failure> {
         if part.deleted.is_empty() {
             return Ok(());
         }
@@ -151,7 +159,13 @@ impl Change {
         place::delete(p, at, written, &find, &rows).await
     }
 
-    async fn update(&self, p: &mut Participants<'_>, at: usize, written: &Written, part: &Part<'_>) -> Result<(), Failure> {
+    async fn update(
+        &self,
+        p: &mut Participants<'_>,
+        at: usize,
+        written: &Written,
+        part: &Part<'_>,
+    ) -> Result<(), Failure> {
         let stored = self.shape.stored();
         let set: Vec<(usize, &Column)> = (0..stored.len())
             .filter(|n| written.assigned.contains(&stored[*n].name))
@@ -175,7 +189,12 @@ impl Change {
     }
 
     /// What each shard has to do; `None`: nothing. `own`: an INSERT whose shards say its rows.
-    fn parts<'s>(&'s self, p: &Participants<'_>, plan: &Written, own: bool) -> Result<Vec<Option<Part<'s>>>, Failure> {
+    fn parts<'s>(
+        &'s self,
+        p: &Participants<'_>,
+        plan: &Written,
+        own: bool,
+    ) -> Result<Vec<Option<Part<'s>>>, Failure> {
         let mut parts: Vec<Option<Part<'s>>> = (0..p.shard_count()).map(|_| None).collect();
         let all: Vec<usize> = (0..p.shard_count()).collect();
         let stored = self.shape.stored();
@@ -197,11 +216,15 @@ impl Change {
         let moves = plan.key.as_ref().is_some_and(|key| plan.assigned.contains(key));
         for (n, message) in self.updated.iter().enumerate() {
             let (shard, address, row) = placed(message)?;
-            let shards = if moves || matches!(plan.kind, TableKind::Reference) { here(&row)? } else { vec![shard] };
+            let shards =
+                if moves || matches!(plan.kind, TableKind::Reference) { here(&row)? } else { vec![shard] };
             if moves && shards != [shard] {
                 if self.shape.referenced {
                     return Err(unsupported(
-                        &format!("moves rows of {} to other shards, and foreign keys refer to it", full_name(plan)),
+                        &format!(
+                            "moves rows of {} to other shards, and foreign keys refer to it",
+                            full_name(plan)
+                        ),
                         "Insert the rows under the new key, change what refers to them, and delete the old ones.",
                     ));
                 }
@@ -264,7 +287,8 @@ fn shard_of(
             "null value in column \"{column}\" of relation \"{}\" violates not-null constraint",
             plan.name
         );
-        let of = ErrorColumn { schema: plan.schema.clone(), table: plan.name.clone(), name: column.to_owned() };
+        let of =
+            ErrorColumn { schema: plan.schema.clone(), table: plan.name.clone(), name: column.to_owned() };
         let error = ProxyError::new("23502", message).hint("Every row needs its sharding key.");
         return Err(ProxyError { column: Some(Box::new(of)), ..error }.into());
     };

@@ -67,8 +67,11 @@ pub(super) fn addresses(rows: &[Address<'_>]) -> [Vec<u8>; 2] {
 
 /// `unnest(...)` of arrays that begin at parameter `first` (from 1).
 pub(super) fn unnest(types: &[String], first: usize) -> String {
-    let arrays: Vec<String> =
-        types.iter().enumerate().map(|(n, name)| format!("pg_catalog.unnest(${}::{name}[])", first + n)).collect();
+    let arrays: Vec<String> = types
+        .iter()
+        .enumerate()
+        .map(|(n, name)| format!("pg_catalog.unnest(${}::{name}[])", first + n))
+        .collect();
     format!("ROWS FROM ({})", arrays.join(", "))
 }
 
@@ -145,7 +148,9 @@ pub(super) fn bind_tail(client: Option<&Tail<'_>>, arrays: &[Vec<u8>], results: 
 pub(in crate::multi) fn any_tail(bytes: &[u8]) {
     if let Some(tail) = Tail::of(bytes) {
         let built = bind_tail(Some(&tail), &[bytes.to_vec()], tail.results);
-        assert!(built.is_none_or(|built| Tail::of(&built).is_some_and(|again| again.results == tail.results)));
+        assert!(
+            built.is_none_or(|built| Tail::of(&built).is_some_and(|again| again.results == tail.results))
+        );
     }
 }
 
@@ -160,7 +165,10 @@ mod tests {
         let two = [Some(&b"\0\0\0\x07"[..]), None];
         assert_eq!(
             array(23, two.into_iter()),
-            [0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 23, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0, 4, 0, 0, 0, 7, 255, 255, 255, 255]
+            [
+                0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 23, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0, 4, 0, 0, 0, 7, 255,
+                255, 255, 255
+            ]
         );
     }
 

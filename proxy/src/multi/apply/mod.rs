@@ -26,8 +26,8 @@ use self::order::Order;
 use self::shape::{Column, Shape, before, broken, full_name, names, quote, rows};
 use super::exchange::{self, Reply, gather};
 use super::gather::{check_views, parameter_oids, select_of};
-use super::pour::{self, Pour};
 use super::limits::GATHER_ANALYZE_ROWS;
+use super::pour::{self, Pour};
 use super::{Failure, carry, commit};
 use crate::catalog::TableKind;
 use crate::error::ProxyError;
@@ -57,10 +57,12 @@ pub(super) async fn run(
         return Err(unsupported("follows DDL, LOCK or TRUNCATE in the same transaction", "COMMIT first."));
     }
     // Who is asked for rows joins before the scratch connection does.
-    let changes_shards =
-        |written: &Written| matches!(written.kind, TableKind::Sharded { .. }) && written.command != Command::Insert;
+    let changes_shards = |written: &Written| {
+        matches!(written.kind, TableKind::Sharded { .. }) && written.command != Command::Insert
+    };
     let mut sources = Vec::new();
-    if plan.tables.iter().any(|table| table.kind == Spread::Shards) || plan.writes.iter().any(changes_shards) {
+    if plan.tables.iter().any(|table| table.kind == Spread::Shards) || plan.writes.iter().any(changes_shards)
+    {
         for shard in shards {
             sources.push((*shard, p.enlist(*shard, true).await?));
         }
@@ -86,8 +88,15 @@ pub(super) async fn run(
         None => p.enlist(p.default_shard(), true).await?,
     };
     let scratch = p.scratch().await?;
-    let applying =
-        Applying { plan: &plan, statement, sources: &sources, targets: &targets, default, participant, scratch };
+    let applying = Applying {
+        plan: &plan,
+        statement,
+        sources: &sources,
+        targets: &targets,
+        default,
+        participant,
+        scratch,
+    };
     let result = applying.compute(p).await;
     let server = p.server(scratch);
     if server.dirty || server.unsynced || exchange::ask(p, scratch, "ROLLBACK").await.is_err() {
@@ -255,9 +264,7 @@ impl Applying<'_> {
         if written.command == Command::Insert {
             return Ok(());
         }
-        let built_in = |oid: &[u8]| {
-            oid.try_into().is_ok_and(|oid| u32::from_be_bytes(oid) < FIRST_USER_OID)
-        };
+        let built_in = |oid: &[u8]| oid.try_into().is_ok_and(|oid| u32::from_be_bytes(oid) < FIRST_USER_OID);
         let filter = written.filter.as_ref().filter(|_| oids.chunks_exact(4).all(built_in));
         let columns = shape.stored();
         let stored = names(&columns);
@@ -286,8 +293,10 @@ impl Applying<'_> {
                 condition(shard)
             )
         };
-        let into =
-            format!("COPY {} ({stored}, shard_at, shard_table, shard_ctid) FROM STDIN (FORMAT binary)", rows(n));
+        let into = format!(
+            "COPY {} ({stored}, shard_at, shard_table, shard_ctid) FROM STDIN (FORMAT binary)",
+            rows(n)
+        );
         let from: Vec<_> = self.targets[n].iter().map(|(shard, at)| (*at, select(*shard))).collect();
         let values = filter.map_or(NO_VALUES, |_| (oids, client_tail(self.statement)));
         self.pour(into, true).run(p, &from, values, bytes).await?;
@@ -298,7 +307,12 @@ impl Applying<'_> {
         Ok(())
     }
 
-    async fn load_source(&self, p: &mut Participants<'_>, n: usize, bytes: &mut usize) -> Result<(), Failure> {
+    async fn load_source(
+        &self,
+        p: &mut Participants<'_>,
+        n: usize,
+        bytes: &mut usize,
+    ) -> Result<(), Failure> {
         let table = &self.plan.tables[n];
         let from: Vec<usize> = match (table.kind, self.default) {
             (Spread::Shards, _) => self.sources.iter().map(|(_, at)| *at).collect(),
@@ -322,7 +336,12 @@ impl Applying<'_> {
     }
 
     /// The client's text over the copies. What it changes is marked by the subtransaction that it runs in.
-    async fn execute(&self, p: &mut Participants<'_>, described: Reply, oids: &[u8]) -> Result<Reply, Failure> {
+    async fn execute(
+        &self,
+        p: &mut Participants<'_>,
+        described: Reply,
+        oids: &[u8],
+    ) -> Result<Reply, Failure> {
         exchange::ask(p, self.scratch, "SAVEPOINT shard_apply").await?.ok()?;
         let text = if self.default.is_some() { &self.plan.text_of_all } else { &self.plan.text };
         let tail = client_tail(self.statement);

@@ -47,7 +47,8 @@ impl Order {
         shapes: &[Shape],
     ) -> Result<Self, Failure> {
         let ties = if writes.len() > 1 { ties(p, at, writes).await? } else { Vec::new() };
-        let doing: Vec<Doing> = writes.iter().zip(shapes).map(|(written, shape)| doing(written, shape)).collect();
+        let doing: Vec<Doing> =
+            writes.iter().zip(shapes).map(|(written, shape)| doing(written, shape)).collect();
         arrange(&doing, &ties).map_err(|tie| refused(tie, writes))
     }
 }
@@ -67,7 +68,9 @@ async fn ties(p: &mut Participants<'_>, at: usize, writes: &[Written]) -> Result
     let list: Vec<String> = writes
         .iter()
         .enumerate()
-        .map(|(n, written)| format!("({n}, {}::pg_catalog.regclass::pg_catalog.oid)", literal(&full_name(written))))
+        .map(|(n, written)| {
+            format!("({n}, {}::pg_catalog.regclass::pg_catalog.oid)", literal(&full_name(written)))
+        })
         .collect();
     let sql = format!(
         "WITH RECURSIVE w (n, rel) AS (VALUES {}),
@@ -150,9 +153,15 @@ fn refused(tie: Tie, writes: &[Written]) -> Failure {
             format!("has two parts that write {}, which refers to itself by a foreign key", name(one))
         }
         Tie::Refers(one, other) => {
-            format!("writes {} and {}, which are tied by a foreign key, in an order that shards cannot follow", name(one), name(other))
+            format!(
+                "writes {} and {}, which are tied by a foreign key, in an order that shards cannot follow",
+                name(one),
+                name(other)
+            )
         }
-        Tie::Inherits(one, other) => format!("writes {} and {}, a table and a part of it", name(one), name(other)),
+        Tie::Inherits(one, other) => {
+            format!("writes {} and {}, a table and a part of it", name(one), name(other))
+        }
     };
     unsupported(&what, "Write to one of the tables in a statement of its own.")
 }
@@ -197,7 +206,8 @@ mod tests {
 
     #[test]
     fn what_is_referred_to_comes_first_and_goes_last() {
-        let (insert, update, delete) = (doing(Command::Insert), doing(Command::Update), doing(Command::Delete));
+        let (insert, update, delete) =
+            (doing(Command::Insert), doing(Command::Update), doing(Command::Delete));
         // 0 refers to 1, and 1 to 2.
         let chain = [Tie::Refers(0, 1), Tie::Refers(0, 2), Tie::Refers(1, 2)];
         assert_eq!(arrange(&[insert; 3], &chain).unwrap().inserting, [2, 1, 0]);

@@ -60,9 +60,11 @@ pub(super) async fn insert(
     let types: Vec<String> = columns.iter().map(|column| images::carrier(column)).collect();
     let values: Vec<String> = columns.iter().enumerate().map(|(n, c)| images::value(c, n)).collect();
     let cells: Vec<String> = (0..columns.len()).map(|n| format!("c{n}")).collect();
-    let alias = plan.alias.as_ref().filter(|_| rest.is_some()).map_or(String::new(), |alias| {
-        format!(" AS {}", super::shape::quote(alias))
-    });
+    let alias = plan
+        .alias
+        .as_ref()
+        .filter(|_| rest.is_some())
+        .map_or(String::new(), |alias| format!(" AS {}", super::shape::quote(alias)));
     let text = format!(
         "INSERT INTO {}{alias} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM {} WITH ORDINALITY AS shard_v({}, shard_n) \
          ORDER BY shard_v.shard_n {}",
@@ -97,8 +99,12 @@ pub(super) async fn update(
         .collect();
     let columns: Vec<&Column> = keys.iter().chain(set).copied().collect();
     let (from, arrays) = source(find, &columns, rows);
-    let text =
-        format!("UPDATE {} AS shard_t SET {} FROM {from} WHERE {}", full_name(plan), sets.join(", "), condition(find));
+    let text = format!(
+        "UPDATE {} AS shard_t SET {} FROM {from} WHERE {}",
+        full_name(plan),
+        sets.join(", "),
+        condition(find)
+    );
     found_all(p, at, text, &arrays, rows.len()).await
 }
 
@@ -146,7 +152,8 @@ fn condition(find: &Find<'_>) -> String {
             "shard_t.ctid = shard_v.shard_ctid AND shard_t.tableoid = shard_v.shard_table".to_owned()
         }
         Find::Key(keys) => {
-            let equal = |(n, key): (usize, &&Column)| format!("shard_t.{} = {}", key.quoted(), images::value(key, n));
+            let equal =
+                |(n, key): (usize, &&Column)| format!("shard_t.{} = {}", key.quoted(), images::value(key, n));
             keys.iter().enumerate().map(equal).collect::<Vec<_>>().join(" AND ")
         }
     }
@@ -172,7 +179,11 @@ async fn found_all(
 }
 
 fn too_wide() -> Failure {
-    ProxyError::not_supported("a write over several shards of so many columns and parameters", "Bind the key.").into()
+    ProxyError::not_supported(
+        "a write over several shards of so many columns and parameters",
+        "Bind the key.",
+    )
+    .into()
 }
 
 /// The position is one in the text that the shard was given.

@@ -54,7 +54,11 @@ pub(super) fn quote(name: &str) -> String {
 
 pub(super) fn literal(text: &str) -> String {
     let escaped = text.replace('\'', "''");
-    if escaped.contains('\\') { format!("E'{}'", escaped.replace('\\', "\\\\")) } else { format!("'{escaped}'") }
+    if escaped.contains('\\') {
+        format!("E'{}'", escaped.replace('\\', "\\\\"))
+    } else {
+        format!("'{escaped}'")
+    }
 }
 
 pub(super) fn full_name(plan: &Written) -> String {
@@ -160,7 +164,9 @@ impl Shape {
             list.push_str(&column.quoted());
         }
         let (rows, before) = (rows(n), before(n));
-        format!("CREATE TEMP TABLE shard_before_{n} ON COMMIT DROP AS SELECT {list} FROM {rows};ANALYZE {before};ANALYZE {rows}")
+        format!(
+            "CREATE TEMP TABLE shard_before_{n} ON COMMIT DROP AS SELECT {list} FROM {rows};ANALYZE {before};ANALYZE {rows}"
+        )
     }
 }
 

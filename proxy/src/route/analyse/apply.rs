@@ -84,7 +84,10 @@ impl<'a> Write<'a> {
         let same = (&self.table.schema, &self.table.name) == (&other.table.schema, &other.table.name);
         let inserts = |write: &Self| write.command == Command::Insert && !write.conflict;
         let deletes = |write: &Self| write.command == Command::Delete;
-        !same || !changes(self) && !changes(other) || deletes(self) && inserts(other) || inserts(self) && deletes(other)
+        !same
+            || !changes(self) && !changes(other)
+            || deletes(self) && inserts(other)
+            || inserts(self) && deletes(other)
     }
 
     /// The table, the name by which the statement's columns refer to it, and what is done.
@@ -262,8 +265,11 @@ impl<'a> Builder<'a> {
             || seen.cursor
             || seen.user_code
             || seen.physical.is_some());
-        let apart = |(n, one): (usize, &&Write<'_>)| writes[n + 1..].iter().all(|other| one.is_apart_from(other));
-        all && copied && writes.iter().all(|write| write.can_be_copied()) && writes.iter().enumerate().all(apart)
+        let apart =
+            |(n, one): (usize, &&Write<'_>)| writes[n + 1..].iter().all(|other| one.is_apart_from(other));
+        all && copied
+            && writes.iter().all(|write| write.can_be_copied())
+            && writes.iter().enumerate().all(apart)
     }
 
     /// `node`: the whole statement.
@@ -277,7 +283,8 @@ impl<'a> Builder<'a> {
             Some(Command::Merge) => "MERGE",
             None => "SELECT",
         };
-        let writes: Vec<Write<'a>> = std::mem::take(&mut self.parts).into_iter().chain(self.write.take()).collect();
+        let writes: Vec<Write<'a>> =
+            std::mem::take(&mut self.parts).into_iter().chain(self.write.take()).collect();
         let standard = self.context.standard_conforming_strings;
         let cut = match node {
             Node::InsertStmt(insert) if for_shards => tail_start(self.text, standard, insert)?,

@@ -57,7 +57,8 @@ pub(super) fn span_within(node: Node<'_>, text: &str, standard: bool) -> Option<
                 return None;
             }
             let begins = |i: usize| ["select", "with", "values", "table"].iter().any(|word| is(i, word));
-            let options = all.get(1).is_some_and(|token| token.kind == TokenKind::Open) && !begins(2) && !is(2, "(");
+            let options =
+                all.get(1).is_some_and(|token| token.kind == TokenKind::Open) && !begins(2) && !is(2, "(");
             let first = if options { closing(1)? + 1 } else { 1 };
             let at = (first..all.len()).find(|i| begins(*i) || is(*i, "("))?;
             Some(all[at].range.start..text.len())

@@ -97,7 +97,9 @@ impl Builder<'_> {
                     && matches!(kind, Some(TableKind::Plain)) =>
             {
                 Err(Refusal::unsupported(
-                    format!("reference table {full} cannot reference a plain table, whose rows are on the default shard"),
+                    format!(
+                        "reference table {full} cannot reference a plain table, whose rows are on the default shard"
+                    ),
                     "Declare the referenced table as a reference table, too.",
                 ))
             }
@@ -136,7 +138,8 @@ impl Builder<'_> {
         let columns: Vec<String> =
             index.index_params().iter().filter_map(|element| element.name().map(str::to_owned)).collect();
         let plain = columns.len() == index.index_params().len();
-        let table = self.known(var).map_or_else(|| self.full_name(var), |t| (t.schema.clone(), t.name.clone()));
+        let table =
+            self.known(var).map_or_else(|| self.full_name(var), |t| (t.schema.clone(), t.name.clone()));
         if self.is_vouched(&table, index.idxname(), if plain { &columns } else { &[] }) {
             return Ok(());
         }
@@ -145,7 +148,12 @@ impl Builder<'_> {
 
     /// The configuration says that what this constraint asks for holds over all shards, by the way in which its values are
     /// made: its name, or its columns in any order.
-    pub(super) fn is_vouched(&self, table: &(String, String), name: Option<&str>, columns: &[String]) -> bool {
+    pub(super) fn is_vouched(
+        &self,
+        table: &(String, String),
+        name: Option<&str>,
+        columns: &[String],
+    ) -> bool {
         let vouched = self.context.catalog.unique_by_construction.get(table);
         vouched.is_some_and(|all| shard_config::is_vouched(all, name, columns))
     }

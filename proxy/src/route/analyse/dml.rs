@@ -194,7 +194,6 @@ impl<'a> Builder<'a> {
         self.blocks[place.block].outputs = outputs;
         Ok(())
     }
-
 }
 
 pub(super) fn unknown_key(column: &str) -> Refusal {

@@ -48,7 +48,10 @@ mod tests {
         let check = |text: &str, expected: &str| assert_eq!(with(text).as_deref(), Some(expected));
         check("DELETE FROM t", "DELETE FROM t\nWHERE k = 1 ");
         check("DELETE FROM t RETURNING id", "DELETE FROM t \nWHERE k = 1 RETURNING id");
-        check("UPDATE t SET a = (SELECT 1 WHERE b) -- all", "UPDATE t SET a = (SELECT 1 WHERE b) -- all\nWHERE k = 1 ");
+        check(
+            "UPDATE t SET a = (SELECT 1 WHERE b) -- all",
+            "UPDATE t SET a = (SELECT 1 WHERE b) -- all\nWHERE k = 1 ",
+        );
     }
 
     #[test]

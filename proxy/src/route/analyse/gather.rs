@@ -33,7 +33,11 @@ pub(super) enum What {
     Table(GatherTable),
     /// What a part of the statement writes, and the number of its copy.
     Target(usize),
-    View { full: (String, String), text: String, sources: Vec<Source> },
+    View {
+        full: (String, String),
+        text: String,
+        sources: Vec<Source>,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -307,9 +311,10 @@ pub(super) fn name_span(text: &str, tokens: &[Token], source: &Source) -> Result
         last += 2;
     }
     let name = piece(last);
-    let plain = name.to_lowercase() == source.name || name.strip_prefix('"').is_some_and(|n| {
-        n.strip_suffix('"').is_some_and(|n| n.replace("\"\"", "\"") == source.name)
-    });
+    let plain = name.to_lowercase() == source.name
+        || name
+            .strip_prefix('"')
+            .is_some_and(|n| n.strip_suffix('"').is_some_and(|n| n.replace("\"\"", "\"") == source.name));
     // `t *` is an old way to say that children count, and `ONLY (t)` has no room for an alias.
     let odd = piece(last + 1) == "*" || (source.only && at > 0 && piece(at - 1) == "(");
     if !plain || odd {
@@ -355,8 +360,18 @@ pub(super) fn condition_span(text: &str, standard: bool, from: usize) -> Option<
                     }
                 } else if matches!(
                     word.as_str(),
-                    "group" | "having" | "window" | "order" | "limit" | "offset" | "fetch" | "for" | "union" | "intersect"
-                        | "except" | "returning"
+                    "group"
+                        | "having"
+                        | "window"
+                        | "order"
+                        | "limit"
+                        | "offset"
+                        | "fetch"
+                        | "for"
+                        | "union"
+                        | "intersect"
+                        | "except"
+                        | "returning"
                 ) {
                     end = token.range.start;
                     break;

@@ -39,7 +39,9 @@ impl Role {
     fn is_exact(self, oid: u32, typmod: i32) -> bool {
         match self {
             // With a typmod all values have the same scale or length.
-            Self::Key | Self::Extreme => PLAIN.contains(&oid) || ((oid == NUMERIC || oid == BPCHAR) && typmod >= 0),
+            Self::Key | Self::Extreme => {
+                PLAIN.contains(&oid) || ((oid == NUMERIC || oid == BPCHAR) && typmod >= 0)
+            }
             Self::Sum | Self::Average => INTEGERS.contains(&oid) || oid == NUMERIC,
             Self::Bits => INTEGERS.contains(&oid),
         }
@@ -97,7 +99,9 @@ impl<'b, 'a, 's> Grouping<'b, 'a, 's> {
         let own = self.keys.len();
         let mut targets = Vec::new();
         for target in self.select.target_list().iter() {
-            targets.push(self.last(target.val()).ok_or("an output that is not made of groups and exact aggregates")?);
+            targets.push(
+                self.last(target.val()).ok_or("an output that is not made of groups and exact aggregates")?,
+            );
         }
         let mut query = String::from("SELECT ");
         if !self.select.distinct_clause().is_empty() {
@@ -164,9 +168,12 @@ impl<'b, 'a, 's> Grouping<'b, 'a, 's> {
                     None
                 } else {
                     // It may be a column of a relation whose columns are not all known.
-                    let unknown = self.builder.levels.last().is_none_or(|level| level.iter().any(|item| item.open));
+                    let unknown =
+                        self.builder.levels.last().is_none_or(|level| level.iter().any(|item| item.open));
                     let name = reference.fields().iter().next().and_then(Node::as_str);
-                    let (false, Some(name)) = (unknown, name) else { return Err("an unknown name in GROUP BY") };
+                    let (false, Some(name)) = (unknown, name) else {
+                        return Err("an unknown name in GROUP BY");
+                    };
                     Some(self.builder.named_output(self.select, name)?.ok_or("an unknown name in GROUP BY")?)
                 }
             }
@@ -215,7 +222,11 @@ impl<'b, 'a, 's> Grouping<'b, 'a, 's> {
 
     fn aggregate(&mut self, call: &nodes::FuncCall) -> Option<String> {
         let name = self.builtin(call)?;
-        if call.over().is_some() || call.agg_within_group || call.func_variadic || !call.agg_order().is_empty() {
+        if call.over().is_some()
+            || call.agg_within_group
+            || call.func_variadic
+            || !call.agg_order().is_empty()
+        {
             return None;
         }
         let filter = match call.agg_filter() {
@@ -230,7 +241,8 @@ impl<'b, 'a, 's> Grouping<'b, 'a, 's> {
         let (Some(argument), None) = (arguments.next(), arguments.next()) else { return None };
         if call.agg_distinct {
             let distinct = matches!(name, "count" | "sum" | "avg" | "min" | "max");
-            let key = Some(argument).filter(|_| distinct && filter.is_empty()).and_then(|node| self.key(node))?;
+            let key =
+                Some(argument).filter(|_| distinct && filter.is_empty()).and_then(|node| self.key(node))?;
             return Some(format!("pg_catalog.{name}(DISTINCT g{key})"));
         }
         let sql = self.builder.write(argument, Columns::Named)?;
@@ -258,7 +270,9 @@ impl<'b, 'a, 's> Grouping<'b, 'a, 's> {
                 self.probe(sql, Role::Bits);
                 Some(format!("pg_catalog.{name}(p{n})"))
             }
-            "bool_and" | "bool_or" | "every" => Some(format!("pg_catalog.{name}(p{})", self.partial(partial))),
+            "bool_and" | "bool_or" | "every" => {
+                Some(format!("pg_catalog.{name}(p{})", self.partial(partial)))
+            }
             _ => None,
         }
     }

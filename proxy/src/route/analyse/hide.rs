@@ -22,7 +22,13 @@ use crate::route::plan::Refusal;
 use crate::route::tokens::{TokenKind, tokens};
 
 /// True for rows of the table that may be seen; `alias` in front of the key's name. `None`: it is not sharded.
-pub fn shown(catalog: &Catalog, hidden: &Hidden, schema: &str, name: &str, alias: Option<&str>) -> Option<String> {
+pub fn shown(
+    catalog: &Catalog,
+    hidden: &Hidden,
+    schema: &str,
+    name: &str,
+    alias: Option<&str>,
+) -> Option<String> {
     let table = catalog.tables.get(&(schema.to_owned(), name.to_owned()))?;
     let TableKind::Sharded { key_index, key_type } = table.kind else { return None };
     let key = quote_name(&table.columns.get(key_index)?.name);
@@ -36,7 +42,9 @@ impl Builder<'_> {
         let query = match node {
             Node::ExplainStmt(explain) => explain.query(),
             Node::DeclareCursorStmt(cursor) => cursor.query(),
-            Node::CopyStmt(copy) if matches!(copy.query(), Node::None) => return self.hidden_copy(copy, hidden),
+            Node::CopyStmt(copy) if matches!(copy.query(), Node::None) => {
+                return self.hidden_copy(copy, hidden);
+            }
             Node::CopyStmt(copy) => copy.query(),
             other => other,
         };

@@ -199,7 +199,9 @@ impl Builder<'_> {
             self.expression(infer.where_clause(), place)?;
             let full = table.map(|t| (t.schema.clone(), t.name.clone()));
             let vouched = full.is_some_and(|table| self.is_vouched(&table, None, &names));
-            if let Some(key) = key.as_ref().filter(|key| !names.is_empty() && !names.contains(key) && !vouched) {
+            if let Some(key) =
+                key.as_ref().filter(|key| !names.is_empty() && !names.contains(key) && !vouched)
+            {
                 return Err(Refusal::unsupported(
                     format!("ON CONFLICT without the sharding key {key} would only see one shard's rows"),
                     format!("Make {key} part of the unique index and of the conflict target."),
@@ -221,7 +223,8 @@ impl Builder<'_> {
         }
         for target in conflict.target_list().iter() {
             if matches!(target.val(), Node::SetToDefault(_))
-                && let Some(column) = table.and_then(|t| t.columns.iter().find(|c| Some(c.name.as_str()) == target.name()))
+                && let Some(column) =
+                    table.and_then(|t| t.columns.iter().find(|c| Some(c.name.as_str()) == target.name()))
                 && column.draws
             {
                 return Err(draws(&column.name));
@@ -286,7 +289,8 @@ fn always_given(insert: &nodes::InsertStmt, named: &[&str], index: usize, name: 
 /// is not that simple.
 fn drawn_columns(table: &Table, named: &[&str], insert: &nodes::InsertStmt) -> Option<Draws> {
     let Node::SelectStmt(select) = insert.select_stmt() else { return None };
-    let plain = insert.cols().iter().all(|node| matches!(node, Node::ResTarget(t) if t.indirection().is_empty()));
+    let plain =
+        insert.cols().iter().all(|node| matches!(node, Node::ResTarget(t) if t.indirection().is_empty()));
     if !is_values(select) || !plain || insert.override_ == OverridingKind::OVERRIDING_USER_VALUE {
         return None;
     }
@@ -301,10 +305,13 @@ fn drawn_columns(table: &Table, named: &[&str], insert: &nodes::InsertStmt) -> O
     let given = |name: &str| columns.contains(&name);
     let missing: Vec<_> = table.columns.iter().filter(|c| c.draws && !given(&c.name)).collect();
     // The rows' DEFAULTs must not be for such columns, either.
-    let explicit = table.columns.iter().enumerate().any(|(i, c)| {
-        c.draws && given(&c.name) && !always_given(insert, named, i, &c.name)
-    });
-    if explicit || missing.is_empty() || columns.len() != width || widths.iter().any(|other| *other != width) {
+    let explicit = table
+        .columns
+        .iter()
+        .enumerate()
+        .any(|(i, c)| c.draws && given(&c.name) && !always_given(insert, named, i, &c.name));
+    if explicit || missing.is_empty() || columns.len() != width || widths.iter().any(|other| *other != width)
+    {
         return None;
     }
     columns.extend(missing.iter().map(|column| column.name.as_str()));
@@ -324,7 +331,11 @@ fn drawn_columns(table: &Table, named: &[&str], insert: &nodes::InsertStmt) -> O
             quote(&table.schema),
             quote(&table.name),
             list.join(", "),
-            if overriding || missing.iter().any(|c| is_identity(c)) { "OVERRIDING SYSTEM VALUE " } else { "" }
+            if overriding || missing.iter().any(|c| is_identity(c)) {
+                "OVERRIDING SYSTEM VALUE "
+            } else {
+                ""
+            }
         ),
         values: missing.iter().map(|column| column.draw.clone()).collect::<Option<_>>()?,
     })

@@ -58,8 +58,8 @@ use apply::ApplyPlan;
 use gather::GatherPlan;
 use ir::{BlockId, Builder, Result};
 
-pub use syntax::split;
 pub use apply::last_word;
+pub use syntax::split;
 pub use tokens::{ExecuteParts, execute_parts, prepare_parts};
 
 /// A plan and how much of the text it depends on.

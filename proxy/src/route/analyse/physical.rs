@@ -36,8 +36,10 @@ impl Builder<'_> {
     /// An aggregate or window function whose value depends on the order in which it is given the rows.
     pub(super) fn note_order(&mut self, call: &nodes::FuncCall, name: &str, aggregate: bool) {
         let bare = name.rsplit('.').next().unwrap_or_default();
-        let any_order =
-            matches!(bare, "count" | "min" | "max" | "bool_and" | "bool_or" | "every" | "bit_and" | "bit_or" | "bit_xor");
+        let any_order = matches!(
+            bare,
+            "count" | "min" | "max" | "bool_and" | "bool_or" | "every" | "bit_and" | "bit_or" | "bit_xor"
+        );
         if call.over().is_some() || (aggregate && !any_order) {
             self.seen.order = Some(format!("function {name}, whose value may depend on the order of rows"));
         }
@@ -60,7 +62,11 @@ impl Builder<'_> {
                 .collect();
             let within = self.locked_blocks(block, &names);
             let locked = self.reference_items.iter().find(|(of, alias, _)| {
-                if *of == block && !names.is_empty() { names.contains(&alias.as_str()) } else { within.contains(of) }
+                if *of == block && !names.is_empty() {
+                    names.contains(&alias.as_str())
+                } else {
+                    within.contains(of)
+                }
             });
             if let Some((_, _, table)) = locked {
                 self.seen.locked_reference = Some(table.clone());
@@ -88,9 +94,12 @@ impl Builder<'_> {
 fn is_address(node: Node<'_>) -> bool {
     match node {
         Node::TypeCast(cast) => is_address(cast.arg()),
-        Node::ColumnRef(reference) => {
-            reference.fields().iter().filter_map(Node::as_str).next_back().is_some_and(|name| ADDRESS.contains(&name))
-        }
+        Node::ColumnRef(reference) => reference
+            .fields()
+            .iter()
+            .filter_map(Node::as_str)
+            .next_back()
+            .is_some_and(|name| ADDRESS.contains(&name)),
         _ => false,
     }
 }

@@ -20,7 +20,11 @@ enum Kind {
 
 impl Builder<'_> {
     /// The key column that a table about to be created will have.
-    pub(super) fn key_of_new(&self, create: &nodes::CreateStmt, name: &(String, String)) -> Result<Option<String>> {
+    pub(super) fn key_of_new(
+        &self,
+        create: &nodes::CreateStmt,
+        name: &(String, String),
+    ) -> Result<Option<String>> {
         match self.context.catalog.declared.get(name) {
             Some(Declared::Sharded { column, .. }) => return Ok(Some(column.clone())),
             Some(Declared::Reference | Declared::Plain) => return Ok(None),
@@ -102,7 +106,8 @@ impl Builder<'_> {
     pub(super) fn check_alter(&self, alter: &nodes::AlterTableStmt) -> Result<()> {
         let Some(var) = alter.relation() else { return Ok(()) };
         let key = self.sharded_key(var);
-        let name = self.known(var).map_or_else(|| self.full_name(var), |t| (t.schema.clone(), t.name.clone()));
+        let name =
+            self.known(var).map_or_else(|| self.full_name(var), |t| (t.schema.clone(), t.name.clone()));
         for node in alter.cmds() {
             let Node::AlterTableCmd(command) = node else { continue };
             let on_key = key.is_some() && command.name() == key.as_deref();
@@ -144,7 +149,8 @@ impl Builder<'_> {
         let new = rename.newname().unwrap_or_default();
         if rename.rename_type == ObjectType::OBJECT_SCHEMA {
             let old = rename.subname().unwrap_or_default();
-            let declared = self.context.catalog.declared.keys().find(|(schema, _)| schema == old || schema == new);
+            let declared =
+                self.context.catalog.declared.keys().find(|(schema, _)| schema == old || schema == new);
             return match declared {
                 None => Ok(()),
                 Some((schema, name)) => Err(declared_by_name(&format!("{schema}.{name}"))),
@@ -159,7 +165,8 @@ impl Builder<'_> {
                 match self.kind_of(table) {
                     Some(Kind::Sharded(key)) if key == old => Err(alters_key(&name)),
                     Some(_) => {
-                        let renamed = columns().map(|column| if column == old { new.to_owned() } else { column });
+                        let renamed =
+                            columns().map(|column| if column == old { new.to_owned() } else { column });
                         let same = self.kind_under(&name, columns()) == self.kind_under(&name, renamed);
                         if same { Ok(()) } else { Err(becomes_sharded(&name)) }
                     }
@@ -181,7 +188,9 @@ impl Builder<'_> {
     fn check_new_name(&self, table: &Table, new: (String, String)) -> Result<()> {
         let columns = || table.columns.iter().map(|column| column.name.clone());
         let old = (table.schema.clone(), table.name.clone());
-        if self.kind_of(table).is_none() || self.kind_under(&old, columns()) == self.kind_under(&new, columns()) {
+        if self.kind_of(table).is_none()
+            || self.kind_under(&old, columns()) == self.kind_under(&new, columns())
+        {
             return Ok(());
         }
         Err(declared_by_name(&format!("{}.{} or {}.{}", old.0, old.1, new.0, new.1)))
@@ -220,7 +229,9 @@ fn becomes_sharded(table: &(String, String)) -> Refusal {
 
 fn declared_by_name(what: &str) -> Refusal {
     Refusal::unsupported(
-        format!("the configuration says by its name where the rows of {what} are: another name would lose them"),
+        format!(
+            "the configuration says by its name where the rows of {what} are: another name would lose them"
+        ),
         "Create a new table, copy the rows, and change the configuration.",
     )
 }

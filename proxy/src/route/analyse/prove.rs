@@ -161,9 +161,7 @@ impl Builder<'_> {
         let key = rel.columns.get(key).map_or("the key", |c| c.name.as_str());
         Refusal::unsupported(
             format!("table {} is not bound to one value of its sharding key {key}", rel.name),
-            format!(
-                "Add {key} = ... for this table (in WHERE, or joined to a table that has it)."
-            ),
+            format!("Add {key} = ... for this table (in WHERE, or joined to a table that has it)."),
         )
     }
 

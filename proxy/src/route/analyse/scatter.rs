@@ -26,10 +26,7 @@ impl Builder<'_> {
     /// May the keys of this route turn out to be on several shards?
     pub(super) fn straddles(&self, route: &Route) -> bool {
         let set = |key: &KeyRef| {
-            matches!(
-                key.place,
-                KeyPlace::OneOf(_) | KeyPlace::ParameterArray(_) | KeyPlace::LiteralArray(_)
-            )
+            matches!(key.place, KeyPlace::OneOf(_) | KeyPlace::ParameterArray(_) | KeyPlace::LiteralArray(_))
         };
         match route {
             Route::Key(keys) => !keys.iter().any(|key| key.batch) && (keys.len() > 1 || keys.iter().any(set)),
@@ -62,9 +59,15 @@ impl Builder<'_> {
         self.evidence.clear();
         self.evidence.push(why.message.clone());
         self.evidence.push(match how {
-            How::Each => "each key's part of the answer is proved to be its own shard's: every shard runs it".to_owned(),
-            How::Gather => "the rows it reads are brought to one server, and PostgreSQL answers there".to_owned(),
-            How::Apply => "PostgreSQL runs it on copies of the rows, and what changed there is changed where it belongs".to_owned(),
+            How::Each => "each key's part of the answer is proved to be its own shard's: every shard runs it"
+                .to_owned(),
+            How::Gather => {
+                "the rows it reads are brought to one server, and PostgreSQL answers there".to_owned()
+            }
+            How::Apply => {
+                "PostgreSQL runs it on copies of the rows, and what changed there is changed where it belongs"
+                    .to_owned()
+            }
         });
     }
 
@@ -114,7 +117,8 @@ impl Builder<'_> {
         for (rel, scope) in &top.members {
             if *scope == 0 && top.inserts_into != Some(*rel) {
                 let columns = 0..self.rels[*rel].columns.len();
-                candidates.extend(columns.map(|i| Term::Column(*rel, i)).filter(|term| self.is_stored_key(*term)));
+                candidates
+                    .extend(columns.map(|i| Term::Column(*rel, i)).filter(|term| self.is_stored_key(*term)));
             }
         }
         if let Some(groups) = groups {
@@ -178,8 +182,7 @@ impl Builder<'_> {
             || !select.distinct_clause().is_empty()
             || !select.sort_clause().is_empty()
             || !select.window_clause().is_empty();
-        shape.grouped |=
-            !select.group_clause().is_empty() || !matches!(select.having_clause(), Node::None);
+        shape.grouped |= !select.group_clause().is_empty() || !matches!(select.having_clause(), Node::None);
         shape.groups = groups;
     }
 

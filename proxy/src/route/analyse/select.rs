@@ -397,8 +397,9 @@ fn of_itself(refusal: Refusal, name: &str) -> Refusal {
     if refusal.sqlstate != "42P01" || !refusal.message.contains(&format!("\"{name}\"")) {
         return refusal;
     }
-    let message =
-        format!("recursive query \"{name}\" does not have the form non-recursive-term UNION [ALL] recursive-term");
+    let message = format!(
+        "recursive query \"{name}\" does not have the form non-recursive-term UNION [ALL] recursive-term"
+    );
     Refusal { sqlstate: "42P19", message, ..refusal }
 }
 

@@ -177,7 +177,8 @@ impl Builder<'_> {
             let named = match target.name() {
                 Some(name) => name == wanted,
                 None => {
-                    let (_, name) = figured(value).ok_or("a name that may be an output's without one of its own")?;
+                    let (_, name) =
+                        figured(value).ok_or("a name that may be an output's without one of its own")?;
                     name == wanted
                 }
             };
@@ -220,7 +221,9 @@ fn figured(node: Node<'_>) -> Option<(u8, String)> {
     let named = |strength, name: &str| Some((strength, name.to_owned()));
     match node {
         Node::None => named(0, "?column?"),
-        Node::ColumnRef(reference) => named(2, reference.fields().iter().filter_map(Node::as_str).next_back()?),
+        Node::ColumnRef(reference) => {
+            named(2, reference.fields().iter().filter_map(Node::as_str).next_back()?)
+        }
         Node::FuncCall(call) => named(2, call.funcname().iter().filter_map(Node::as_str).next_back()?),
         Node::TypeCast(cast) => match figured(cast.arg())? {
             (2, name) => Some((2, name)),
@@ -321,7 +324,8 @@ impl<'t> Clauses<'t> {
                 TokenKind::Open => depth += 1,
                 TokenKind::Close => depth = depth.checked_sub(1)?,
                 TokenKind::Word if depth == 0 => {
-                    let back = |n: usize| if i >= n { word(i - n).to_ascii_lowercase() } else { String::new() };
+                    let back =
+                        |n: usize| if i >= n { word(i - n).to_ascii_lowercase() } else { String::new() };
                     // Behind a dot or AS any word is a name.
                     if matches!(back(1).as_str(), "." | "as") {
                         continue;

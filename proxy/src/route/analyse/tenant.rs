@@ -95,7 +95,10 @@ impl Builder<'_> {
         let sharded = target.and_then(|(table, ..)| key_of(table));
         let keyed = !edits.is_empty() || sharded.is_some();
         if !self.blocks.iter().all(|block| block.calls.is_empty()) || self.keys.len() > self.assigned_keys {
-            return Err(refusal("a function that is given the key", "RESET shard.key first, or call it by itself."));
+            return Err(refusal(
+                "a function that is given the key",
+                "RESET shard.key first, or call it by itself.",
+            ));
         }
         if self.seen.write_count > usize::from(written.is_some()) && self.seen.tables.keyed {
             return Err(refusal("a statement of which a part of WITH writes", "Write it as two statements."));
@@ -115,9 +118,17 @@ impl Builder<'_> {
                     if self.write.as_ref().is_some_and(|write| write.assigns(key)) {
                         return Err(refusal("a change of the sharding key", "RESET shard.key first."));
                     }
-                    self.condition_edit(&format!("{}.{column} = {}", quoted(alias), quote(value)), &mut edits)?;
+                    self.condition_edit(
+                        &format!("{}.{column} = {}", quoted(alias), quote(value)),
+                        &mut edits,
+                    )?;
                 }
-                _ => return Err(refusal("MERGE into a sharded table", "RESET shard.key first, and bind the key.")),
+                _ => {
+                    return Err(refusal(
+                        "MERGE into a sharded table",
+                        "RESET shard.key first, and bind the key.",
+                    ));
+                }
             }
         }
         if !keyed {
@@ -127,7 +138,11 @@ impl Builder<'_> {
         Ok(Some(Restricted { text, inserts }))
     }
 
-    fn whole_tables(&self, relations: &pg_raw_parse::list::NodeList, verb: &str) -> Result<Option<Restricted>> {
+    fn whole_tables(
+        &self,
+        relations: &pg_raw_parse::list::NodeList,
+        verb: &str,
+    ) -> Result<Option<Restricted>> {
         for node in relations {
             if let Node::RangeVar(var) = node {
                 self.whole_table(Some(var), verb)?;
@@ -138,9 +153,10 @@ impl Builder<'_> {
 
     fn whole_table(&self, var: Option<&nodes::RangeVar>, verb: &str) -> Result<()> {
         match var.map(|var| self.relation(var)) {
-            Some(Ok(Found::Table(table))) if key_of(table).is_some() => {
-                Err(refusal(&format!("{verb} of a sharded table"), "It is about all keys: RESET shard.key first."))
-            }
+            Some(Ok(Found::Table(table))) if key_of(table).is_some() => Err(refusal(
+                &format!("{verb} of a sharded table"),
+                "It is about all keys: RESET shard.key first.",
+            )),
             _ => Ok(()),
         }
     }
@@ -154,14 +170,18 @@ impl Builder<'_> {
                 _ => key_of(table),
             });
             let Some(key) = key else {
-                return Err(refusal(&format!("view {schema}.{name}, which does not show the key"), "Query its tables."));
+                return Err(refusal(
+                    &format!("view {schema}.{name}, which does not show the key"),
+                    "Query its tables.",
+                ));
             };
             let (span, bare) = source.span(self.text, all)?;
             if bare || source.only() {
                 return Err(refusal("TABLE and ONLY", "Write SELECT * FROM the table."));
             }
             let written = self.text.get(span.clone()).ok_or_else(unreadable)?;
-            let alias = if source.has_alias() { String::new() } else { format!(" AS {}", quoted(source.name())) };
+            let alias =
+                if source.has_alias() { String::new() } else { format!(" AS {}", quoted(source.name())) };
             edits.push((
                 span,
                 format!("(SELECT * FROM {written} WHERE {} = {}){alias}", quoted(key), quote(value)),
@@ -186,7 +206,14 @@ impl Builder<'_> {
     }
 
     /// The key's column and its value, where the statement does not name it.
-    fn fill(&self, insert: &nodes::InsertStmt, key: &str, value: &str, all: &[Token], edits: &mut Edits) -> Result<()> {
+    fn fill(
+        &self,
+        insert: &nodes::InsertStmt,
+        key: &str,
+        value: &str,
+        all: &[Token],
+        edits: &mut Edits,
+    ) -> Result<()> {
         let named: Vec<&str> = insert
             .cols()
             .iter()
@@ -202,7 +229,9 @@ impl Builder<'_> {
             };
         }
         let rows = match insert.select_stmt() {
-            Node::SelectStmt(select) if !select.values_lists().is_empty() && insert.with_clause().is_none() => {
+            Node::SelectStmt(select)
+                if !select.values_lists().is_empty() && insert.with_clause().is_none() =>
+            {
                 select.values_lists().len()
             }
             _ => {
@@ -238,7 +267,9 @@ impl Builder<'_> {
 
 fn key_of(table: &Table) -> Option<&str> {
     match table.kind {
-        TableKind::Sharded { key_index, .. } => table.columns.get(key_index).map(|column| column.name.as_str()),
+        TableKind::Sharded { key_index, .. } => {
+            table.columns.get(key_index).map(|column| column.name.as_str())
+        }
         _ => None,
     }
 }

@@ -53,7 +53,13 @@ pub(super) fn split_rows(
     if all.get(at).is_some_and(|token| token.kind == TokenKind::Comma) {
         return None;
     }
-    Some(SplitInsert { head, tail: narrow(tail)?..narrow(text.len())?, rows: rows.into(), returning, draws: None })
+    Some(SplitInsert {
+        head,
+        tail: narrow(tail)?..narrow(text.len())?,
+        rows: rows.into(),
+        returning,
+        draws: None,
+    })
 }
 
 type Row = (Range<usize>, Vec<(u16, Range<u32>)>, usize);
@@ -139,7 +145,9 @@ pub fn execute_parts(text: &str, standard_strings: bool) -> Option<ExecuteParts>
 /// What stands between the parenthesis at token `from` and its partner, and the token behind it; nothing if there is no
 /// parenthesis.
 fn in_parentheses(all: &[Token], from: usize) -> Option<(Option<Range<usize>>, usize)> {
-    let Some(open) = all.get(from).filter(|token| token.kind == TokenKind::Open) else { return Some((None, from)) };
+    let Some(open) = all.get(from).filter(|token| token.kind == TokenKind::Open) else {
+        return Some((None, from));
+    };
     let mut depth = 0usize;
     for (i, token) in all.iter().enumerate().skip(from) {
         match token.kind {
@@ -162,15 +170,20 @@ mod tests {
 
     #[test]
     fn the_parts_of_prepare_and_execute() {
-        let prepare = |text: &'static str| prepare_parts(text, true).map(|(types, at)| (types.map(|range| &text[range]), &text[at..]));
+        let prepare = |text: &'static str| {
+            prepare_parts(text, true).map(|(types, at)| (types.map(|range| &text[range]), &text[at..]))
+        };
         assert_eq!(prepare("PREPARE a AS SELECT 1"), Some((None, "SELECT 1")));
         assert_eq!(
-            prepare("prepare \"a (b\" (int, numeric(10, 2)) /* as */ AS -- (\n INSERT INTO t VALUES ($1, 'x) as')"),
+            prepare(
+                "prepare \"a (b\" (int, numeric(10, 2)) /* as */ AS -- (\n INSERT INTO t VALUES ($1, 'x) as')"
+            ),
             Some((Some("int, numeric(10, 2)"), "INSERT INTO t VALUES ($1, 'x) as')"))
         );
         assert_eq!(prepare("PREPARE a (int"), None);
         let execute = |text: &'static str| {
-            execute_parts(text, true).map(|parts| (&text[parts.arguments], &text[..parts.whole.start], &text[parts.whole.end..]))
+            execute_parts(text, true)
+                .map(|parts| (&text[parts.arguments], &text[..parts.whole.start], &text[parts.whole.end..]))
         };
         assert_eq!(execute("EXECUTE a"), Some(("", "", "")));
         assert_eq!(execute("execute a (f(1, ')'), $$)$$) "), Some(("f(1, ')'), $$)$$", "", " ")));

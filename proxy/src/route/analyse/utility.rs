@@ -8,7 +8,9 @@ use super::names::Found;
 use super::tokens::leading_words;
 use super::{plain_plan, prove};
 use crate::catalog::TableKind;
-use crate::route::plan::{Access, Around, Broadcast, ConfigValue, Effect, How, Plan, Refusal, Route, SavepointVerb};
+use crate::route::plan::{
+    Access, Around, Broadcast, ConfigValue, Effect, How, Plan, Refusal, Route, SavepointVerb,
+};
 
 /// `CURSOR_OPT_HOLD` of parsenodes.h.
 const CURSOR_HOLD: i32 = 0x0020;
@@ -135,7 +137,10 @@ impl Builder<'_> {
         if !self.seen.sequence_value {
             return Ok(());
         }
-        Err(Refusal::unsupported(format!("currval() and lastval() in {what}"), "Ask for the number first, and pass it."))
+        Err(Refusal::unsupported(
+            format!("currval() and lastval() in {what}"),
+            "Ask for the number first, and pass it.",
+        ))
     }
 
     /// A query within another statement.
@@ -333,7 +338,8 @@ fn write_within() -> Refusal {
 
 fn in_text(explain: &nodes::ExplainStmt) -> bool {
     !explain.options().iter().any(|option| {
-        let other = |node: Node<'_>| matches!(node.as_str(), Some(format) if !format.eq_ignore_ascii_case("text"));
+        let other =
+            |node: Node<'_>| matches!(node.as_str(), Some(format) if !format.eq_ignore_ascii_case("text"));
         option.defname() == Some("format") && other(option.arg())
     })
 }

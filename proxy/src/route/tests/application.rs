@@ -159,7 +159,10 @@ fn writes_between_tables_stay_with_their_key() {
         ("WITH u AS (UPDATE t SET x = 2 RETURNING x) SELECT count(*) FROM u", "apply w"),
         // Of two that change one row PostgreSQL does one, and what conflicts is known to the shards alone.
         ("WITH u AS (UPDATE t SET x = 2), w AS (DELETE FROM t) SELECT count(*) FROM t", "refuse 0A000"),
-        ("WITH d AS (DELETE FROM t RETURNING *) INSERT INTO t (k, x) SELECT x, k FROM d ON CONFLICT DO NOTHING", "refuse 0A000"),
+        (
+            "WITH d AS (DELETE FROM t RETURNING *) INSERT INTO t (k, x) SELECT x, k FROM d ON CONFLICT DO NOTHING",
+            "refuse 0A000",
+        ),
         ("EXPLAIN WITH u AS (UPDATE t SET x = 2 RETURNING x) SELECT count(*) FROM u", "refuse 0A000"),
         (
             "WITH i AS (INSERT INTO t (k, x) VALUES ($1, 1) RETURNING k) SELECT * FROM i JOIN t2 USING (k)",

@@ -167,9 +167,13 @@ pub(crate) fn test_catalog() -> Catalog {
 /// The tables that the catalogue of tests/oracle is about, for fuzzing; types as far as routing tells them apart.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn oracle_tables(catalog: &mut Catalog) {
-    let texts = [include_str!("../../../../tests/oracle/schema.sql"), include_str!("../../../../tests/oracle/tpc.sql")];
+    let texts = [
+        include_str!("../../../../tests/oracle/schema.sql"),
+        include_str!("../../../../tests/oracle/tpc.sql"),
+    ];
     for statement in texts.iter().flat_map(|text| text.split(";\n")) {
-        let statement = statement.lines().filter(|line| !line.starts_with("--")).collect::<Vec<_>>().join(" ");
+        let statement =
+            statement.lines().filter(|line| !line.starts_with("--")).collect::<Vec<_>>().join(" ");
         let Some((name, body)) =
             statement.trim().strip_prefix("CREATE TABLE ").and_then(|rest| rest.split_once(" ("))
         else {
@@ -197,7 +201,9 @@ pub(crate) fn oracle_tables(catalog: &mut Catalog) {
         }
         let kind = match list.first() {
             Some(first) if first == "tenant_id:uuid" => by(KeyType::Uuid),
-            _ if name.starts_with("oracle.settings") || name.starts_with("oracle.numbers") => TableKind::Plain,
+            _ if name.starts_with("oracle.settings") || name.starts_with("oracle.numbers") => {
+                TableKind::Plain
+            }
             _ => TableKind::Reference,
         };
         let table = table(&name, kind, &list.join(" "));
@@ -210,10 +216,36 @@ pub(crate) fn oracle_tables(catalog: &mut Catalog) {
 /// `prokind` 'a' of PostgreSQL 15, without the ordered-set ones.
 fn is_aggregate(name: &str) -> bool {
     let plain = [
-        "count", "sum", "avg", "min", "max", "stddev", "variance", "var_pop", "var_samp", "stddev_pop", "stddev_samp",
-        "bool_and", "bool_or", "every", "bit_and", "bit_or", "bit_xor", "string_agg", "array_agg", "json_agg", "jsonb_agg",
-        "json_object_agg", "jsonb_object_agg", "xmlagg", "range_agg", "range_intersect_agg", "corr", "mode",
-        "percentile_cont", "percentile_disc",
+        "count",
+        "sum",
+        "avg",
+        "min",
+        "max",
+        "stddev",
+        "variance",
+        "var_pop",
+        "var_samp",
+        "stddev_pop",
+        "stddev_samp",
+        "bool_and",
+        "bool_or",
+        "every",
+        "bit_and",
+        "bit_or",
+        "bit_xor",
+        "string_agg",
+        "array_agg",
+        "json_agg",
+        "jsonb_agg",
+        "json_object_agg",
+        "jsonb_object_agg",
+        "xmlagg",
+        "range_agg",
+        "range_intersect_agg",
+        "corr",
+        "mode",
+        "percentile_cont",
+        "percentile_disc",
     ];
     plain.contains(&name)
 }

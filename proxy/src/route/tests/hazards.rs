@@ -114,7 +114,10 @@ fn h11_uniqueness_without_the_key_is_refused() {
         ("ALTER TABLE settings ADD COLUMN tenant_id uuid", "refuse 0A000"),
         ("CREATE SCHEMA s CREATE TABLE a (tenant_id uuid, id bigint PRIMARY KEY)", "refuse 0A000"),
         ("CREATE SCHEMA s", "ddl w"),
-        ("CREATE TABLE public.countries (code text PRIMARY KEY, s text REFERENCES settings (name))", "refuse 0A000"),
+        (
+            "CREATE TABLE public.countries (code text PRIMARY KEY, s text REFERENCES settings (name))",
+            "refuse 0A000",
+        ),
     ]);
 }
 
@@ -277,7 +280,9 @@ fn h31_a_straddling_batch_is_sp001_with_the_epoch() {
     assert_eq!(refusal(nested, true).sqlstate, "0A000");
     // The same keys in an ordinary statement are a scatter, which is another matter.
     let ordinary = "SELECT * FROM t WHERE k IN (1, 42)";
-    let Resolved::Scatter { how: How::Each, shards: Some(shards) } = run(ordinary, true) else { panic!("{ordinary}") };
+    let Resolved::Scatter { how: How::Each, shards: Some(shards) } = run(ordinary, true) else {
+        panic!("{ordinary}")
+    };
     assert_eq!(shards.as_slice(), [ShardId(1), ShardId(2)]);
 }
 
@@ -306,7 +311,11 @@ fn h37_refusals_say_why_and_what_to_do() {
     assert_eq!(refusal("SELECT * FROM", true).position, Some(14));
     for open in ["SELECT 1 /* one /* two */", "/* nothing else"] {
         let comment = refusal(open, true);
-        assert_eq!((comment.sqlstate, comment.message.contains("unterminated /* comment")), ("42601", true), "{open}");
+        assert_eq!(
+            (comment.sqlstate, comment.message.contains("unterminated /* comment")),
+            ("42601", true),
+            "{open}"
+        );
     }
     let frame = refusal("SELECT sum(x) OVER (ROWS BETWEEN CURRENT ROW AND 1 PRECEDING) FROM t", true);
     assert_eq!(frame.sqlstate, "42P20");

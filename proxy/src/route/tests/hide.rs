@@ -10,7 +10,8 @@ fn hidden() -> Hidden {
     let map = ShardMap::even(&[ShardId(1), ShardId(2)], 4096);
     let scope = Scope::new(&[(0, 1)], &[]).expect("a scope");
     let (source, target, stage) = (ShardId(1), ShardId(2), Stage::Copying);
-    let motion = Motion { move_id: 1, scope, source, target, stage, since: 0, owner_since: 0, by_target: false };
+    let motion =
+        Motion { move_id: 1, scope, source, target, stage, since: 0, owner_since: 0, by_target: false };
     let motions = Motions::new(1, &map, vec![motion], None).expect("well formed").expect("some");
     motions.hidden_on(target).expect("hides").clone()
 }
@@ -24,7 +25,9 @@ fn text(sql: &str, generated: bool) -> Result<String, String> {
 
 /// `{k}` stands for the condition on a key of this name.
 fn check(sql: &str, expected: &str) {
-    let hash = |key: &str| format!("(((hashint8extended({key}, 8816678312871386365) & 4095) BETWEEN 0 AND 1)) IS NOT TRUE");
+    let hash = |key: &str| {
+        format!("(((hashint8extended({key}, 8816678312871386365) & 4095) BETWEEN 0 AND 1)) IS NOT TRUE")
+    };
     let mut expected = expected.to_owned();
     for (mark, key) in [("{k}", "\"k\""), ("{t.k}", "\"t\".\"k\""), ("{x.k}", "\"x\".\"k\"")] {
         expected = expected.replace(mark, &hash(key));
@@ -34,7 +37,10 @@ fn check(sql: &str, expected: &str) {
 
 fn refused(sql: &str, why: &str) {
     let error = text(sql, false).expect_err(sql);
-    assert!(error.starts_with("0A000") && error.contains(why) && error.contains("move is under way"), "{sql}: {error}");
+    assert!(
+        error.starts_with("0A000") && error.contains(why) && error.contains("move is under way"),
+        "{sql}: {error}"
+    );
 }
 
 #[test]
@@ -63,7 +69,10 @@ fn h30_tables_become_queries_of_the_rows_that_may_be_seen() {
 #[test]
 fn h30_targets_get_a_condition() {
     check("UPDATE t SET x = 1", "UPDATE t SET x = 1\nWHERE {t.k} ");
-    check("DELETE FROM t x WHERE x.x = 1 OR true -- all", "DELETE FROM t x WHERE ( x.x = 1 OR true -- all\n) AND {x.k} ");
+    check(
+        "DELETE FROM t x WHERE x.x = 1 OR true -- all",
+        "DELETE FROM t x WHERE ( x.x = 1 OR true -- all\n) AND {x.k} ",
+    );
     check("UPDATE t SET x = 2 RETURNING x", "UPDATE t SET x = 2 \nWHERE {t.k} RETURNING x");
     check("DELETE FROM t WHERE x = 1 RETURNING k", "DELETE FROM t WHERE ( x = 1 \n) AND {t.k} RETURNING k");
     check(

@@ -9,14 +9,20 @@ fn h11_what_is_unique_by_construction_is_said_by_the_configuration() {
         ("CREATE TABLE public.vouched (tenant_id uuid, id bigint, UNIQUE (id))", "ddl w"),
         ("CREATE TABLE public.vouched (tenant_id uuid, code text, day date, UNIQUE (day, code))", "ddl w"),
         ("CREATE TABLE public.vouched (tenant_id uuid, code text, UNIQUE (code))", "refuse 0A000"),
-        ("CREATE TABLE public.vouched (tenant_id uuid, code text, CONSTRAINT by_name UNIQUE (code))", "ddl w"),
+        (
+            "CREATE TABLE public.vouched (tenant_id uuid, code text, CONSTRAINT by_name UNIQUE (code))",
+            "ddl w",
+        ),
         ("CREATE TABLE public.vouched (tenant_id uuid, id bigint REFERENCES accounts (account_id))", "ddl w"),
         ("CREATE TABLE other.vouched (tenant_id uuid, id bigint PRIMARY KEY)", "refuse 0A000"),
         ("ALTER TABLE orders ADD UNIQUE (id)", "ddl w"),
         ("CREATE UNIQUE INDEX ON orders (id)", "ddl w"),
         ("CREATE UNIQUE INDEX ON orders ((id + 1))", "refuse 0A000"),
         ("INSERT INTO orders (tenant_id, id) VALUES ($1, $2) ON CONFLICT (id) DO NOTHING", "key $1 w"),
-        ("INSERT INTO orders (tenant_id, id) VALUES ($1, $2) ON CONFLICT (status) DO NOTHING", "refuse 0A000"),
+        (
+            "INSERT INTO orders (tenant_id, id) VALUES ($1, $2) ON CONFLICT (status) DO NOTHING",
+            "refuse 0A000",
+        ),
     ]);
 }
 
@@ -58,7 +64,10 @@ fn h22_reference_rows_do_not_depend_on_the_order_in_which_a_shard_finds_them() {
         ("INSERT INTO currencies SELECT name, 2, name FROM holidays ON CONFLICT DO NOTHING", "apply w"),
         ("INSERT INTO currencies VALUES ('EUR', 2, 'e') ON CONFLICT DO NOTHING", "reference-write w"),
         ("DELETE FROM currencies WHERE ctid = '(0,1)'", "refuse 0A000"),
-        ("DELETE FROM currencies a USING currencies b WHERE a.ctid < b.ctid AND a.code = b.code", "refuse 0A000"),
+        (
+            "DELETE FROM currencies a USING currencies b WHERE a.ctid < b.ctid AND a.code = b.code",
+            "refuse 0A000",
+        ),
         // Locked on one shard's copy, a reference row would be free on the others.
         ("SELECT * FROM t JOIN currencies c ON c.code = t.v WHERE t.k = 1 FOR UPDATE", "refuse 0A000"),
         ("SELECT * FROM t JOIN currencies c ON c.code = t.v WHERE t.k = 1 FOR UPDATE OF c", "refuse 0A000"),

@@ -48,7 +48,10 @@ fn every_sharded_table_is_restricted() {
             "INSERT INTO t (\"k\", x) VALUES ('5', (1)), ('5', $1) ON CONFLICT DO NOTHING",
         ),
         ("INSERT INTO t VALUES (5, 1)", "INSERT INTO t VALUES (5, 1)"),
-        ("INSERT INTO t (k, x) SELECT k, x + 1 FROM t2", "INSERT INTO t (k, x) SELECT k, x + 1 FROM (SELECT * FROM t2 WHERE \"k\" = '5') AS \"t2\""),
+        (
+            "INSERT INTO t (k, x) SELECT k, x + 1 FROM t2",
+            "INSERT INTO t (k, x) SELECT k, x + 1 FROM (SELECT * FROM t2 WHERE \"k\" = '5') AS \"t2\"",
+        ),
         ("SELECT * FROM currencies", "as it is"),
         ("SELECT * FROM settings", "as it is"),
         ("UPDATE currencies SET name = 'x'", "as it is"),
@@ -56,7 +59,10 @@ fn every_sharded_table_is_restricted() {
         ("PREPARE p AS SELECT * FROM t", "as it is"),
         ("BEGIN", "as it is"),
         ("SELECT set_config('a.b', 'c', false)", "as it is"),
-        ("SELECT 1; SELECT * FROM t; SELECT 2", "SELECT 1; SELECT * FROM (SELECT * FROM t WHERE \"k\" = '5') AS \"t\"; SELECT 2"),
+        (
+            "SELECT 1; SELECT * FROM t; SELECT 2",
+            "SELECT 1; SELECT * FROM (SELECT * FROM t WHERE \"k\" = '5') AS \"t\"; SELECT 2",
+        ),
         ("this is no statement", "as it is"),
     ];
     for (sql, expected) in cases {
@@ -92,10 +98,7 @@ fn what_cannot_be_restricted_is_refused() {
     for sql in cases {
         assert_eq!(restricted(sql, "5"), Err("0A000".to_owned()), "{sql}");
     }
-    for sql in [
-        "SELECT * FROM tenant_totals",
-        "SELECT * FROM account_entries",
-    ] {
+    for sql in ["SELECT * FROM tenant_totals", "SELECT * FROM account_entries"] {
         assert!(restricted(sql, KEY).unwrap().contains(KEY), "{sql}");
     }
     for sql in [

@@ -79,10 +79,14 @@ fn parts_of_with_are_written_to_copies() {
     with_router(|router, context| {
         let sql = "WITH d AS (DELETE FROM t AS o WHERE o.x > $1 RETURNING k, x), u AS (UPDATE t2 SET x = 1 WHERE k IN (SELECT k FROM d)) \
             INSERT INTO t (k, x) SELECT x, k FROM d ON CONFLICT DO NOTHING";
-        assert!(router.apply(context, sql.as_bytes()).is_err(), "what conflicts is known to the shards alone");
+        assert!(
+            router.apply(context, sql.as_bytes()).is_err(),
+            "what conflicts is known to the shards alone"
+        );
         let sql = sql.replace("ON CONFLICT DO NOTHING", "RETURNING x");
         let plan = router.apply(context, sql.as_bytes()).unwrap();
-        let writes: Vec<_> = plan.writes.iter().map(|w| (w.command, w.name.as_str(), w.filter.as_ref())).collect();
+        let writes: Vec<_> =
+            plan.writes.iter().map(|w| (w.command, w.name.as_str(), w.filter.as_ref())).collect();
         let filter = writes[0].2.map(|filter| (filter.alias.as_str(), filter.condition.trim()));
         assert_eq!((writes[0].0, writes[0].1, filter), (Command::Delete, "t", Some(("o", "o.x > $1"))));
         assert_eq!(writes[1], (Command::Update, "t2", None));

@@ -26,7 +26,9 @@ const SHARD: &str = include_str!("sql/shard.sql");
 
 /// Makes the mover's tables and functions on a shard.
 pub async fn install(db: &Db) -> anyhow::Result<()> {
-    super::catalog::make(db, &[shard_config::CATALOG_SQL, SHARD]).await.context("making the mover's tables and functions")
+    super::catalog::make(db, &[shard_config::CATALOG_SQL, SHARD])
+        .await
+        .context("making the mover's tables and functions")
 }
 
 /// Writes that the shard does not own the scope.

@@ -87,7 +87,8 @@ pub(super) async fn lock_runner(control: &Db, id: i64) -> anyhow::Result<()> {
 /// Ends every session that an earlier runner, or an attempt that was given up, has left, and waits for their end: a statement
 /// of theirs must not arrive after what undoes it.
 pub(super) async fn end_others(sessions: &[&Db], name: &str) -> anyhow::Result<()> {
-    let pids: Vec<i32> = try_join_all(sessions.iter().map(|db| db.value("SELECT pg_backend_pid()", &[]))).await?;
+    let pids: Vec<i32> =
+        try_join_all(sessions.iter().map(|db| db.value("SELECT pg_backend_pid()", &[]))).await?;
     // Of all servers at once: clients may be held back meanwhile.
     try_join_all(sessions.iter().map(|db| {
         // Two of them may be on one server; a number means nothing on another one.

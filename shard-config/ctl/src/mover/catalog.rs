@@ -51,7 +51,8 @@ impl StoredMap {
             u16::try_from(row.try_get::<_, i32>(1)?)?,
             &ranges,
         )?;
-        let overrides = overrides.into_iter().map(|(hash, shard)| (KeyHash::new(hash), ShardId(shard))).collect();
+        let overrides =
+            overrides.into_iter().map(|(hash, shard)| (KeyHash::new(hash), ShardId(shard))).collect();
         Ok(Self { map, overrides, id: row.try_get(4)? })
     }
 
@@ -210,7 +211,10 @@ pub async fn others_in_motion(
     scope: &Scope,
     buckets: u16,
 ) -> anyhow::Result<Option<Motion>> {
-    Ok(motions(db).await?.into_iter().find(|other| other.move_id != id && other.scope.intersects(scope, buckets)))
+    Ok(motions(db)
+        .await?
+        .into_iter()
+        .find(|other| other.move_id != id && other.scope.intersects(scope, buckets)))
 }
 
 /// The flip: ONE transaction changes the map (if it is still the one that was read), the motion, the version and the

@@ -96,7 +96,12 @@ impl Runner<'_> {
             self.cut_short(&format!("{error:#}")).await?;
             return Err(error);
         }
-        self.job.set(&self.control, json!({ "copied_to": server(&self.target), "slot_at": at, "throttled": null })).await?;
+        self.job
+            .set(
+                &self.control,
+                json!({ "copied_to": server(&self.target), "slot_at": at, "throttled": null }),
+            )
+            .await?;
         self.job.note(&self.control, &format!("{} rows copied", progress["rows"])).await?;
         reach(&self.job, "copied");
         self.go_on_from_slot().await
@@ -138,7 +143,12 @@ impl Runner<'_> {
             if let Some(table) = clean::any_row(&db, &self.job, &tables, buckets).await? {
                 anyhow::bail!("rows of {table} are left of an earlier copy");
             }
-            self.job.note(&self.control, &format!("copying begins anew: {rows} rows of an earlier attempt deleted")).await?;
+            self.job
+                .note(
+                    &self.control,
+                    &format!("copying begins anew: {rows} rows of an earlier attempt deleted"),
+                )
+                .await?;
             // No crash brings them back.
             copy::ground(&self.target, &self.job, Way::Out).await?;
             // Whatever keeps the slot from beginning, this has not to be done again.
@@ -167,7 +177,10 @@ impl Runner<'_> {
             let sql = "SELECT coalesce(confirmed_flush_lsn = $2::text::pg_lsn, false) FROM pg_replication_slots WHERE slot_name = $1";
             let at = self.job.text("slot_at").unwrap_or("0/0");
             if !self.source.holds(sql, &[&self.job.publication(Way::Out), &at]).await? {
-                let text = format!("somebody else has read the replication slot: an old server of shard {}?", self.job.target);
+                let text = format!(
+                    "somebody else has read the replication slot: an old server of shard {}?",
+                    self.job.target
+                );
                 self.job.set(&self.control, json!({ "copied_to": null })).await?;
                 self.cut_short(&text).await?;
                 anyhow::bail!(text);

@@ -75,7 +75,9 @@ impl Runner<'_> {
         );
         for (shard, db) in [(giver, &seats.giver), (taker, &seats.taker)] {
             if let Some(who) = replicated_into(db).await? {
-                anyhow::bail!("shard {shard} receives rows by subscription {who}, which the fence lets through: disable it");
+                anyhow::bail!(
+                    "shard {shard} receives rows by subscription {who}, which the fence lets through: disable it"
+                );
             }
         }
         let epoch_id: String = self.control.value("SELECT gen_random_uuid()::text", &[]).await?;
@@ -84,7 +86,10 @@ impl Runner<'_> {
         anyhow::ensure!(self.compare_again(way).await?, "rows change faster than they are compared");
         // Nobody is held for an attempt that cannot succeed.
         let left = verify::count(&self.suspects);
-        anyhow::ensure!(left <= fence::DELTA_MAX / 2, "{left} rows are in doubt, more than fit into the pause");
+        anyhow::ensure!(
+            left <= fence::DELTA_MAX / 2,
+            "{left} rows are in doubt, more than fit into the pause"
+        );
         let back = self.job.publication(Way::Back);
         if way == Way::Out {
             copy::near(&self.target, &back).await?;
@@ -137,7 +142,9 @@ impl Runner<'_> {
         log.push(entry);
         let missed = event.is_err().then_some(&ended);
         let undone_in = missed.map(|_| undone.as_millis());
-        self.job.set(&self.control, json!({ "pauses": log, "missed": missed, "undone_in_ms": undone_in })).await?;
+        self.job
+            .set(&self.control, json!({ "pauses": log, "missed": missed, "undone_in_ms": undone_in }))
+            .await?;
         event
     }
 

@@ -19,7 +19,9 @@ const LETTERS: usize = 160;
 /// An expression as the server prints it. Only lists of `IN` are printed in another way after a dump was restored, so the
 /// noise of others is left: it may be within a text.
 fn expression(printed: &str) -> String {
-    format!("CASE WHEN {printed} LIKE '%ARRAY[%' THEN regexp_replace({printed}, {NOISE_SQL}, '', 'g') ELSE {printed} END")
+    format!(
+        "CASE WHEN {printed} LIKE '%ARRAY[%' THEN regexp_replace({printed}, {NOISE_SQL}, '', 'g') ELSE {printed} END"
+    )
 }
 
 /// (name, part) of every relation that `relations` gives as (name, oid, place), where `place` is a text before each part, empty
@@ -27,7 +29,8 @@ fn expression(printed: &str) -> String {
 /// and rules. What a move has installed is no part.
 pub fn parts_sql(relations: &str) -> String {
     let default = expression("pg_get_expr(d.adbin, d.adrelid)");
-    let index = expression("regexp_replace(pg_get_indexdef(i.indexrelid), '^CREATE UNIQUE INDEX .*? USING ', '')");
+    let index =
+        expression("regexp_replace(pg_get_indexdef(i.indexrelid), '^CREATE UNIQUE INDEX .*? USING ', '')");
     let trigger =
         expression("replace(pg_get_triggerdef(g.oid), format(' ON %I.%I ', n.nspname, c.relname), ' ')");
     let using = expression("pg_get_expr(p.polqual, p.polrelid)");
@@ -142,7 +145,11 @@ mod tests {
         let both = parts(&["column a int", "owner app"]);
         assert_eq!(difference((one, &both), (two, &both)), None);
         assert_eq!(
-            difference((one, &parts(&["column a int", "b", "c", "d", "e"])), (two, &parts(&["column a\n    bigint", "b"]))).unwrap(),
+            difference(
+                (one, &parts(&["column a int", "b", "c", "d", "e"])),
+                (two, &parts(&["column a\n    bigint", "b"]))
+            )
+            .unwrap(),
             "only on shard 1: c, column a int, and 2 more; only on shard 2: column a bigint"
         );
         let long = "é".repeat(LETTERS + 1);

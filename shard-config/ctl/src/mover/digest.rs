@@ -115,15 +115,26 @@ impl Sides<'_> {
             return Ok(());
         }
         let Some(rounds) = &mut self.rounds else {
-            anyhow::bail!("more than {DIFFERING_MOST} rows of {} and tables before it differ", table.full_name());
+            anyhow::bail!(
+                "more than {DIFFERING_MOST} rows of {} and tables before it differ",
+                table.full_name()
+            );
         };
         let (giver, taker) = (self.giver, self.taker);
-        let round = rounds.round(giver, taker, self.job, self.tables, self.buckets, &mut self.suspects).await?;
+        let round =
+            rounds.round(giver, taker, self.job, self.tables, self.buckets, &mut self.suspects).await?;
         let (real, left) = (count(&round.real), count(&self.suspects));
         if real > DIFFERING_MOST {
-            return Err(Different(format!("{real} rows of {} and tables before it differ", table.full_name())).into());
+            return Err(Different(format!(
+                "{real} rows of {} and tables before it differ",
+                table.full_name()
+            ))
+            .into());
         }
-        anyhow::ensure!(left <= 3 * DIFFERING_MOST, "{left} rows are in doubt: they change faster than they are compared");
+        anyhow::ensure!(
+            left <= 3 * DIFFERING_MOST,
+            "{left} rows are in doubt: they change faster than they are compared"
+        );
         Ok(())
     }
 
@@ -131,7 +142,9 @@ impl Sides<'_> {
     async fn between(&mut self, took: Duration) -> anyhow::Result<()> {
         tokio::time::sleep(took).await;
         if let Some(rounds) = &mut self.rounds {
-            rounds.look(self.giver, self.taker, self.job, self.tables, self.buckets, &mut self.suspects).await?;
+            rounds
+                .look(self.giver, self.taker, self.job, self.tables, self.buckets, &mut self.suspects)
+                .await?;
         }
         Ok(())
     }
@@ -174,7 +187,10 @@ impl Sides<'_> {
                 self.between(begun.elapsed()).await?;
             }
             // Its rows may have been where nobody looked any more.
-            anyhow::ensure!(file == file_of(db, &leaf).await?, "{leaf} was rewritten meanwhile (VACUUM FULL, CLUSTER)");
+            anyhow::ensure!(
+                file == file_of(db, &leaf).await?,
+                "{leaf} was rewritten meanwhile (VACUUM FULL, CLUSTER)"
+            );
         }
         Ok(())
     }
@@ -193,7 +209,13 @@ impl Sides<'_> {
         Ok(chunks)
     }
 
-    async fn rows_of_chunks(&mut self, side: Side, table: &Table, chunk: &str, chunks: &[i32]) -> anyhow::Result<Rows> {
+    async fn rows_of_chunks(
+        &mut self,
+        side: Side,
+        table: &Table,
+        chunk: &str,
+        chunks: &[i32],
+    ) -> anyhow::Result<Rows> {
         let mut found = Rows::new();
         let select = format!("{}, hashtextextended({}, 0)", key_array(table), table.row_text(""));
         let keep = |row: &Row| {
@@ -216,7 +238,9 @@ async fn file_of(db: &Db, leaf: &str) -> anyhow::Result<i64> {
 fn unequal(ours: &Chunks, theirs: &Chunks) -> Vec<(i32, i64)> {
     let numbers: BTreeSet<_> = ours.keys().chain(theirs.keys()).copied().collect();
     let differing = numbers.into_iter().filter(|chunk| ours.get(chunk) != theirs.get(chunk));
-    let rows = |chunk: i32| [ours, theirs].map(|side| side.get(&chunk).map_or(0, |(rows, _)| *rows)).into_iter().max();
+    let rows = |chunk: i32| {
+        [ours, theirs].map(|side| side.get(&chunk).map_or(0, |(rows, _)| *rows)).into_iter().max()
+    };
     differing.map(|chunk| (chunk, rows(chunk).unwrap_or(0))).collect()
 }
 
@@ -243,7 +267,11 @@ fn batches(chunks: &[(i32, i64)], most: i64) -> Vec<Vec<i32>> {
 fn chunk_sql(table: &Table) -> String {
     let hash = hash_sql(&super::scope::ident(&table.key_column), table.key_type);
     // The key alone would put a whole tenant into one chunk.
-    format!("((({hash} >> 20) # hashtextextended({}, 1)) & {})::int4", table.key_text(), chunk_count(table.rows.max(table.bytes / ROW_BYTES)) - 1)
+    format!(
+        "((({hash} >> 20) # hashtextextended({}, 1)) & {})::int4",
+        table.key_text(),
+        chunk_count(table.rows.max(table.bytes / ROW_BYTES)) - 1
+    )
 }
 
 /// A power of two.
@@ -265,7 +293,10 @@ mod tests {
         let sides = [vec![(1, 5), (2, 3), (4, 7)], vec![(1, 5), (2, 4), (3, 1)]]
             .map(|side| side.into_iter().map(|(chunk, rows)| (chunk, (rows, i128::from(rows)))).collect());
         assert_eq!(unequal(&sides[0], &sides[1]), [(2, 4), (3, 1), (4, 7)]);
-        assert_eq!(batches(&[(2, 4), (3, 1), (4, 7), (5, 100), (6, 1)], 10), [vec![2, 3], vec![4], vec![5], vec![6]]);
+        assert_eq!(
+            batches(&[(2, 4), (3, 1), (4, 7), (5, 100), (6, 1)], 10),
+            [vec![2, 3], vec![4], vec![5], vec![6]]
+        );
         assert!(batches(&[], 10).is_empty());
         assert_eq!(batches(&[(1, 0), (2, 0), (3, 10), (4, 0), (5, 1)], 10), [vec![1, 2, 3, 4], vec![5]]);
     }

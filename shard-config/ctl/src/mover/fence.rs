@@ -164,7 +164,9 @@ pub async fn attempt(seats: &Seats, plan: Plan<'_>) -> Outcome {
             reach(job, "flipped");
             Outcome::Flipped(clock.times)
         }
-        Ok(false) => Outcome::Missed("the map is not the one that this attempt began with".into(), clock.times),
+        Ok(false) => {
+            Outcome::Missed("the map is not the one that this attempt began with".into(), clock.times)
+        }
         Err(error) => Outcome::Missed(format!("the flip: {error:#}"), clock.times),
     }
 }

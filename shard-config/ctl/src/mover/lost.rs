@@ -5,10 +5,10 @@
 use serde_json::json;
 use shard_config::ShardId;
 
+use super::attach::{end_others, lock_runner};
 use super::copy::{self, drop_slot};
 use super::job::{Job, Way};
 use super::machine::{Phase, Wish};
-use super::attach::{end_others, lock_runner};
 use super::scope::ident;
 use super::{arm, catalog, fence};
 use crate::direct::Servers;
@@ -24,11 +24,17 @@ pub async fn free(servers: &Servers, id: i64, wish: Wish) -> anyhow::Result<(Job
     let (kept, lost, next) = match (phase.target_owns(), wish) {
         (false, Wish::Abort) => (job.source, job.target, Phase::Aborting),
         (true, Wish::Finish) => (job.target, job.source, Phase::Closing),
-        (true, _) => anyhow::bail!("shard {} owns the rows by now: finish --source-lost if the source is lost", job.target),
-        (false, _) => anyhow::bail!("shard {} owns the rows: abort --target-lost if the target is lost", job.source),
+        (true, _) => anyhow::bail!(
+            "shard {} owns the rows by now: finish --source-lost if the source is lost",
+            job.target
+        ),
+        (false, _) => {
+            anyhow::bail!("shard {} owns the rows: abort --target-lost if the target is lost", job.source)
+        }
     };
     anyhow::ensure!(
-        !phase.is_over() && !matches!(phase, Phase::Returning | Phase::Emptying | Phase::Cleaning | Phase::Clearing),
+        !phase.is_over()
+            && !matches!(phase, Phase::Returning | Phase::Emptying | Phase::Cleaning | Phase::Clearing),
         "move {id} is in phase {}: it only waits to delete rows on shard {lost}, and keeps nothing on shard {kept}",
         phase.name()
     );
@@ -38,7 +44,10 @@ pub async fn free(servers: &Servers, id: i64, wish: Wish) -> anyhow::Result<(Job
     let db = servers.primary(kept, &name).await?;
     end_others(&[&control, &db], &name).await?;
     let why = format!("shard {lost} is lost; {} was asked for", wish.name());
-    anyhow::ensure!(job.go(&control, next, &why).await?, "the move went on meanwhile: look at shardctl history {id}");
+    anyhow::ensure!(
+        job.go(&control, next, &why).await?,
+        "the move went on meanwhile: look at shardctl history {id}"
+    );
     job.refresh(&control).await?;
 
     db.execute("DELETE FROM shard_catalog.ownership WHERE move_id = $1 AND NOT flipped", &[&job.id]).await?;

@@ -22,7 +22,12 @@ const PAUSE: Duration = Duration::from_millis(250);
 /// The number of a move that is only checked.
 const DRY: i64 = 0;
 
-pub async fn problems(servers: &Servers, control: &Db, job: &Job, map: &StoredMap) -> anyhow::Result<Vec<Problem>> {
+pub async fn problems(
+    servers: &Servers,
+    control: &Db,
+    job: &Job,
+    map: &StoredMap,
+) -> anyhow::Result<Vec<Problem>> {
     let proxies = catalog::proxies(control).await?;
     let mut found = unknown(&proxies, [job.source, job.target]);
     // Rows are compared only when everybody writes to both: else they differ again a moment later.
@@ -82,7 +87,10 @@ async fn reference_rows(servers: &Servers, job: &Job) -> anyhow::Result<Vec<Prob
             // The configuration may name what is not made yet.
             (false, false) => {}
             (here, _) => found.push(Problem {
-                what: format!("the reference table {table} does not exist on shard {}", if here { second } else { first }),
+                what: format!(
+                    "the reference table {table} does not exist on shard {}",
+                    if here { second } else { first }
+                ),
                 remedy: "run shardctl migrate, or repair it by hand".to_owned(),
             }),
         }
@@ -108,7 +116,10 @@ async fn reference_rows(servers: &Servers, job: &Job) -> anyhow::Result<Vec<Prob
 
 fn differs(table: &str, job: &Job) -> Problem {
     Problem {
-        what: format!("the reference table {table} has other rows on shard {} than on shard {}", job.target, job.source),
+        what: format!(
+            "the reference table {table} has other rows on shard {} than on shard {}",
+            job.target, job.source
+        ),
         remedy: format!(
             "copy them again from shard {} (every proxy writes to both by now, so keep writers out with LOCK TABLE meanwhile), \
              then apply again",
@@ -119,7 +130,8 @@ fn differs(table: &str, job: &Job) -> Problem {
 
 async fn are_alike(one: &Db, other: &Db, table: &str) -> anyhow::Result<bool> {
     let digest = rows_digest(&quoted_table(table));
-    let (ours, theirs) = tokio::try_join!(one.value::<String>(&digest, &[]), other.value::<String>(&digest, &[]))?;
+    let (ours, theirs) =
+        tokio::try_join!(one.value::<String>(&digest, &[]), other.value::<String>(&digest, &[]))?;
     Ok(ours == theirs)
 }
 
@@ -156,8 +168,11 @@ async fn under_locks(one: (ShardId, &Db), other: (ShardId, &Db), table: &str) ->
         match db.run(&lock).await {
             Err(error) if is_code(&error, &SqlState::LOCK_NOT_AVAILABLE) => {
                 return Ok(Locked::Unknown(Problem {
-                    what: format!("the reference table {table} cannot be compared: somebody keeps it locked on shard {shard}"),
-                    remedy: "wait for the end of the transactions that write to it, then apply again".to_owned(),
+                    what: format!(
+                        "the reference table {table} cannot be compared: somebody keeps it locked on shard {shard}"
+                    ),
+                    remedy: "wait for the end of the transactions that write to it, then apply again"
+                        .to_owned(),
                 }));
             }
             locked => locked?,
@@ -183,7 +198,12 @@ async fn under_locks(one: (ShardId, &Db), other: (ShardId, &Db), table: &str) ->
 }
 
 fn reference_tables(config: &Config) -> Vec<&str> {
-    config.tables.iter().filter(|rule| rule.kind == TableKind::Reference).map(|rule| rule.name.as_str()).collect()
+    config
+        .tables
+        .iter()
+        .filter(|rule| rule.kind == TableKind::Reference)
+        .map(|rule| rule.name.as_str())
+        .collect()
 }
 
 #[cfg(test)]
@@ -208,9 +228,12 @@ mod tests {
     #[test]
     fn every_live_proxy_must_know_both_shards() {
         let both = [ShardId(2), ShardId(5)];
-        let whats = |proxies: &[ProxyRow]| unknown(proxies, both).into_iter().map(|p| p.what).collect::<Vec<_>>();
+        let whats =
+            |proxies: &[ProxyRow]| unknown(proxies, both).into_iter().map(|p| p.what).collect::<Vec<_>>();
         assert!(whats(&[]).is_empty());
-        assert!(whats(&[proxy("new", true, Some(vec![1, 2, 5])), proxy("gone", false, Some(vec![1]))]).is_empty());
+        assert!(
+            whats(&[proxy("new", true, Some(vec![1, 2, 5])), proxy("gone", false, Some(vec![1]))]).is_empty()
+        );
         assert_eq!(
             whats(&[proxy("late", true, Some(vec![1, 2])), proxy("old", true, None)]),
             [

@@ -96,7 +96,8 @@ impl Pace {
     /// Pages of the next piece, of `page_bytes` each with all that is stored beside them.
     pub(super) fn pages(&self, page_bytes: i64) -> i64 {
         let state = self.state();
-        let limited = state.bytes_per_second.map(|most| most.max(0).saturating_mul(LIMITED_PIECE.as_secs() as i64));
+        let limited =
+            state.bytes_per_second.map(|most| most.max(0).saturating_mul(LIMITED_PIECE.as_secs() as i64));
         let most = PIECE_BYTES.min(limited.unwrap_or(PIECE_BYTES)) / page_bytes.max(PAGE);
         state.wanted.0.min(most.max(PAGES_LEAST))
     }

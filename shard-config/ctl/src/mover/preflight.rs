@@ -123,7 +123,10 @@ pub async fn servers(
             None => format!("{table} is on shard {} and not on shard {}", job.source, job.target),
             Some(there) => match difference((job.source, parts), (job.target, there)) {
                 None => continue,
-                Some(what) => format!("{table} is not defined alike on shards {} and {}: {what}", job.source, job.target),
+                Some(what) => format!(
+                    "{table} is not defined alike on shards {} and {}: {what}",
+                    job.source, job.target
+                ),
             },
         };
         found.add(problem, "run shardctl migrate, or repair it by hand");
@@ -137,7 +140,9 @@ pub async fn servers(
         );
     }
     let known = obscure(source, &servers.config).await?;
-    for (name, why) in obscure(target, &servers.config).await?.into_iter().filter(|other| !known.contains(other)) {
+    for (name, why) in
+        obscure(target, &servers.config).await?.into_iter().filter(|other| !known.contains(other))
+    {
         found.add(format!("on shard {} only: {name} {OBSCURE}: {why}", job.target), OBSCURE_REMEDY);
     }
     if found.0.is_empty() {
@@ -244,12 +249,7 @@ async fn slots(source: &Db, target: &Db, job: &Job, found: &mut Findings) -> any
 const OBSCURE: &str = "seems to be placed by the sharding key, and cannot be moved";
 const OBSCURE_REMEDY: &str = "declare it ([[table]] kind = \"plain\"), change the column's type, or drop it";
 
-async fn of_tables(
-    db: &Db,
-    config: &Config,
-    tables: &[Table],
-    found: &mut Findings,
-) -> anyhow::Result<()> {
+async fn of_tables(db: &Db, config: &Config, tables: &[Table], found: &mut Findings) -> anyhow::Result<()> {
     for (name, why) in obscure(db, config).await? {
         found.add(format!("{name} {OBSCURE}: {why}"), OBSCURE_REMEDY);
     }
@@ -324,7 +324,9 @@ async fn room(
     found: &mut Findings,
 ) -> anyhow::Result<()> {
     // With indexes, which the rows get on the target, too.
-    let sql = format!("SELECT coalesce(sum(pg_total_relation_size(t.relid)), 0)::int8 FROM {TREE} t WHERE t.isleaf");
+    let sql = format!(
+        "SELECT coalesce(sum(pg_total_relation_size(t.relid)), 0)::int8 FROM {TREE} t WHERE t.isleaf"
+    );
     let mut bytes = 0;
     for table in tables {
         bytes += source.value::<i64>(&sql, &[&table.sql()]).await?;

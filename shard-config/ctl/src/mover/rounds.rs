@@ -72,7 +72,10 @@ impl<'a> Rounds<'a> {
     /// A subscription stops at an error, and digests of hours are not to be for nothing.
     async fn goes_on(&self, giver: &Db, taker: &Db, job: &Job) -> anyhow::Result<()> {
         let state = copy::slot_state(giver, &job.publication(self.way)).await?;
-        anyhow::ensure!(state.is_some_and(|(state, _)| state != "lost"), "the replication slot is gone or lost");
+        anyhow::ensure!(
+            state.is_some_and(|(state, _)| state != "lost"),
+            "the replication slot is gone or lost"
+        );
         if !copy::is_enabled(taker, job, self.way).await? {
             copy::enable(taker, job, self.way).await?;
         }

@@ -9,8 +9,8 @@ use anyhow::Context;
 use serde_json::json;
 use shard_config::ShardId;
 
-use super::catalog::{self, StoredMap};
 use super::attach::{Attached, attach, end_others};
+use super::catalog::{self, StoredMap};
 use super::job::{Job, Way};
 use super::machine::{Event, Phase, Wish};
 use super::tables::{Table, sharded};

@@ -45,7 +45,10 @@ mod tests {
     #[test]
     fn a_scope_is_checked() {
         let hashes = [5, -7, 5].map(KeyHash::new);
-        assert_eq!(checked(&[(8, 9), (0, 3)], &hashes).unwrap().to_string(), "buckets 0-3, buckets 8-9, tenant hash -7, tenant hash 5");
+        assert_eq!(
+            checked(&[(8, 9), (0, 3)], &hashes).unwrap().to_string(),
+            "buckets 0-3, buckets 8-9, tenant hash -7, tenant hash 5"
+        );
         for ranges in [&[][..], &[(3, 2)], &[(0, 3), (3, 4)]] {
             assert!(checked(ranges, &[]).is_err(), "{ranges:?}");
         }

@@ -59,12 +59,17 @@ impl Snapshot {
 
 /// Begins a transaction that sees what the snapshot shows.
 pub(super) fn enter(snapshot: &str) -> String {
-    format!("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {};", literal(snapshot))
+    format!(
+        "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {};",
+        literal(snapshot)
+    )
 }
 
 /// A session that waits, in a transaction or not, for as long as its runner lives: an operator may pause the copy.
 pub(super) async fn endless(db: &Db) -> anyhow::Result<()> {
     // transaction_timeout is of PostgreSQL 17.
     db.run("SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0").await?;
-    db.rows("SELECT set_config(name, '0', false) FROM pg_settings WHERE name = 'transaction_timeout'", &[]).await.map(drop)
+    db.rows("SELECT set_config(name, '0', false) FROM pg_settings WHERE name = 'transaction_timeout'", &[])
+        .await
+        .map(drop)
 }

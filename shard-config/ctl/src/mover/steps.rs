@@ -189,7 +189,10 @@ impl Runner<'_> {
         for (db, slot) in slots {
             if let Some((_, kept)) = copy::slot_state(db, &slot).await?.filter(|(_, kept)| *kept > FAR) {
                 let who = copy::oldest(db).await?;
-                return Ok(Some(format!("slot {slot}, which has {} of WAL to read each time: {who}", human(kept))));
+                return Ok(Some(format!(
+                    "slot {slot}, which has {} of WAL to read each time: {who}",
+                    human(kept)
+                )));
             }
         }
         Ok(None)
@@ -231,7 +234,12 @@ impl Runner<'_> {
             Some(_) => "open",
         };
         let waits_for = held.as_ref().map(|who| format!("snapshots from before the cut-over: {who}"));
-        self.job.set(&self.control, json!({ "way_back": way_back, "old_snapshots": held, "waits_for": waits_for })).await?;
+        self.job
+            .set(
+                &self.control,
+                json!({ "way_back": way_back, "old_snapshots": held, "waits_for": waits_for }),
+            )
+            .await?;
         Ok(None)
     }
 

@@ -198,7 +198,8 @@ pub async fn leaves(db: &Db, table: &Table) -> anyhow::Result<Vec<String>> {
 
 /// Of the relation that `leaf` names, as it is now.
 pub async fn pages(db: &Db, leaf: &str) -> anyhow::Result<i64> {
-    db.value("SELECT pg_relation_size($1::text::regclass) / current_setting('block_size')::int8", &[&leaf]).await
+    db.value("SELECT pg_relation_size($1::text::regclass) / current_setting('block_size')::int8", &[&leaf])
+        .await
 }
 
 /// The table and all its partitions, roots first.
@@ -214,4 +215,3 @@ async fn relations(db: &Db, table: &Table, which: &str) -> anyhow::Result<Vec<St
     let rows = db.rows(&sql, &[&table.sql()]).await?;
     rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
 }
-

@@ -76,7 +76,13 @@ fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 impl Transfer {
-    pub(super) fn new(snapshot: Snapshot, mut tables: Vec<Table>, scope: &Scope, buckets: u16, session_name: String) -> Self {
+    pub(super) fn new(
+        snapshot: Snapshot,
+        mut tables: Vec<Table>,
+        scope: &Scope,
+        buckets: u16,
+        session_name: String,
+    ) -> Self {
         // The largest first: they are what the copy waits for in the end.
         tables.sort_by_key(|table| std::cmp::Reverse(table.bytes));
         let work = Work {
@@ -138,7 +144,9 @@ impl Transfer {
     /// Why it waits, if it is not held and waits all the same.
     pub(super) fn waits_for(&self) -> Option<String> {
         let limit = self.work.pace.limit(Instant::now());
-        limit.map(|limit| format!("it has copied what {}/s allow", human(limit))).or_else(|| self.trouble.clone())
+        limit
+            .map(|limit| format!("it has copied what {}/s allow", human(limit)))
+            .or_else(|| self.trouble.clone())
     }
 
     /// For the screen.
@@ -192,7 +200,8 @@ async fn worker(work: Arc<Work>, mut giver: Db, mut taker: Db, snapshot: String)
 
 async fn copy_table(work: &Work, giver: &Db, taker: &Db, snapshot: &str, at: usize) -> anyhow::Result<()> {
     let table = &work.tables[at];
-    let portable = futures_util::try_join!(is_portable(giver, table), is_portable(taker, table), leaves(giver, table));
+    let portable =
+        futures_util::try_join!(is_portable(giver, table), is_portable(taker, table), leaves(giver, table));
     let (ours, theirs, leaves) = portable?;
     let binary = ours && theirs;
     locked(&work.done)[at].as_text = !binary;
@@ -280,7 +289,8 @@ impl Piece<'_> {
     ) -> anyhow::Result<Copied> {
         let Self { leaf, out, .. } = self;
         // The lock keeps the rows where they are (VACUUM FULL), and with the snapshot none of them is removed.
-        let begin = format!("{} LOCK TABLE ONLY {leaf} IN ACCESS SHARE MODE; {}", enter(snapshot), Place::sql(leaf));
+        let begin =
+            format!("{} LOCK TABLE ONLY {leaf} IN ACCESS SHARE MODE; {}", enter(snapshot), Place::sql(leaf));
         let (begun, out) = futures_util::join!(giver.command(&begin), giver.prepare(out));
         // Without its code: that the snapshot is gone is nothing that repetition does not mend.
         let place = begun.map_err(|error| anyhow::anyhow!("the snapshot: {error:#}"))?;

@@ -108,7 +108,10 @@ impl Short {
 async fn a_copy_that_is_cut_short_begins_anew() {
     let mut short = Short::start().await;
     let (bed, id, scope) = (&short.bed, short.id, short.scope.clone());
-    until(bed, id, "no reason", async || bed.load(id).await.text("throttled").is_some_and(|reason| reason.contains("10 B/s"))).await;
+    until(bed, id, "no reason", async || {
+        bed.load(id).await.text("throttled").is_some_and(|reason| reason.contains("10 B/s"))
+    })
+    .await;
     let running: i64 = bed.load(id).await.detail["progress"]["rows"].as_i64().unwrap_or(0);
     assert!(running > 0 && running < 2000, "{running} rows, of one table that has many more");
     short.stop().await;
@@ -195,7 +198,11 @@ async fn many_pieces_are_one_copy() {
     }
     let before = digest(&bed, 1, &scope).await;
     let job = bed.plan(&scope, 1, 2).await;
-    bed.load(job.id).await.set(&bed.control, json!({ "throttle": { "parallel": 100, "bytes_per_second": 1 << 20 } })).await.unwrap();
+    bed.load(job.id)
+        .await
+        .set(&bed.control, json!({ "throttle": { "parallel": 100, "bytes_per_second": 1 << 20 } }))
+        .await
+        .unwrap();
     let auto = Options { auto: true, finish: false, stay: false };
     assert_eq!(bed.run(job.id, auto).await, End::Waiting);
     assert_eq!(bed.load(job.id).await.phase, Phase::Window, "{}", bed.story(job.id).await);
@@ -216,7 +223,10 @@ async fn rows_that_the_target_refuses_undo_the_move() {
     let bed = Bed::start(2).await;
     let scope = Scope::of_range(0, 31);
     let (one, two) = (bed.shard(1).await, bed.shard(2).await);
-    let (moving, staying) = ((0..200).map(tenant).find(|t| bucket(t) < 32).unwrap(), (0..200).map(tenant).find(|t| bucket(t) > 31).unwrap());
+    let (moving, staying) = (
+        (0..200).map(tenant).find(|t| bucket(t) < 32).unwrap(),
+        (0..200).map(tenant).find(|t| bucket(t) > 31).unwrap(),
+    );
     for (db, tenant) in [(&one, &moving), (&two, &staying)] {
         let sql = "INSERT INTO public.accounts (tenant_id, id, code, note) VALUES ($1, 9, 'uniq', '1')";
         db.execute(sql, &[tenant]).await.unwrap();
@@ -227,7 +237,8 @@ async fn rows_that_the_target_refuses_undo_the_move() {
     let runner = bed.spawn(job.id, ALL);
     until(&bed, job.id, "it is not held", async || bed.load(job.id).await.text("throttled").is_some()).await;
     // Unique over tenants on one shard only, past all that keeps tables as they are, and somebody has the value there already.
-    let index = "SET shard_catalog.mover = on; CREATE UNIQUE INDEX ON public.accounts (note) WHERE code = 'uniq'";
+    let index =
+        "SET shard_catalog.mover = on; CREATE UNIQUE INDEX ON public.accounts (note) WHERE code = 'uniq'";
     two.run(index).await.unwrap();
     bed.load(job.id).await.set(&bed.control, json!({ "throttle": null })).await.unwrap();
     assert_eq!(runner.await.unwrap().unwrap(), End::Over, "{}", bed.story(job.id).await);
@@ -272,7 +283,8 @@ async fn limits_hold_a_copy_under_way() {
     let job = bed.plan(&scope, 1, 2).await;
     let runner = cut_short(&bed, job.id, &scope).await;
     let all = inside(&bed, 1, &scope).await;
-    let set = async |limits: serde_json::Value| bed.load(job.id).await.set(&bed.control, limits).await.unwrap();
+    let set =
+        async |limits: serde_json::Value| bed.load(job.id).await.set(&bed.control, limits).await.unwrap();
     let stands = async || {
         // What had begun is over by then.
         tokio::time::sleep(Duration::from_millis(1500)).await;
@@ -313,7 +325,11 @@ async fn one_piece_of_wide_rows_keeps_to_the_limit() {
     let sql = "INSERT INTO public.wide SELECT $1, n, convert_to(repeat('x', 1 << 20), 'UTF8') FROM generate_series(1, 24) n";
     bed.shard(1).await.execute(sql, &[&moving]).await.unwrap();
     let job = bed.plan(&Scope::of_range(0, 31), 1, 2).await;
-    bed.load(job.id).await.set(&bed.control, json!({ "throttle": { "bytes_per_second": 8 << 20 } })).await.unwrap();
+    bed.load(job.id)
+        .await
+        .set(&bed.control, json!({ "throttle": { "bytes_per_second": 8 << 20 } }))
+        .await
+        .unwrap();
     let runner = bed.spawn(job.id, ALL);
     let target = bed.shard(2).await;
     let under_way = "SELECT EXISTS (SELECT FROM pg_stat_progress_copy WHERE relid = 'public.wide'::regclass)";
@@ -372,7 +388,11 @@ const ODD: &str = r#"
 async fn every_type_arrives_as_it_was() {
     let bed = Bed::start(2).await;
     // From here on objects have other numbers on shard 2.
-    bed.shard(2).await.run("CREATE TYPE public.other AS ENUM ('x'); CREATE TABLE public.more (id int PRIMARY KEY)").await.unwrap();
+    bed.shard(2)
+        .await
+        .run("CREATE TYPE public.other AS ENUM ('x'); CREATE TABLE public.more (id int PRIMARY KEY)")
+        .await
+        .unwrap();
     for shard in [1, 2] {
         bed.shard(shard).await.run(ODD).await.unwrap();
     }
@@ -402,7 +422,9 @@ async fn every_type_arrives_as_it_was() {
         let mut texts = Vec::new();
         for table in [r#"public."Odd, one""#, "public.even"] {
             let inside = scope.sql("tenant_id", shard_config::KeyType::Uuid, BUCKETS);
-            let sql = format!("SELECT coalesce(string_agg(t::text, '|' ORDER BY t::text COLLATE \"C\"), '') FROM {table} t WHERE {inside}");
+            let sql = format!(
+                "SELECT coalesce(string_agg(t::text, '|' ORDER BY t::text COLLATE \"C\"), '') FROM {table} t WHERE {inside}"
+            );
             texts.push(bed.shard(shard).await.value::<String>(&sql, &[]).await.unwrap());
         }
         texts

@@ -318,8 +318,10 @@ async fn h6_a_catalog_that_has_lost_its_end_is_not_believed() {
     assert_eq!(bed.run(job.id, Options { auto: true, ..Options::default() }).await, End::Waiting);
     assert_eq!(bed.load(job.id).await.phase, Phase::Window);
     bed.control
-        .run("DELETE FROM shard_catalog.map WHERE epoch = 2; UPDATE shard_catalog.move SET phase = 'fencing'; \
-              UPDATE shard_catalog.motion SET stage = 'holding'")
+        .run(
+            "DELETE FROM shard_catalog.map WHERE epoch = 2; UPDATE shard_catalog.move SET phase = 'fencing'; \
+              UPDATE shard_catalog.motion SET stage = 'holding'",
+        )
         .await
         .unwrap();
     let error = shardctl::mover::run::run(&bed.servers, job.id, Options::default()).await.unwrap_err();

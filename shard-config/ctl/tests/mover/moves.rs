@@ -78,9 +78,7 @@ async fn h1_short_statements_without_a_pause_do_not_keep_the_lock() {
     let mut readers = tokio::task::JoinSet::new();
     for _ in 0..4 {
         let reader = bed.direct(1).await;
-        readers.spawn(async move {
-            while reader.batch_execute("SELECT pg_sleep(0.05)").await.is_ok() {}
-        });
+        readers.spawn(async move { while reader.batch_execute("SELECT pg_sleep(0.05)").await.is_ok() {} });
     }
     let job = bed.plan(&scope, 1, 2).await;
     assert_eq!(bed.run(job.id, AUTO).await, End::Waiting);

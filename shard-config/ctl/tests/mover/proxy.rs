@@ -82,7 +82,8 @@ impl Proxy {
         loop {
             {
                 let mut state = self.state.lock().unwrap();
-                let held = state.motions.iter().any(|m| m.stage == "holding" && m.scope.intersects(&key, BUCKETS));
+                let held =
+                    state.motions.iter().any(|m| m.stage == "holding" && m.scope.intersects(&key, BUCKETS));
                 if !held {
                     let version = state.version;
                     *state.running.entry(version).or_default() += 1;

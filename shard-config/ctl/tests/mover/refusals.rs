@@ -48,9 +48,11 @@ async fn what_cannot_be_moved_is_refused_before_anything_happens() {
         two.run(statement).await.unwrap();
     }
     refused(&bed, &scope, 1, 2, "shard 2 receives rows by subscription legacy").await;
-    for statement in
-        ["ALTER SUBSCRIPTION legacy DISABLE", "ALTER SUBSCRIPTION legacy SET (slot_name = NONE)", "DROP SUBSCRIPTION legacy"]
-    {
+    for statement in [
+        "ALTER SUBSCRIPTION legacy DISABLE",
+        "ALTER SUBSCRIPTION legacy SET (slot_name = NONE)",
+        "DROP SUBSCRIPTION legacy",
+    ] {
         two.run(statement).await.unwrap();
     }
 
@@ -193,7 +195,11 @@ async fn a_table_that_is_not_defined_alike_is_refused_and_the_difference_said() 
             "ALTER TABLE public.accounts OWNER TO postgres",
             "only on shard 2: grant DELETE to other",
         ),
-        ("GRANT SELECT (code) ON public.made TO app", "REVOKE SELECT (code) ON public.made FROM app", "grant SELECT (code) to app"),
+        (
+            "GRANT SELECT (code) ON public.made TO app",
+            "REVOKE SELECT (code) ON public.made FROM app",
+            "grant SELECT (code) to app",
+        ),
         (
             "REVOKE INSERT ON public.entries FROM app",
             "GRANT INSERT ON public.entries TO app",
@@ -214,7 +220,11 @@ async fn a_table_that_is_not_defined_alike_is_refused_and_the_difference_said() 
             "DROP MATERIALIZED VIEW public.seen",
             "on shard 2 only: public.seen seems to be placed by the sharding key",
         ),
-        ("ALTER TABLE public.made RENAME TO gone", "ALTER TABLE public.gone RENAME TO made", "\"public\".\"made\" is on shard 1 and not on shard 2"),
+        (
+            "ALTER TABLE public.made RENAME TO gone",
+            "ALTER TABLE public.gone RENAME TO made",
+            "\"public\".\"made\" is on shard 1 and not on shard 2",
+        ),
     ] {
         two.run(makes).await.unwrap();
         refused(&bed, &scope, 1, 2, what).await;
@@ -269,10 +279,12 @@ async fn nothing_moves_to_a_shard_that_a_proxy_does_not_know_or_that_lacks_refer
                      ('c', 'gone', '10.0.0.3:7', '10', clock_timestamp() - interval '1 second', 1000, 1000, 1, '{1,2}')")
         .await
         .unwrap();
-    refused(&bed, &scope, 1, 3, "proxy late (10.0.0.1:7) does not know shard 3 -> add [[shard]] id = 3").await;
+    refused(&bed, &scope, 1, 3, "proxy late (10.0.0.1:7) does not know shard 3 -> add [[shard]] id = 3")
+        .await;
     refused(&bed, &scope, 1, 3, "proxy older (10.0.0.2:7) does not say which shards it knows").await;
     bed.control.run("UPDATE shard_catalog.proxy SET shards = '{1,2,3}'").await.unwrap();
-    refused(&bed, &scope, 1, 3, "the reference table public.plain has other rows on shard 3 than on shard 1").await;
+    refused(&bed, &scope, 1, 3, "the reference table public.plain has other rows on shard 3 than on shard 1")
+        .await;
     three.run("INSERT INTO public.plain VALUES (2)").await.unwrap();
     // A writer keeps the two from being compared, but not for long.
     let writer = bed.shard(1).await;

@@ -36,12 +36,18 @@ async fn a_table_that_changes_all_over_meanwhile_is_compared_once() {
     // The slot is there, and the first pages are read.
     tokio::time::sleep(Duration::from_millis(500)).await;
     // The guards are slow for every row of one statement; replication passes them.
-    source.run("SELECT pg_replication_origin_create('test'), pg_replication_origin_session_setup('test')").await.unwrap();
+    source
+        .run("SELECT pg_replication_origin_create('test'), pg_replication_origin_session_setup('test')")
+        .await
+        .unwrap();
     for part in 0..3 {
         let sql = "UPDATE public.many SET n = n + 1 WHERE id <= $1::int8 / 2 AND id % 3 = $2::int4";
         assert_eq!(source.execute(sql, &[&ROWS, &part]).await.unwrap(), ROWS.unsigned_abs() / 6);
     }
-    source.run("SELECT pg_replication_origin_session_reset(), pg_replication_origin_drop('test')").await.unwrap();
+    source
+        .run("SELECT pg_replication_origin_session_reset(), pg_replication_origin_drop('test')")
+        .await
+        .unwrap();
     let during = bed.load(job.id).await.phase;
     assert_eq!(runner.await.unwrap().unwrap(), End::Waiting, "{}", bed.story(job.id).await);
     let story = bed.story(job.id).await;
@@ -87,7 +93,10 @@ async fn a_row_that_is_damaged_meanwhile_is_found() {
     let ended = runner.await.unwrap().unwrap();
     let story = bed.story(job.id).await;
     assert!(matches!(&ended, End::Different(what) if what.contains("99999")), "{ended:?} {story}");
-    assert_eq!(bed.shard(1).await.value::<i32>("SELECT n FROM public.many WHERE id = 99999", &[]).await.unwrap(), 0);
+    assert_eq!(
+        bed.shard(1).await.value::<i32>("SELECT n FROM public.many WHERE id = 99999", &[]).await.unwrap(),
+        0
+    );
     bed.ask(job.id, Wish::Abort).await;
     assert_eq!(bed.run(job.id, Options::default()).await, End::Over);
     bed.check_clean().await;

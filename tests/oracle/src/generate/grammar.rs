@@ -20,13 +20,47 @@ use Type::{Bool, Int, Numeric, Text, Time, Uuid};
 pub(super) type Columns = &'static [(&'static str, Type)];
 
 pub(super) const SHARDED: [(&str, Columns); 7] = [
-    ("customers", &[("tenant_id", Uuid), ("id", Int), ("name", Text), ("code", Text), ("balance", Numeric), ("active", Bool), ("created", Time)]),
-    ("orders", &[("tenant_id", Uuid), ("id", Int), ("customer_id", Int), ("status", Text), ("total", Numeric), ("note", Text)]),
-    ("items", &[("tenant_id", Uuid), ("order_id", Int), ("line", Int), ("product_id", Int), ("quantity", Int), ("price", Numeric)]),
+    (
+        "customers",
+        &[
+            ("tenant_id", Uuid),
+            ("id", Int),
+            ("name", Text),
+            ("code", Text),
+            ("balance", Numeric),
+            ("active", Bool),
+            ("created", Time),
+        ],
+    ),
+    (
+        "orders",
+        &[
+            ("tenant_id", Uuid),
+            ("id", Int),
+            ("customer_id", Int),
+            ("status", Text),
+            ("total", Numeric),
+            ("note", Text),
+        ],
+    ),
+    (
+        "items",
+        &[
+            ("tenant_id", Uuid),
+            ("order_id", Int),
+            ("line", Int),
+            ("product_id", Int),
+            ("quantity", Int),
+            ("price", Numeric),
+        ],
+    ),
     ("events", &[("tenant_id", Uuid), ("at", Time), ("kind", Text), ("seq", Int)]),
     ("filled", &[("tenant_id", Uuid), ("id", Int), ("a", Int), ("b", Text), ("c", Int)]),
     ("big_orders", &[("tenant_id", Uuid), ("id", Int), ("status", Text), ("total", Numeric)]),
-    ("order_totals", &[("tenant_id", Uuid), ("id", Int), ("status", Text), ("amount", Numeric), ("lines", Int)]),
+    (
+        "order_totals",
+        &[("tenant_id", Uuid), ("id", Int), ("status", Text), ("amount", Numeric), ("lines", Int)],
+    ),
 ];
 const OTHERS: [(&str, Columns); 4] = [
     ("countries", &[("name", Text), ("region", Text), ("tax", Numeric)]),
@@ -117,7 +151,11 @@ impl<'r> Grammar<'r> {
         let mut query = Query::default();
         let mut local: Vec<Relation> = Vec::new();
         // Deep inside one table is enough: what is evaluated for each row of the outer queries must be little.
-        let count = if outer.is_empty() { [1, 1, 1, 2, 2, 2, 3][self.random.below(7)] } else { [1, 1, 1, 1, 2][self.random.below(5)] };
+        let count = if outer.is_empty() {
+            [1, 1, 1, 2, 2, 2, 3][self.random.below(7)]
+        } else {
+            [1, 1, 1, 1, 2][self.random.below(5)]
+        };
         for n in 0..count {
             let (mut item, relation) = self.item(depth, outer, &local, n);
             if n > 0 && item.join != "CROSS JOIN" {
@@ -130,7 +168,11 @@ impl<'r> Grammar<'r> {
         if let Some(tenant) = self.tenant {
             for relation in &local {
                 if relation.columns.iter().any(|(name, _)| name == "tenant_id") {
-                    query.conditions.push(Condition::Plain(format!("{}.tenant_id = '{}'", relation.alias, key(tenant))));
+                    query.conditions.push(Condition::Plain(format!(
+                        "{}.tenant_id = '{}'",
+                        relation.alias,
+                        key(tenant)
+                    )));
                 }
             }
         }
@@ -139,7 +181,9 @@ impl<'r> Grammar<'r> {
         }
         match self.random.below(100) {
             0..28 => self.grouped(&mut query, types, &local, depth),
-            28..38 => query.outputs = types.iter().map(|t| Output::Plain(self.aggregate(*t, &local))).collect(),
+            28..38 => {
+                query.outputs = types.iter().map(|t| Output::Plain(self.aggregate(*t, &local))).collect()
+            }
             _ => {
                 query.distinct = self.random.percent(14);
                 query.outputs = types.iter().map(|t| self.output(*t, &local, &sight, depth)).collect();
@@ -175,7 +219,8 @@ impl<'r> Grammar<'r> {
     }
 
     fn item(&mut self, depth: usize, outer: &[Relation], local: &[Relation], n: usize) -> (Item, Relation) {
-        let joins = ["JOIN", "JOIN", "JOIN", "LEFT JOIN", "LEFT JOIN", "RIGHT JOIN", "FULL JOIN", "CROSS JOIN"];
+        let joins =
+            ["JOIN", "JOIN", "JOIN", "LEFT JOIN", "LEFT JOIN", "RIGHT JOIN", "FULL JOIN", "CROSS JOIN"];
         let mut join = if n == 0 { "" } else { joins[self.random.below(joins.len())] };
         let alias = self.name("a");
         let choice = self.random.below(100);
@@ -228,7 +273,9 @@ impl<'r> Grammar<'r> {
         let both: Vec<(String, String)> = other
             .columns
             .iter()
-            .flat_map(|(a, of)| new.columns.iter().filter(move |(_, t)| t == of).map(move |(b, _)| (a.clone(), b.clone())))
+            .flat_map(|(a, of)| {
+                new.columns.iter().filter(move |(_, t)| t == of).map(move |(b, _)| (a.clone(), b.clone()))
+            })
             .filter(|(a, b)| a != "tenant_id" && b != "tenant_id")
             .collect();
         if !both.is_empty() && (conditions.is_empty() || self.random.percent(70)) {
@@ -237,7 +284,8 @@ impl<'r> Grammar<'r> {
         }
         if conditions.is_empty() {
             // Nothing fits: few rows of one side, or there would be far too many.
-            let few = self.column(Int, &[new.clone()]).map_or("1 = 2".to_owned(), |column| format!("{column} = 1"));
+            let few =
+                self.column(Int, &[new.clone()]).map_or("1 = 2".to_owned(), |column| format!("{column} = 1"));
             let full = if self.random.percent(50) { few } else { "1 = 2".to_owned() };
             conditions.push(Condition::Plain(full));
         }
@@ -267,17 +315,29 @@ impl<'r> Grammar<'r> {
                 Condition::Plain(format!("{column} IS {}NULL", ["", "NOT "][self.random.below(2)]))
             }
             38..48 => {
-                let Some(column) = self.column(Uuid, local) else { return Condition::Plain(self.simple(sight)) };
+                let Some(column) = self.column(Uuid, local) else {
+                    return Condition::Plain(self.simple(sight));
+                };
                 let keys: Vec<String> = (0..1 + self.random.below(4)).map(|_| self.constant(Uuid)).collect();
                 Condition::Plain(format!("{column} IN ({})", keys.join(", ")))
             }
             48..54 => {
-                let Some(column) = self.column(Uuid, local) else { return Condition::Plain(self.simple(sight)) };
-                Condition::Plain(format!("{column} {} {}", COMPARISONS[self.random.below(6)], self.constant(Uuid)))
+                let Some(column) = self.column(Uuid, local) else {
+                    return Condition::Plain(self.simple(sight));
+                };
+                Condition::Plain(format!(
+                    "{column} {} {}",
+                    COMPARISONS[self.random.below(6)],
+                    self.constant(Uuid)
+                ))
             }
             54..60 => {
                 let column = self.column(Int, sight).unwrap_or_else(|| "1".to_owned());
-                Condition::Plain(format!("{column} BETWEEN {} AND {}", self.random.below(4), 3 + self.random.below(9)))
+                Condition::Plain(format!(
+                    "{column} BETWEEN {} AND {}",
+                    self.random.below(4),
+                    3 + self.random.below(9)
+                ))
             }
             60..68 => Condition::Either(vec![
                 self.condition(local, sight, depth.saturating_sub(1)),
@@ -314,7 +374,9 @@ impl<'r> Grammar<'r> {
         let sharded = SHARDED.iter().any(|(table, _)| table == name);
         let of = outer.iter().find(|relation| relation.columns.iter().any(|(name, _)| name == "tenant_id"));
         if let (true, Some(of)) = (sharded && self.random.percent(55), of) {
-            query.conditions.push(Condition::Plain(format!("{}.tenant_id = {}.tenant_id", inner.alias, of.alias)));
+            query
+                .conditions
+                .push(Condition::Plain(format!("{}.tenant_id = {}.tenant_id", inner.alias, of.alias)));
         }
     }
 
@@ -346,11 +408,14 @@ impl<'r> Grammar<'r> {
             0..8 if depth > 0 => Output::Query(Box::new(self.scalar(kind, depth - 1, local))),
             8..20 => {
                 let part = TYPES[self.random.below(TYPES.len())];
-                let partition = self.column(part, local).map(|c| format!("PARTITION BY {c} ")).unwrap_or_default();
+                let partition =
+                    self.column(part, local).map(|c| format!("PARTITION BY {c} ")).unwrap_or_default();
                 let order = self.column(Int, local).or_else(|| self.column(Text, local));
                 let order = order.map(|c| format!("ORDER BY {c}")).unwrap_or_default();
                 let call = match kind {
-                    Int if self.random.percent(50) => ["rank()", "dense_rank()"][self.random.below(2)].to_owned(),
+                    Int if self.random.percent(50) => {
+                        ["rank()", "dense_rank()"][self.random.below(2)].to_owned()
+                    }
                     // Distinct and ordered aggregates are not allowed in windows.
                     Int | Text | Bool => {
                         let column = self.column(Int, local).unwrap_or_else(|| "1".to_owned());

@@ -54,7 +54,12 @@ pub(crate) fn run(sides: &mut Sides, seed: u64, count: usize, writing: &Mutex<()
     Ok(records)
 }
 
-fn judge(sides: &mut Sides, generated: &Generated, mode: Mode, writing: &Mutex<()>) -> Result<(Verdict, bool, bool)> {
+fn judge(
+    sides: &mut Sides,
+    generated: &Generated,
+    mode: Mode,
+    writing: &Mutex<()>,
+) -> Result<(Verdict, bool, bool)> {
     let sql = generated.sql();
     let rows = if crate::text::is_ordered(&sql) { Rows::InOrder } else { Rows::AnyOrder };
     let statement = Statement { sql, rows, copy: None, simple_only: false, text_only: false, deviates: None };

@@ -52,9 +52,26 @@ pub(crate) enum Output {
 #[derive(Clone, Debug)]
 pub(crate) enum Generated {
     Read(Query),
-    Insert { table: &'static str, columns: &'static str, rows: Source, returning: bool, conflict: &'static str },
-    Update { table: &'static str, sets: Vec<String>, from: Option<Item>, conditions: Vec<Condition>, returning: bool },
-    Delete { table: &'static str, using: Option<Item>, conditions: Vec<Condition>, returning: bool },
+    Insert {
+        table: &'static str,
+        columns: &'static str,
+        rows: Source,
+        returning: bool,
+        conflict: &'static str,
+    },
+    Update {
+        table: &'static str,
+        sets: Vec<String>,
+        from: Option<Item>,
+        conditions: Vec<Condition>,
+        returning: bool,
+    },
+    Delete {
+        table: &'static str,
+        using: Option<Item>,
+        conditions: Vec<Condition>,
+        returning: bool,
+    },
 }
 
 impl Source {
@@ -81,7 +98,8 @@ impl Source {
 
 impl Item {
     fn sql(&self) -> String {
-        let columns = if self.columns.is_empty() { String::new() } else { format!("({})", self.columns.join(", ")) };
+        let columns =
+            if self.columns.is_empty() { String::new() } else { format!("({})", self.columns.join(", ")) };
         let on = match self.join {
             "" | "CROSS JOIN" => String::new(),
             _ if self.on.is_empty() => " ON true".to_owned(),
@@ -178,9 +196,10 @@ impl Query {
     pub(crate) fn sql(&self) -> String {
         let mut out = String::new();
         if !self.ctes.is_empty() {
-            let ctes = self.ctes.iter().map(|(name, columns, query)| {
-                format!("{name}({}) AS ({})", columns.join(", "), query.sql())
-            });
+            let ctes = self
+                .ctes
+                .iter()
+                .map(|(name, columns, query)| format!("{name}({}) AS ({})", columns.join(", "), query.sql()));
             out = format!("WITH {} ", ctes.collect::<Vec<_>>().join(", "));
         }
         match &self.set {
@@ -202,7 +221,8 @@ impl Query {
 
     fn core(&self) -> String {
         let outputs: Vec<String> = self.outputs.iter().map(Output::sql).collect();
-        let mut out = format!("SELECT {}{}", if self.distinct { "DISTINCT " } else { "" }, outputs.join(", "));
+        let mut out =
+            format!("SELECT {}{}", if self.distinct { "DISTINCT " } else { "" }, outputs.join(", "));
         for (n, item) in self.from.iter().enumerate() {
             if n == 0 {
                 out += " FROM ";
@@ -283,9 +303,9 @@ impl Generated {
     pub(crate) fn writes(&self) -> Option<&'static str> {
         match self {
             Generated::Read(_) => None,
-            Generated::Insert { table, .. } | Generated::Update { table, .. } | Generated::Delete { table, .. } => {
-                Some(table)
-            }
+            Generated::Insert { table, .. }
+            | Generated::Update { table, .. }
+            | Generated::Delete { table, .. } => Some(table),
         }
     }
 
@@ -327,17 +347,20 @@ impl Generated {
                 sources.into_iter().map(of).collect()
             }
             Generated::Update { table, sets, from, conditions, returning } => {
-                let of = |sets: &[String], from: &Option<Item>, conditions: Vec<Condition>| Generated::Update {
-                    table,
-                    sets: sets.to_vec(),
-                    from: from.clone(),
-                    conditions,
-                    returning: *returning,
-                };
+                let of =
+                    |sets: &[String], from: &Option<Item>, conditions: Vec<Condition>| Generated::Update {
+                        table,
+                        sets: sets.to_vec(),
+                        from: from.clone(),
+                        conditions,
+                        returning: *returning,
+                    };
                 let mut smaller = vec![of(sets, &None, conditions.clone())];
                 smaller.retain(|_| from.is_some());
                 if sets.len() > 1 {
-                    smaller.extend(fewer(sets, |_| Vec::new()).iter().map(|sets| of(sets, from, conditions.clone())));
+                    smaller.extend(
+                        fewer(sets, |_| Vec::new()).iter().map(|sets| of(sets, from, conditions.clone())),
+                    );
                 }
                 smaller.extend(fewer(conditions, Condition::smaller).into_iter().map(|c| of(sets, from, c)));
                 smaller

@@ -7,7 +7,11 @@ use crate::catalog::key;
 impl Grammar<'_> {
     pub(super) fn aggregate(&mut self, kind: Type, local: &[Relation]) -> String {
         let of = |this: &mut Self, kind| this.column(kind, local).unwrap_or_else(|| this.constant(kind));
-        let filter = if self.random.percent(12) { format!(" FILTER (WHERE {})", self.simple(local)) } else { String::new() };
+        let filter = if self.random.percent(12) {
+            format!(" FILTER (WHERE {})", self.simple(local))
+        } else {
+            String::new()
+        };
         let call = match kind {
             Int => match self.random.below(6) {
                 0 | 1 => "count(*)".to_owned(),
@@ -62,7 +66,10 @@ impl Grammar<'_> {
         match kind {
             Int => self.random.below(12).to_string(),
             Numeric => format!("{}.5", self.random.below(200)),
-            Text => ["'new'", "'paid'", "'Bob'", "'x'", "'click'", "'m'"][self.random.below(6)].to_owned() + "::text",
+            Text => {
+                ["'new'", "'paid'", "'Bob'", "'x'", "'click'", "'m'"][self.random.below(6)].to_owned()
+                    + "::text"
+            }
             Uuid => format!("'{}'::uuid", key(1 + self.random.below(16))),
             Bool => ["true", "false"][self.random.below(2)].to_owned(),
             Time => format!("'202{}-06-01 00:00+00'::timestamptz", 4 + self.random.below(3)),

@@ -13,7 +13,8 @@ impl Grammar<'_> {
     }
 
     fn write_conditions(&mut self, local: &[Relation]) -> Vec<Condition> {
-        let mut conditions: Vec<Condition> = (0..self.random.below(3)).map(|_| self.condition(local, local, 1)).collect();
+        let mut conditions: Vec<Condition> =
+            (0..self.random.below(3)).map(|_| self.condition(local, local, 1)).collect();
         if let Some(tenant) = self.tenant {
             conditions.push(Condition::Plain(format!("t.tenant_id = '{}'", key(tenant))));
         }
@@ -40,7 +41,9 @@ impl Grammar<'_> {
         let (table, local) = self.target();
         let mut conditions = self.write_conditions(&local);
         let sets = match table {
-            "filled" => vec![format!("b = {}", self.expression(Text, &local, 2)), "a = t.a + 5000".to_owned()],
+            "filled" => {
+                vec![format!("b = {}", self.expression(Text, &local, 2)), "a = t.a + 5000".to_owned()]
+            }
             "orders" => vec![
                 format!("note = {}", self.expression(Text, &local, 2)),
                 format!("total = {}", self.column(Numeric, &local).unwrap_or_else(|| "1.5".to_owned())),
@@ -60,8 +63,9 @@ impl Grammar<'_> {
     }
 
     pub(super) fn insert(mut self) -> Generated {
-        let conflict = ["", "", " ON CONFLICT DO NOTHING", " ON CONFLICT (tenant_id, id) DO UPDATE SET b = 'again'"]
-            [self.random.below(4)];
+        let conflict =
+            ["", "", " ON CONFLICT DO NOTHING", " ON CONFLICT (tenant_id, id) DO UPDATE SET b = 'again'"]
+                [self.random.below(4)];
         let rows = if self.random.percent(60) {
             let first = self.random.below(9);
             let rows: Vec<String> = (0..1 + self.random.below(6))
@@ -76,7 +80,13 @@ impl Grammar<'_> {
             let outputs = ["s.tenant_id", "s.id + 700", "s.id + 20000", "'selected'"];
             query.outputs = outputs.iter().map(|text| Output::Plain((*text).to_owned())).collect();
             let source = Source::Table("customers".to_owned());
-            query.from.push(Item { join: "", source, alias: "s".to_owned(), columns: Vec::new(), on: Vec::new() });
+            query.from.push(Item {
+                join: "",
+                source,
+                alias: "s".to_owned(),
+                columns: Vec::new(),
+                on: Vec::new(),
+            });
             let columns = SHARDED[0].1.iter().map(|(n, t)| ((*n).to_owned(), *t)).collect();
             let local = [Relation { alias: "s".to_owned(), columns }];
             for _ in 0..self.random.below(2) {

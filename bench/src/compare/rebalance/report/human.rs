@@ -27,7 +27,11 @@ impl Report {
             table.row(row(step.kind.name(), moving, &step.noticed));
         }
         if let Some(copy) = &self.copy {
-            table.row(row(COPY, [format!("{:.1}", copy.by_copy.seconds), none(), none()], &copy.by_copy.noticed));
+            table.row(row(
+                COPY,
+                [format!("{:.1}", copy.by_copy.seconds), none(), none()],
+                &copy.by_copy.noticed,
+            ));
         }
         let mut text = format!("\n{}\n{}", table.render(), self.phases().render());
         if let Some(ratio) = self.step_ratio() {

@@ -227,7 +227,11 @@ mod tests {
     use crate::load::trace::Request;
 
     fn noticed(p99_ms: f64, lost: u64) -> Noticed {
-        Noticed { load: Seen { p99_ms, ..Seen::default() }, seen: Counts { lost, ..Counts::default() }, busy: None }
+        Noticed {
+            load: Seen { p99_ms, ..Seen::default() },
+            seen: Counts { lost, ..Counts::default() },
+            busy: None,
+        }
     }
 
     /// Payments took so long while rows were copied.
