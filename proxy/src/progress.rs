@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
+use crate::motion::motions::Stage;
 use crate::session::client::{Activity, ClientInfo};
 use crate::shared::State;
 use crate::worker::Worker;
@@ -75,19 +76,22 @@ impl Worker {
             return growing;
         }
         let waits_for = following.motions.as_deref().and_then(|motions| {
-            self.clients.borrow().values().find_map(|info| {
-                let touch = info.touch.borrow();
-                let motion = touch.blocks(motions)?;
-                let age = info.since.get().elapsed().as_millis();
-                Some(format!(
-                    "move {} waits for client {} of {} ({}, {} for {age} ms)",
-                    motion.move_id,
-                    info.id,
-                    info.user,
-                    info.address,
-                    info.activity.get().name()
-                ))
-            })
+            let clients = self.clients.borrow();
+            let late = clients.values().filter_map(|info| {
+                let held = info.touch.borrow().blocks(motions)?;
+                Some((held.stage == Stage::Holding, info.since.get().elapsed(), held.move_id, info))
+            });
+            // Whoever keeps a version back keeps back all that wait for it, whatever he has touched: so the note is of him and
+            // that, and not of who waits. First of a move for which everybody else is held, then by age.
+            let (_, age, moved, info) = late.max_by_key(|&(holding, age, ..)| (holding, age))?;
+            Some(format!(
+                "client {} of {} ({}, which touched what move {moved} moves, {} for {} ms)",
+                info.id,
+                info.user,
+                info.address,
+                info.activity.get().name(),
+                age.as_millis()
+            ))
         });
         let undrained = waits_for.is_some();
         *self.progress.waits_for.lock() = waits_for;

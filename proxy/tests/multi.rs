@@ -17,12 +17,20 @@ mod faults;
 mod grow;
 #[path = "multi/hang_up.rs"]
 mod hang_up;
+#[path = "multi/home.rs"]
+mod home;
 #[path = "multi/lease.rs"]
 mod lease;
 #[path = "multi/motion.rs"]
 mod motion;
+#[path = "multi/motion_replicas.rs"]
+mod motion_replicas;
 #[path = "multi/motion_scatter.rs"]
 mod motion_scatter;
+#[path = "multi/motion_snapshots.rs"]
+mod motion_snapshots;
+#[path = "multi/motion_waits.rs"]
+mod motion_waits;
 #[path = "multi/mover.rs"]
 mod mover;
 #[path = "multi/oids.rs"]

@@ -21,6 +21,10 @@ BEGIN
     IF NOT EXISTS (SELECT FROM shard_catalog.map) THEN
         RAISE EXCEPTION 'this shard does not keep the shard map' USING HINT = 'Ask on the default shard.';
     END IF;
+    IF EXISTS (SELECT FROM shard_catalog.control WHERE moved_to IS NOT NULL) THEN
+        RAISE EXCEPTION 'the shard catalog is on shard % now', (SELECT moved_to FROM shard_catalog.control)
+            USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Ask there.';
+    END IF;
     IF (p_how ->> 'finish')::boolean AND NOT (p_how ->> 'auto')::boolean THEN
         RAISE EXCEPTION 'finish needs auto' USING ERRCODE = 'invalid_parameter_value';
     END IF;
@@ -38,13 +42,20 @@ LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
     SELECT shard_catalog.ask(jsonb_build_object('verb', 'move', 'first', first, 'last', last, 'target', target),
         jsonb_build_object('auto', auto, 'finish', finish, 'dry_run', dry_run))
 $$;
+-- Any set of buckets: move_buckets('0-9,40-49,77', 3).
+CREATE OR REPLACE FUNCTION shard_catalog.move_buckets(buckets text, target int, auto boolean DEFAULT false,
+    finish boolean DEFAULT false, dry_run boolean DEFAULT false) RETURNS bigint
+LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+    SELECT shard_catalog.ask(jsonb_build_object('verb', 'move', 'buckets', buckets, 'target', target),
+        jsonb_build_object('auto', auto, 'finish', finish, 'dry_run', dry_run))
+$$;
 CREATE OR REPLACE FUNCTION shard_catalog.drain(shard int, auto boolean DEFAULT true, finish boolean DEFAULT false,
     dry_run boolean DEFAULT false) RETURNS bigint
 LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
     SELECT shard_catalog.ask(jsonb_build_object('verb', 'drain', 'shard', shard),
         jsonb_build_object('auto', auto, 'finish', finish, 'dry_run', dry_run))
 $$;
--- measure: buckets, rows or bytes. weights: {"3": 2}, those of the configuration for the others.
+-- measure: buckets, rows, bytes, or (with dry_run) load. weights: {"3": 2}, those of the configuration for the others.
 CREATE OR REPLACE FUNCTION shard_catalog.rebalance(measure text DEFAULT 'buckets', tolerance int DEFAULT 5,
     weights jsonb DEFAULT '{}', auto boolean DEFAULT true, finish boolean DEFAULT false, dry_run boolean DEFAULT false)
     RETURNS bigint
@@ -59,6 +70,17 @@ LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
     SELECT shard_catalog.ask(jsonb_build_object('verb', 'isolate', 'tenant', tenant, 'target', target),
         jsonb_build_object('auto', auto, 'finish', finish, 'dry_run', dry_run))
 $$;
+-- Tenants of other types, as they are written in the statement.
+CREATE OR REPLACE FUNCTION shard_catalog.isolate(tenant uuid, target int, auto boolean DEFAULT false,
+    finish boolean DEFAULT false, dry_run boolean DEFAULT false) RETURNS bigint
+LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+    SELECT shard_catalog.isolate(tenant::text, target, auto, finish, dry_run)
+$$;
+CREATE OR REPLACE FUNCTION shard_catalog.isolate(tenant bigint, target int, auto boolean DEFAULT false,
+    finish boolean DEFAULT false, dry_run boolean DEFAULT false) RETURNS bigint
+LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+    SELECT shard_catalog.isolate(tenant::text, target, auto, finish, dry_run)
+$$;
 
 -- What the verbs on one move write: an entry of its record, and a line of its history. Of limits (throttle) those that are named
 -- are set, null for none. Without a text nothing is written, and the limits are the answer.
@@ -69,6 +91,8 @@ DECLARE
     v_detail jsonb;
     v_limits jsonb;
     v_text text := p_text;
+    v_instead text;
+    c_before CONSTANT text[] := '{preflight, announcing, arming, copying, catching_up, verifying, ready, fencing, releasing}';
 BEGIN
     SELECT phase, detail, coalesce(nullif(detail -> 'throttle', 'null'), '{}') INTO v_phase, v_detail, v_limits
       FROM shard_catalog.move WHERE id = p_move FOR UPDATE;
@@ -82,6 +106,31 @@ BEGIN
     IF v_phase IN ('done', 'rolled_back', 'aborted', 'refused') THEN
         RAISE EXCEPTION 'move % is over: %', p_move, v_phase USING ERRCODE = 'object_not_in_prerequisite_state';
     END IF;
+    -- As Phase::granted says it.
+    v_instead := CASE p_entries ->> 'wish'
+        WHEN 'cutover' THEN CASE WHEN v_phase <> ALL (c_before)
+            THEN 'the move has flipped already, or is being undone' END
+        WHEN 'abort' THEN CASE
+            WHEN v_phase IN ('closing', 'cleaning')
+                THEN 'the window is closed, and it goes on to its end: plan a move in the other direction'
+            WHEN v_phase IN ('returning', 'emptying') THEN 'it has been rolled back, and goes on to its end'
+            WHEN v_phase <> ALL (c_before || '{aborting, clearing}'::text[])
+                THEN 'the target owns the scope already: use rollback (until finish), or finish' END
+        WHEN 'rollback' THEN CASE
+            WHEN v_phase IN ('closing', 'cleaning') THEN 'the window is closed: plan a move in the other direction'
+            WHEN v_phase = ANY (c_before || '{aborting, clearing}'::text[]) THEN 'nothing has flipped yet: use abort' END
+        WHEN 'finish' THEN CASE WHEN v_phase NOT IN ('reversing', 'window', 'back_verifying', 'closing', 'cleaning')
+            THEN 'only a move whose window is open can be finished: cut over first' END
+    END;
+    IF v_instead IS NOT NULL THEN
+        RAISE EXCEPTION 'move % is in phase %: %', p_move, v_phase, v_instead USING ERRCODE = 'object_not_in_prerequisite_state';
+    END IF;
+    IF p_entries ->> 'wish' = 'cutover' AND v_phase = 'ready' AND (v_detail ->> 'lag_bytes')::bigint > (p_entries ->> 'max_lag')::bigint THEN
+        RAISE EXCEPTION 'the target of move % is up to % behind, limit %; nothing was changed', p_move,
+                pg_size_pretty((v_detail ->> 'lag_bytes')::bigint), pg_size_pretty((p_entries ->> 'max_lag')::bigint)
+            USING ERRCODE = 'object_not_in_prerequisite_state',
+                HINT = 'Wait (lag_bytes in shard_catalog.moves), or ask for more: shard_catalog.cutover(move, max_lag => bytes).';
+    END IF;
     IF p_entries ? 'throttle' THEN
         p_entries := p_entries || jsonb_build_object('throttle', jsonb_strip_nulls(v_limits || (p_entries -> 'throttle')));
     END IF;
@@ -94,21 +143,27 @@ BEGIN
     RETURN format('move %s in phase %s: %s', p_move, v_phase, v_text);
 END
 $$;
+-- Refused when the target was more than max_lag bytes of WAL behind when it was last looked at. It waits for that limit, too.
+CREATE OR REPLACE FUNCTION shard_catalog.cutover(move bigint, max_lag bigint) RETURNS text
+LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+    SELECT shard_catalog.tell(move, jsonb_build_object('wish', 'cutover', 'attempts', 0, 'stops', 0, 'paused', false, 'auto', false, 'finish', false,
+        'max_lag', max_lag), 'cutover was asked for')
+$$;
 CREATE OR REPLACE FUNCTION shard_catalog.cutover(move bigint) RETURNS text
 LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
-    SELECT shard_catalog.tell(move, '{"wish": "cutover", "attempts": 0, "paused": false, "auto": false, "finish": false}', 'cutover was asked for')
+    SELECT shard_catalog.cutover(move, 67108864)
 $$;
 CREATE OR REPLACE FUNCTION shard_catalog.abort(move bigint) RETURNS text
 LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
-    SELECT shard_catalog.tell(move, '{"wish": "abort", "attempts": 0, "paused": false, "auto": false, "finish": false}', 'abort was asked for')
+    SELECT shard_catalog.tell(move, '{"wish": "abort", "attempts": 0, "stops": 0, "paused": false, "auto": false, "finish": false}', 'abort was asked for')
 $$;
 CREATE OR REPLACE FUNCTION shard_catalog.roll_back(move bigint) RETURNS text
 LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
-    SELECT shard_catalog.tell(move, '{"wish": "rollback", "attempts": 0, "paused": false, "auto": false, "finish": false}', 'rollback was asked for')
+    SELECT shard_catalog.tell(move, '{"wish": "rollback", "attempts": 0, "stops": 0, "paused": false, "auto": false, "finish": false}', 'rollback was asked for')
 $$;
 CREATE OR REPLACE FUNCTION shard_catalog.finish(move bigint) RETURNS text
 LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
-    SELECT shard_catalog.tell(move, '{"wish": "finish", "attempts": 0, "paused": false}', 'finish was asked for')
+    SELECT shard_catalog.tell(move, '{"wish": "finish", "attempts": 0, "stops": 0, "paused": false}', 'finish was asked for')
 $$;
 CREATE OR REPLACE FUNCTION shard_catalog.pause(move bigint) RETURNS text
 LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
@@ -116,7 +171,7 @@ LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
 $$;
 CREATE OR REPLACE FUNCTION shard_catalog.resume(move bigint) RETURNS text
 LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
-    SELECT shard_catalog.tell(move, '{"paused": false}', 'resumed')
+    SELECT shard_catalog.tell(move, '{"paused": false, "stops": 0}', 'resumed')
 $$;
 -- Sets limits that are given; the others stay. Without any it says which are set. unthrottle takes them away.
 CREATE OR REPLACE FUNCTION shard_catalog.throttle(move bigint, bytes_per_second bigint DEFAULT NULL,
@@ -126,6 +181,9 @@ DECLARE
     v_limits jsonb := jsonb_strip_nulls(jsonb_build_object('bytes_per_second', bytes_per_second,
         'standby_lag_bytes', standby_lag_bytes, 'latency_ms', latency_ms, 'parallel', parallel));
 BEGIN
+    IF parallel > 8 THEN
+        RAISE EXCEPTION 'parallel is % at most: %', 8, v_limits USING ERRCODE = 'invalid_parameter_value';
+    END IF;
     IF least(bytes_per_second, standby_lag_bytes, latency_ms, parallel) < 1 THEN
         RAISE EXCEPTION 'a limit is a number from 1 on: %', v_limits USING ERRCODE = 'invalid_parameter_value',
             HINT = 'shard_catalog.unthrottle(move, name, ...) takes limits away.';
@@ -151,10 +209,20 @@ BEGIN
 END
 $$;
 
+-- How many moves at once each shard may have a part in while they copy and compare; others wait. Without a number it only says it.
+CREATE OR REPLACE FUNCTION shard_catalog.moves_at_once(most int DEFAULT NULL) RETURNS int
+LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+    UPDATE shard_catalog.control SET moves_at_once = most WHERE most IS NOT NULL;
+    SELECT moves_at_once FROM shard_catalog.control
+$$;
+
 CREATE OR REPLACE VIEW shard_catalog.moves AS
 SELECT id, source, target, scope, phase, detail ->> 'wish' AS wish, coalesce((detail ->> 'paused')::boolean, false) AS paused,
     coalesce(detail ->> 'waits_for', detail ->> 'throttled', detail ->> 'lag') AS waits_for, detail ->> 'error' AS last_error,
-    (detail ->> 'lag_bytes')::bigint AS lag_bytes, detail -> 'progress' AS progress, created_at, updated_at
+    (detail ->> 'lag_bytes')::bigint AS lag_bytes,
+    -- Of the copy; or the pages that its comparison, or a deletion, is through with.
+    coalesce(CASE WHEN phase <> 'copying' AND detail -> 'part' ->> 'phase' = phase THEN detail -> 'part' END, detail -> 'progress') AS progress,
+    created_at, updated_at
 FROM shard_catalog.move ORDER BY id DESC;
 CREATE OR REPLACE VIEW shard_catalog.requests AS
 SELECT id, asked_at, asked_by, goal, state, answer, ended_at FROM shard_catalog.request ORDER BY id DESC;

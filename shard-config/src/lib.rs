@@ -9,6 +9,7 @@
 //! - [`scope`]: a set of buckets and tenants, as a predicate in Rust and in SQL: what a move is about.
 //! - [`assign`]: which shard each bucket should be on, moving as few as possible.
 //! - [`plan`]: which moves lead to a better map.
+//! - [`ranges`]: sets of buckets as people write them.
 //! - [`change`]: the only ways in which one map may become another.
 //! - [`settings`], [`config`], [`validate`]: the configuration file; one table entry a setting, and every mistake
 //!   reported at once.
@@ -32,6 +33,7 @@ pub mod digest;
 pub mod key;
 pub mod map;
 pub mod plan;
+pub mod ranges;
 pub mod scope;
 pub mod secret;
 pub mod settings;

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::assign;
 use crate::bucket::KeyHash;
 use crate::map::{ShardId, ShardMap};
+use crate::ranges;
 
 /// Rows of one pair of shards that move together.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,30 +79,20 @@ impl Placed<'_> {
         let step = |((source, target), buckets)| Step {
             source,
             target,
-            ranges: ranges(buckets),
+            ranges: ranges::of(buckets),
             hashes: Vec::new(),
         };
         pairs.into_iter().map(step).collect()
     }
 }
 
-fn ranges(buckets: impl IntoIterator<Item = u16>) -> Vec<(u16, u16)> {
-    let mut ranges: Vec<(u16, u16)> = Vec::new();
-    for bucket in buckets {
-        match ranges.last_mut() {
-            Some((_, to)) if *to + 1 == bucket => *to = bucket,
-            _ => ranges.push((bucket, bucket)),
-        }
+/// These buckets to that shard, from wherever they are. Ranges may be given in any order, and overlap.
+pub fn buckets(placed: Placed<'_>, wanted: &[(u16, u16)], target: ShardId) -> Result<Vec<Step>, PlanError> {
+    let all = placed.map.buckets();
+    if let Some(&(from, to)) = wanted.iter().find(|(from, to)| from > to || *to >= all) {
+        return Err(PlanError::Range(from, to, all));
     }
-    ranges
-}
-
-/// These buckets to that shard, from wherever they are.
-pub fn buckets(placed: Placed<'_>, from: u16, to: u16, target: ShardId) -> Result<Vec<Step>, PlanError> {
-    if from > to || to >= placed.map.buckets() {
-        return Err(PlanError::Range(from, to, placed.map.buckets()));
-    }
-    Ok(placed.steps((from..=to).map(|bucket| (bucket, target))))
+    Ok(placed.steps(wanted.iter().flat_map(|&(from, to)| from..=to).map(|bucket| (bucket, target))))
 }
 
 /// Numbers of buckets in proportion to the weights, moving as few as possible. A shard of weight 0 is emptied.
@@ -183,7 +174,7 @@ pub fn split(steps: Vec<Step>, most: u16) -> Vec<Step> {
     for step in steps {
         let all: Vec<u16> = step.ranges.iter().flat_map(|&(from, to)| from..=to).collect();
         for part in all.chunks(usize::from(most)) {
-            parts.push(Step { ranges: ranges(part.iter().copied()), hashes: Vec::new(), ..step.clone() });
+            parts.push(Step { ranges: ranges::of(part.iter().copied()), hashes: Vec::new(), ..step.clone() });
         }
         if !step.hashes.is_empty() {
             parts.push(Step { ranges: Vec::new(), ..step });
@@ -240,8 +231,12 @@ fn give(
             for bucket in (low..=high).rev() {
                 let figure = i128::from(load[usize::from(bucket)]);
                 let over = balance.get(&giver).copied().unwrap_or(0);
+                // To move what weighs nothing brings nobody closer to a share; only who is emptied gives it, too.
+                if !emptied && figure == 0 {
+                    continue;
+                }
                 // Half a bucket too much is closer to the share than half a bucket too little.
-                if !emptied && over * 2 < figure.max(1) {
+                if !emptied && over * 2 < figure {
                     break;
                 }
                 let lacks = |shard: &ShardId| balance.get(shard).copied().unwrap_or(0);
@@ -307,11 +302,19 @@ mod tests {
     fn buckets_come_from_wherever_they_are() {
         let map = ShardMap::even(&ids(2), 16);
         assert_eq!(
-            buckets(placed(&map), 6, 9, ShardId(3)).unwrap(),
+            buckets(placed(&map), &[(6, 9)], ShardId(3)).unwrap(),
             [step(1, 3, &[(6, 7)]), step(2, 3, &[(8, 9)])]
         );
-        assert_eq!(buckets(placed(&map), 6, 9, ShardId(1)).unwrap(), [step(2, 1, &[(8, 9)])]);
-        assert_eq!(buckets(placed(&map), 9, 16, ShardId(1)), Err(PlanError::Range(9, 16, 16)));
+        assert_eq!(buckets(placed(&map), &[(6, 9)], ShardId(1)).unwrap(), [step(2, 1, &[(8, 9)])]);
+        // Any set of them, in any order.
+        assert_eq!(
+            buckets(placed(&map), &[(12, 15), (2, 3), (13, 14), (0, 1), (6, 6)], ShardId(3)).unwrap(),
+            [step(1, 3, &[(0, 3), (6, 6)]), step(2, 3, &[(12, 15)])]
+        );
+        for wrong in [(9, 16), (4, 3)] {
+            let error = PlanError::Range(wrong.0, wrong.1, 16);
+            assert_eq!(buckets(placed(&map), &[(0, 1), wrong], ShardId(1)), Err(error));
+        }
     }
 
     #[test]
@@ -354,9 +357,9 @@ mod tests {
         let pinned = [(KeyHash::new(18), ShardId(2))];
         let placed = Placed { map: &map, pinned: &pinned };
         assert_eq!(isolate(placed, KeyHash::new(18), ShardId(1)).unwrap()[0].source, ShardId(2));
-        let steps = buckets(placed, 0, 7, ShardId(2)).unwrap();
+        let steps = buckets(placed, &[(0, 7)], ShardId(2)).unwrap();
         assert_eq!(steps, [step(1, 2, &[(0, 1), (3, 7)])], "bucket 2 has rows on shard 2 already");
-        assert_eq!(buckets(placed, 0, 7, ShardId(3)).unwrap(), [step(1, 3, &[(0, 7)])]);
+        assert_eq!(buckets(placed, &[(0, 7)], ShardId(3)).unwrap(), [step(1, 3, &[(0, 7)])]);
         // The shard of a pinned tenant is drained of the tenant, too.
         let drained = drain(placed, ShardId(2), &even(2)).unwrap();
         assert_eq!(drained[0], Step { hashes: vec![KeyHash::new(18)], ..step(2, 1, &[]) });
@@ -370,6 +373,14 @@ mod tests {
         let steps = by_load(placed(&map), &even(2), &load, 5).unwrap();
         assert_eq!(steps, [step(1, 2, &[(7, 7)])]);
         assert_eq!(by_load(placed(&map), &even(2), &[1; 16], 0).unwrap(), []);
+        // What has no load stays, whatever lies between the busy ones.
+        let mut load = vec![0; 16];
+        (load[1], load[4], load[6]) = (30, 30, 1);
+        assert_eq!(by_load(placed(&map), &even(2), &load, 5).unwrap(), [step(1, 2, &[(4, 4), (6, 6)])]);
+        assert_eq!(
+            by_load(placed(&map), &[(ShardId(1), 0), (ShardId(2), 1)], &load, 5).unwrap(),
+            [step(1, 2, &[(0, 7)])]
+        );
         assert_eq!(
             by_load(placed(&map), &even(2), &[1; 8], 0),
             Err(PlanError::Figures { given: 8, buckets: 16 })

@@ -61,7 +61,12 @@ impl World {
             motions,
             past: before.past.clone(),
             blind: before.blind,
+            over: before.over,
         };
+        let moves = |motion: &Motion| snapshot.motions.iter().any(|stored| stored.move_id == motion.move_id);
+        if !before.motions.as_deref().map_or(&[][..], Motions::list).iter().all(moves) {
+            following.over = snapshot.version;
+        }
         if changed {
             if known && !explained(&parts.map, &map, following.motions.as_deref()) {
                 following.blind = snapshot.version;
@@ -151,7 +156,7 @@ impl World {
         }
         let mark = |shard: ShardId, bucket| {
             if let Some(position) = self.servers.position(shard) {
-                self.freshness.end_write(self.freshness.begin_write(position, bucket));
+                self.freshness.moved_here(position, bucket);
             }
         };
         let buckets = after.buckets();

@@ -117,4 +117,4 @@ CREATE UNLOGGED TABLE IF NOT EXISTS shard_catalog.open_transaction (
 );
 
 DELETE FROM shard_catalog.installed;
-INSERT INTO shard_catalog.installed VALUES (8);
+INSERT INTO shard_catalog.installed VALUES (9);

@@ -9,11 +9,13 @@ use std::sync::{Arc, OnceLock};
 
 use anyhow::Context;
 use parking_lot::Mutex;
+use shard_config::ShardId;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_postgres::{AsyncMessage, Client, NoTls, Statement};
 
 use super::accept::Snapshot;
+use super::home::{self, VERSION};
 use super::limits::{FOLLOW_LOOK, FOLLOW_POLL, FOLLOW_STEP, FOLLOW_TIDY};
 use super::memory::{StoredMap, StoredMotion};
 use super::roles::Placed;
@@ -28,8 +30,6 @@ use crate::worker::WorkerHandle;
 /// time. Whoever relies on leases waits for one to run out after a promotion of the default shard.
 const LISTEN: &str = "SET synchronous_commit = local; LISTEN shard_catalog";
 
-const VERSION: &str = "SELECT version FROM shard_catalog.control";
-
 /// One statement is one snapshot.
 const SNAPSHOT: &str = "
 SELECT c.version, m.epoch, m.buckets, m.ranges::text, m.overrides::text, m.id::text,
@@ -38,8 +38,8 @@ SELECT c.version, m.epoch, m.buckets, m.ranges::text, m.overrides::text, m.id::t
 FROM shard_catalog.control c, LATERAL (SELECT * FROM shard_catalog.map ORDER BY epoch DESC LIMIT 1) m";
 
 const FIRST_MAP: &str = "
-INSERT INTO shard_catalog.map (epoch, buckets, ranges, reason)
-SELECT $1, $2, $3::text::jsonb, 'the first map' WHERE NOT EXISTS (SELECT FROM shard_catalog.map) ON CONFLICT DO NOTHING";
+INSERT INTO shard_catalog.map (epoch, buckets, ranges, overrides, id, reason)
+SELECT $1, $2, $3::text::jsonb, $4::text::jsonb, coalesce($5::text::uuid, gen_random_uuid()), 'the first map' WHERE NOT EXISTS (SELECT FROM shard_catalog.map) ON CONFLICT DO NOTHING";
 
 /// `make_interval` and not a text: the lease is five seconds, here and in `motion::lease`.
 const RENEWAL: &str = "
@@ -100,7 +100,7 @@ impl Follower {
                 },
                 None => {
                     self.shared.gate.tried(boottime_ms());
-                    "the default shard has no primary".to_owned()
+                    format!("shard {}, which keeps the catalog, has no primary", self.world.home().shard)
                 }
             };
             self.complain(why);
@@ -116,14 +116,13 @@ impl Follower {
         }
     }
 
-    /// The default shard's position and primary.
+    /// The position and the primary of the catalog's shard.
     fn home(&self) -> Option<(usize, Placed)> {
-        let home = self.world.config().proxy.default_shard;
-        let position = self.servers.position(home)?;
+        let position = self.servers.position(ShardId(self.world.home().shard))?;
         Some((position, self.world.primary(position)?))
     }
 
-    /// Until the connection is lost or the default shard has another primary.
+    /// Until the connection is lost, or the catalog is elsewhere.
     async fn session(&self, position: usize, primary: Placed) -> anyhow::Result<()> {
         let server = self.servers.server(position, primary.slot);
         let (client, mut connection) = self.step(server.connect.connect(NoTls)).await?;
@@ -146,6 +145,11 @@ impl Follower {
                 ))
             };
             let (version, snapshot, renewal) = self.step(prepare).await?;
+            let row = self.step(client.query_one(&version, &[])).await?;
+            if self.has_moved(&row)? {
+                return Ok(());
+            }
+            self.step(self.world.home().settle(&client, &row)).await?;
             let (said, now) = (Said::default(), Instant::now());
             let mut session =
                 Session { client, version, snapshot, renewal, said, renewed: now, looked: now, tidied: None };
@@ -176,15 +180,22 @@ impl Follower {
         said.drained >= state.following.version && state.following.motions.is_none()
     }
 
+    /// Whether the answer to `VERSION` says so; it is gone after then.
+    fn has_moved(&self, row: &tokio_postgres::Row) -> anyhow::Result<bool> {
+        let next = self.world.home().after(row)?;
+        next.map_or(Ok(false), |next| self.world.go_home(next).map(|()| true))
+    }
+
     async fn round(&self, session: &mut Session, look: bool) -> anyhow::Result<()> {
-        let joins = !self.shared.gate.is_leased(boottime_ms()) || session.said == Said::default();
+        // A lease counts from before all that is believed because of it: the process may be stopped in between.
+        let began = boottime_ms();
+        let joins = !self.shared.gate.is_leased(began) || session.said == Said::default();
         if joins {
             // Nothing is acknowledged before it was read again.
-            let sent = boottime_ms();
             let note = Some(self.complaint.lock().clone()).filter(|why| !why.is_empty());
             self.say(session, Said { version: 0, drained: 0, note, ..self.progress() }).await?;
             self.read(session).await?;
-            self.shared.gate.renewed(sent);
+            self.shared.gate.joined(began);
             if !*self.known.borrow() {
                 self.known.send_replace(true);
                 self.nudge.notify_one();
@@ -192,6 +203,9 @@ impl Follower {
         } else if look {
             session.looked = Instant::now();
             let row = self.step(session.client.query_one(&session.version, &[])).await?;
+            if self.has_moved(&row)? {
+                return Ok(());
+            }
             if row.try_get::<_, i64>(0)? as u64 != self.shared.load().following.version {
                 self.read(session).await?;
             }
@@ -201,9 +215,8 @@ impl Follower {
         let important = told(&progress) != told(&session.said);
         let due = if progress == session.said { RENEW } else { FOLLOW_POLL };
         if important || session.renewed.elapsed() >= due {
-            let sent = boottime_ms();
             self.say(session, progress).await?;
-            self.shared.gate.renewed(sent);
+            self.shared.gate.renewed(began);
         }
         if session.tidied.is_none_or(|at| at.elapsed() >= FOLLOW_TIDY) {
             self.step(session.client.execute(TIDY, &[])).await?;
@@ -216,10 +229,20 @@ impl Follower {
         let snapshot = match self.step(snapshot(&session.client, &session.snapshot)).await? {
             Some(snapshot) => snapshot,
             None => {
+                let here = self.home().context("the catalog's shard has no primary any more")?.0;
+                if let Some(home) = home::elsewhere(&self.servers, &self.world, here).await? {
+                    self.world.go_home(home)?;
+                    anyhow::bail!("shard {} keeps the shard map", home.shard);
+                }
+                // Of a catalog that was lost whole: what was served last, under its own id.
                 let ours = StoredMap::from_map(&self.world.map());
-                let ranges = serde_json::to_string(&ours.ranges)?;
+                let id = self.shared.load().following.map_id.clone();
+                let (ranges, overrides) =
+                    (serde_json::to_string(&ours.ranges)?, serde_json::to_string(&ours.overrides)?);
                 let (epoch, buckets) = (ours.epoch as i64, i32::from(ours.buckets));
-                self.step(session.client.execute(FIRST_MAP, &[&epoch, &buckets, &ranges])).await?;
+                let values: [&(dyn tokio_postgres::types::ToSql + Sync); 5] =
+                    [&epoch, &buckets, &ranges, &overrides, &id.as_deref()];
+                self.step(session.client.execute(FIRST_MAP, &values)).await?;
                 let again = self.step(snapshot(&session.client, &session.snapshot)).await?;
                 again.context("the map that was just stored is missing")?
             }
@@ -334,9 +357,9 @@ SELECT id, name, address, extract(epoch FROM lease_until - clock_timestamp())::f
 FROM shard_catalog.proxy ORDER BY name, id";
 
 async fn home_client(servers: &Servers, world: &World) -> anyhow::Result<deadpool_postgres::Object> {
-    let home = world.config().proxy.default_shard;
-    let position = servers.position(home).context("no default shard")?;
-    let primary = world.primary(position).context("the default shard has no primary")?;
+    let position =
+        servers.position(ShardId(world.home().shard)).context("the catalog's shard is not known")?;
+    let primary = world.primary(position).context("the catalog's shard has no primary")?;
     servers.server(position, primary.slot).client().await
 }
 

@@ -12,6 +12,7 @@ use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use shard_config::{KeyHash, Scope, ShardId, ShardMap};
 
+use super::home::Home;
 use super::roles::Remembered;
 use crate::motion::{Motion, Stage};
 
@@ -25,6 +26,9 @@ pub(super) struct Memory {
     pub(super) version: u64,
     #[serde(default)]
     pub(super) motions: Vec<StoredMotion>,
+    /// Where the catalog was found, if it has been moved.
+    #[serde(default)]
+    pub(super) home: Option<Home>,
 }
 
 /// A shard map as it is stored, here and in `shard_catalog.map`.
@@ -85,6 +89,7 @@ impl StoredMotion {
             since: 0,
             owner_since: 0,
             by_target: false,
+            apart: Vec::new(),
         })
     }
 }

@@ -16,6 +16,7 @@ mod builtin;
 pub mod deadlock;
 mod follow;
 mod health;
+mod home;
 mod join;
 pub mod limits;
 mod memory;

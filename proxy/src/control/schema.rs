@@ -23,7 +23,7 @@ use crate::pool::connect::LOCK_CLASS;
 
 const BOOTSTRAP: &str = include_str!("bootstrap.sql");
 /// The version that `bootstrap.sql` writes; raise both together, for a change of the common part, too.
-const BOOTSTRAP_VERSION: i32 = 8;
+const BOOTSTRAP_VERSION: i32 = 9;
 const LOCK_BOOTSTRAP: i32 = 1;
 
 /// Tells the other proxies to look now: a DDL of ours on all shards is prepared, and so could not say so itself.

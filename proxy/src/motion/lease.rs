@@ -38,6 +38,8 @@ pub struct Gate {
     tried_ms: AtomicU64,
     /// Shards, by position, that know of a move that this proxy does not know; the last bit stands for all that follow.
     behind: AtomicU64,
+    /// How often a lease began anew: others may have gone on without this proxy in between.
+    terms: AtomicU64,
 }
 
 /// What may be sent, or passed on to a client.
@@ -54,7 +56,21 @@ pub enum Pass {
 impl Gate {
     /// Nothing is leased yet.
     pub fn new(now_ms: u64) -> Self {
-        Self { until_ms: AtomicU64::new(0), tried_ms: AtomicU64::new(now_ms), behind: AtomicU64::new(0) }
+        let zero = || AtomicU64::new(0);
+        Self { until_ms: zero(), tried_ms: AtomicU64::new(now_ms), behind: zero(), terms: zero() }
+    }
+
+    /// As `renewed`, after there was no lease.
+    pub fn joined(&self, sent_ms: u64) {
+        self.terms.fetch_add(1, Ordering::AcqRel);
+        self.renewed(sent_ms);
+    }
+
+    /// What was routed in another term than this was routed by what may be long over. To be read before anything is judged, and
+    /// after the lease was looked at when it is judged again.
+    #[inline]
+    pub fn term(&self) -> u64 {
+        self.terms.load(Ordering::Acquire)
     }
 
     /// `sent_ms`: when the renewal was sent that has succeeded, and after which the catalog was read.
@@ -120,8 +136,13 @@ mod tests {
         assert_eq!((gate.pass(6100), gate.is_leased(6100)), (Pass::Nothing, false));
         gate.tried(6110);
         assert_eq!(gate.pass(6120), Pass::Resting, "it has tried, and the catalog does not answer");
-        gate.renewed(6200);
+        let term = gate.term();
+        gate.joined(6200);
         assert_eq!(gate.pass(6201), Pass::All);
+        assert_ne!(gate.term(), term, "what was routed before is told from what is routed now");
+        let term = gate.term();
+        gate.renewed(6300);
+        assert_eq!(gate.term(), term);
     }
 
     #[test]

@@ -48,6 +48,8 @@ pub struct Motion {
     /// The map of the same moment says that the target owns it. It decides, and not the stage: before a move is taken back,
     /// statements are held while the target owns.
     pub by_target: bool,
+    /// Tenants of its buckets that the map keeps on a third shard: none of their rows moves. In order.
+    pub apart: Vec<KeyHash>,
 }
 
 impl Motion {
@@ -58,6 +60,11 @@ impl Motion {
     /// Where its rows are not to be seen.
     pub fn other(&self) -> ShardId {
         if self.by_target { self.source } else { self.target }
+    }
+
+    /// Does the key move?
+    pub fn moves(&self, hash: KeyHash, buckets: u16) -> bool {
+        self.scope.contains_hash(hash, buckets) && self.apart.binary_search(&hash).is_err()
     }
 
     /// As EXPLAIN ROUTE tells of it.
@@ -124,6 +131,10 @@ impl Motions {
         for row in &mut rows {
             row.scope.fits(map.buckets()).map_err(|error| format!("move {}: {error}", row.move_id))?;
             row.by_target = row.is_by_target(map);
+            let overrides = map.overrides().iter();
+            let elsewhere = overrides.filter(|(_, shard)| ![row.source, row.target].contains(shard));
+            let apart = elsewhere.map(|(hash, _)| *hash);
+            row.apart = apart.filter(|hash| row.scope.contains_hash(*hash, map.buckets())).collect();
             let known = before.and_then(|before| before.list.iter().find(|m| m.move_id == row.move_id));
             row.since = known.map_or(version, |known| known.since);
             row.owner_since = match known {
@@ -166,7 +177,7 @@ impl Motions {
     pub fn of(&self, hash: KeyHash) -> Mask {
         let mut mask = 0;
         for (bit, motion) in self.list.iter().enumerate() {
-            mask |= u64::from(motion.scope.contains_hash(hash, self.buckets)) << bit;
+            mask |= u64::from(motion.moves(hash, self.buckets)) << bit;
         }
         Mask(mask)
     }
@@ -234,6 +245,9 @@ pub struct Following {
     /// The last version that came with a change of owners of which no motion told: transactions from before it that touched
     /// they no longer know what cannot go on.
     pub blind: u64,
+    /// The last version with which a move was over. A snapshot from before it may show rows that were deleted since, and of
+    /// which no motion tells any more.
+    pub over: u64,
 }
 
 impl Following {
@@ -281,7 +295,8 @@ mod tests {
 
     fn row(move_id: i64, scope: Scope, source: u16, target: u16, stage: Stage) -> Motion {
         let (source, target) = (ShardId(source), ShardId(target));
-        Motion { move_id, scope, source, target, stage, since: 0, owner_since: 0, by_target: false }
+        let (since, owner_since, by_target, apart) = (0, 0, false, Vec::new());
+        Motion { move_id, scope, source, target, stage, since, owner_since, by_target, apart }
     }
 
     /// With the map that belongs to the stages.
@@ -334,6 +349,25 @@ mod tests {
             "(((hashint8extended(k, 8816678312871386365) & 15) BETWEEN 0 AND 1 \
              AND NOT hashint8extended(k, 8816678312871386365) = (16))) IS NOT TRUE"
         );
+    }
+
+    #[test]
+    fn a_tenant_on_a_third_shard_does_not_move_with_its_bucket() {
+        let (apart, moves) = (KeyHash::new(16), KeyHash::new(32));
+        let rows = [row(7, scope(&[(0, 1)], &[]), 1, 3, Stage::Holding)];
+        let with = |shard| {
+            let map = map().with_overrides(&[(apart, ShardId(shard))]).expect("a map");
+            Motions::new(2, &map, rows.to_vec(), None).expect("well formed").expect("some")
+        };
+        let motions = with(4);
+        assert!(motions.of(apart).is_empty() && !motions.of(moves).is_empty());
+        let touched = |hash| {
+            let mut touch = super::super::Touch::default();
+            touch.key(hash, 1, 1);
+            touch.blocks(&motions).is_some()
+        };
+        assert!(!touched(apart) && touched(moves));
+        assert!([1, 3].iter().all(|shard| !with(*shard).of(apart).is_empty()), "in doubt, it does");
     }
 
     #[test]

@@ -6,7 +6,7 @@
 use shard_config::KeyHash;
 use smallvec::SmallVec;
 
-use super::motions::{Mask, Motion, Motions};
+use super::motions::{Mask, Motion, Motions, Stage};
 
 /// Keys that are told apart.
 const FEW: usize = 4;
@@ -63,8 +63,9 @@ impl Touch {
         }
     }
 
+    /// A statement of any kind: from now on there may be a snapshot.
     #[inline]
-    fn begin(&mut self, version: u64, epoch: u64) {
+    pub fn begin(&mut self, version: u64, epoch: u64) {
         if !self.begun {
             (self.begun, self.version, self.epoch) = (true, version, epoch);
         }
@@ -111,8 +112,7 @@ impl Touch {
     pub fn touches_before(&self, motion: &Motion, version: u64, buckets: u16) -> bool {
         // Before the move was known nothing is noted of it.
         let unknown = version.min(motion.since);
-        let within =
-            |known: &Touched| known.version < unknown && motion.scope.contains_hash(known.hash, buckets);
+        let within = |known: &Touched| known.version < unknown && motion.moves(known.hash, buckets);
         self.begun
             && (self.moves.iter().any(|(id, first)| *id == motion.move_id && *first < version)
                 || self.any_before(unknown)
@@ -126,7 +126,10 @@ impl Touch {
             return None;
         }
         let version = motions.version;
-        motions.list().iter().find(|motion| self.touches_before(motion, version, motions.buckets()))
+        let touched =
+            motions.list().iter().filter(|motion| self.touches_before(motion, version, motions.buckets()));
+        // Of several the one for which everybody else is held.
+        touched.max_by_key(|motion| motion.stage == Stage::Holding)
     }
 }
 
@@ -134,15 +137,15 @@ impl Touch {
 mod tests {
     use shard_config::{Scope, ShardId, ShardMap};
 
-    use super::super::motions::Stage;
     use super::*;
 
     fn motions(version: u64, before: Option<&Motions>) -> Motions {
         let map = ShardMap::even(&[ShardId(1), ShardId(2)], 16);
         let scope = Scope::new(&[(0, 1)], &[]).expect("a scope");
         let (source, target, stage) = (ShardId(1), ShardId(2), Stage::Copying);
+        let (since, owner_since, by_target, apart) = (0, 0, false, Vec::new());
         let motion =
-            Motion { move_id: 7, scope, source, target, stage, since: 0, owner_since: 0, by_target: false };
+            Motion { move_id: 7, scope, source, target, stage, since, owner_since, by_target, apart };
         Motions::new(version, &map, vec![motion], before).expect("well formed").expect("some")
     }
 

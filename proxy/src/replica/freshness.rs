@@ -57,6 +57,8 @@ struct Shard {
     whole: Mark,
     /// Every write, for reads whose bucket is not known.
     any: Mark,
+    /// The last time at which buckets came here from another shard.
+    moved: Mark,
     /// By server slot: the newest sample that this server has replayed; 0 = none.
     confirmed: [AtomicU64; SERVERS_PER_SHARD_MAX],
     cold: Mutex<Cold>,
@@ -120,6 +122,7 @@ impl Freshness {
             buckets: (0..self.buckets).map(|_| Mark::default()).collect(),
             whole: Mark(AtomicU64::new(1)), // What was written before this proxy knew it must be replayed, too.
             any: Mark(AtomicU64::new(1)),
+            moved: Mark(AtomicU64::new(1)),
             confirmed: std::array::from_fn(|_| AtomicU64::new(0)),
             cold: Mutex::default(),
         };
@@ -184,7 +187,22 @@ impl Freshness {
         }
     }
 
+    /// True when server `slot` shows the rows of every bucket that came to the shard. Who is content with old rows is not with
+    /// none at all.
+    pub fn shows_moved(&self, shard: usize, slot: u16) -> bool {
+        let state = &self.shards[shard];
+        let confirmed = state.confirmed.get(slot as usize);
+        confirmed.is_some_and(|confirmed| state.moved.clean(confirmed.load(Ordering::Acquire)))
+    }
+
     // What follows is called by the control thread.
+
+    /// Rows came to the shard otherwise than by a statement: those of `bucket`, or of one tenant in it.
+    pub fn moved_here(&self, shard: usize, bucket: Option<Bucket>) {
+        self.end_write(self.begin_write(shard, bucket));
+        let state = &self.shards[shard];
+        state.moved.touch(state.sequence.load(Ordering::Acquire));
+    }
 
     /// Draws a sample number. Call it before the query for the position is sent.
     pub fn sample_begins(&self, shard: usize) -> u64 {
@@ -236,6 +254,7 @@ impl Freshness {
         let sequence = state.sequence.load(Ordering::Acquire);
         state.whole.touch(sequence);
         state.any.touch(sequence);
+        state.moved.touch(sequence);
     }
 
     /// What to ask the primary about: process ids of backends whose last write is in doubt, and names of prepared
@@ -351,6 +370,23 @@ mod tests {
         assert!(!f.replica_ok(0, bucket(7), 1));
         poll(&f, 300, 300);
         assert!(f.replica_ok(0, bucket(7), 1));
+    }
+
+    #[test]
+    fn h8_what_has_moved_here_is_shown_when_a_later_sample_is_replayed() {
+        let f = Freshness::new(1, 8);
+        assert!(!f.shows_moved(0, 1), "nobody knows what it lacks");
+        poll(&f, 100, 100);
+        poll(&f, 100, 100);
+        assert!(f.shows_moved(0, 1) && !f.shows_moved(0, 0));
+        f.end_write(f.begin_write(0, bucket(1)));
+        assert!(f.shows_moved(0, 1), "a write has moved nothing");
+        f.moved_here(0, bucket(3));
+        assert!(!f.shows_moved(0, 1) && !f.replica_ok(0, bucket(3), 1));
+        poll(&f, 200, 199);
+        assert!(!f.shows_moved(0, 1), "sampled, not replayed");
+        poll(&f, 200, 200);
+        assert!(f.shows_moved(0, 1) && f.replica_ok(0, bucket(3), 1));
     }
 
     #[test]

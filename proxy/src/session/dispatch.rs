@@ -199,18 +199,21 @@ impl Session {
         let read_only = self.transaction.as_ref().map(|t| t.read_only);
         let start = self.info.id as usize;
         let replicas = (0..shard.replicas.len()).map(|n| &shard.replicas[(start + n) % shard.replicas.len()]);
+        // Nothing has moved before the second map.
+        let freshness = &self.worker.control.freshness;
+        let shows_moved = |slot: u16| state.map.epoch() <= 1 || freshness.shows_moved(place.shard, slot);
         match (self.read, state.config.reads.policy) {
             // A write may follow in a block, and must find what was read on the same server.
-            (ReadSetting::Replica, _) if read_only.unwrap_or(alone) => {
-                replicas.map(|r| r.slot).find(|slot| self.space.replica(place.shard, *slot).is_some())
-            }
+            (ReadSetting::Replica, _) if read_only.unwrap_or(alone) => replicas
+                .map(|r| r.slot)
+                .find(|slot| self.space.replica(place.shard, *slot).is_some() && shows_moved(*slot)),
             // A later statement of a transaction may read another bucket, so there the whole shard must be fresh.
             (ReadSetting::Policy, shard_config::ReadPolicy::Fresh)
                 if place.keyed && read_only != Some(false) =>
             {
                 let bucket = if read_only.is_some() { None } else { place.bucket(&state) };
                 let alone = alone || read_only.is_some();
-                let fresh = |slot: &u16| self.worker.control.freshness.replica_ok(place.shard, bucket, *slot);
+                let fresh = |slot: &u16| freshness.replica_ok(place.shard, bucket, *slot);
                 replicas.map(|r| r.slot).filter(|_| alone).find(fresh)
             }
             _ => None,

@@ -80,7 +80,8 @@ impl Session {
             return self.wait_for_replies();
         }
         if self.transaction.as_ref().is_some_and(|transaction| transaction.failed) {
-            return self.refused(ProxyError::failed_transaction());
+            let error = self.refusal_in_failed();
+            return self.refused(error);
         }
         match again {
             Some(complete) => {

@@ -80,7 +80,8 @@ impl Session {
             Err(error) => return self.refused(error),
         };
         if self.is_refused_in_failed(&entry.routed.plan.effect) {
-            return self.refused(ProxyError::failed_transaction());
+            let error = self.refusal_in_failed();
+            return self.refused(error);
         }
         let extended = self.extended.get_or_insert_default();
         let mut name = None;
@@ -130,7 +131,8 @@ impl Session {
         };
         let plan = &entry.routed.plan;
         if self.is_refused_in_failed(&plan.effect) {
-            return self.refused(ProxyError::failed_transaction());
+            let error = self.refusal_in_failed();
+            return self.refused(error);
         }
         if let Some(error) = self.extended().portals.too_many(bind.portal, 0) {
             return self.refused(error);

@@ -29,7 +29,12 @@ impl Session {
             match poll_fn(|cx| self.poll_io(cx)).await {
                 // Boxed: what is rare must not make every session's task bigger.
                 Next::Checkout(want) => Box::pin(self.checkout(want)).await,
-                Next::Hold => Box::pin(self.wait_for_move()).await,
+                Next::Hold => {
+                    Box::pin(self.wait_for_move()).await;
+                    if self.hang_up == HangUp::Noticed {
+                        break;
+                    }
+                }
                 Next::Multi(work) => {
                     Box::pin(super::multi_hook::run(&mut self, *work)).await;
                     if self.hang_up == HangUp::Noticed {

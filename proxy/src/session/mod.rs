@@ -8,7 +8,7 @@
 //!   for a server.
 //! - `statements`: what the client's statements are called on servers, and which server has them.
 //! - `dispatch`: which server: route, enlistment, replica or primary, what it must hear first.
-//! - `motion`, with `motion_ddl` (PURE): what must wait, or cannot go on, because its buckets move.
+//! - `motion`, with `motion_ddl` (PURE): what must wait, or cannot go on, because its buckets move; `hold`: the wait.
 //! - `naming`: which settings statements are routed by.
 //! - `config`: `SELECT set_config(...)`.
 //! - `changed`: what DDL in the open transaction has changed; `in_use`: what an open cursor keeps from being changed.
@@ -45,6 +45,7 @@ mod errors;
 mod execute;
 mod extended;
 mod hang_up;
+mod hold;
 mod in_use;
 mod io;
 mod local;
@@ -170,6 +171,8 @@ pub struct Session {
     failure: Option<Box<ProxyError>>,
     /// Since when the statement at hand waits for its buckets to be moved.
     held_since: Option<std::time::Instant>,
+    /// The lease's term in which the statement at hand was judged; `None`: it touches no bucket.
+    term: Option<u64>,
     /// By which a statement over several shards was routed, until it has ended.
     pub(crate) statement_state: Option<Arc<State>>,
 }

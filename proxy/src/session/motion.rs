@@ -3,21 +3,17 @@
 //! Asked before anything is sent, with where the statement would go. A statement that waits is looked at again, and routed by
 //! the map of then.
 
-use std::sync::Arc;
-use std::time::Instant;
-
-use super::client::Activity;
+use super::Session;
 use super::dispatch::Destination;
-use super::motion_ddl::changes_rows;
-use super::{Flow, Next, Session};
+use super::hold::{UNKNOWN_OWNERS, UNKNOWN_SHARDS};
+use super::motion_ddl::{changes_rows, leaves_rows};
 use crate::error::{ProxyError, Retry};
-use crate::limits;
 use crate::motion::lease::Pass;
 use crate::motion::{Mask, Motion, Motions, Stage, boottime_ms};
+use crate::pool::Role;
 use crate::route::plan::{Broadcast, CopyRows, How};
 use crate::route::{Params, Resolved, RoutedStatement, visit_keys};
 use crate::shared::State;
-use crate::worker::Worker;
 use shard_config::KeyHash;
 
 /// Why a statement does not go now.
@@ -45,21 +41,29 @@ impl Session {
         params: &P,
         destination: &Destination,
     ) -> Result<(), Denied> {
-        let keys = self.keys(statement, destination);
+        let term = self.worker.gate().term();
+        let text = sql.get(statement.text.clone()).unwrap_or_default();
+        let keys = self.keys(statement, text, destination);
         if is_for_whatever_shards(destination) && !self.worker.gate().is_leased(boottime_ms()) {
             return Err(self.deny(Denied::Hold, UNKNOWN_SHARDS));
         }
         if !matches!(keys, Keys::None) {
             let admitted = {
                 let state = self.worker.current();
-                self.judge(&state, statement, sql, params, destination, keys)
+                self.judge(&state, (statement, text), params, destination, keys)
             };
             if let Err(denied) = admitted {
                 return Err(self.deny(denied, UNKNOWN_OWNERS));
             }
+            self.term = Some(term);
         } else if !super::simple::is_control(&statement.plan.effect) && self.touched_what_moved() {
             // A cursor's rows, too.
             return Err(self.deny(Denied::Never(moved()), UNKNOWN_OWNERS));
+        } else {
+            // Its snapshot, if there is one from now on, may be that of statements that follow.
+            let state = self.worker.current();
+            self.info.touch.borrow_mut().begin(state.following.version, state.map.epoch());
+            self.term = None;
         }
         self.held_since = None;
         let told = matches!(destination, Destination::Multi(Resolved::Drawn));
@@ -75,7 +79,7 @@ impl Session {
     }
 
     #[inline]
-    fn keys(&self, statement: &RoutedStatement, destination: &Destination) -> Keys {
+    fn keys(&self, statement: &RoutedStatement, text: &[u8], destination: &Destination) -> Keys {
         match destination {
             Destination::Shard(place) if place.keyed => place.key.map_or(Keys::Many, Keys::One),
             // `shard.target` looks at one shard, whatever the statement is about.
@@ -88,6 +92,7 @@ impl Session {
             Destination::Multi(resolved) => match resolved {
                 Resolved::Scatter { .. } | Resolved::SplitInsert(_) => Keys::Many,
                 Resolved::CopyIn(copy) if matches!(copy.rows, CopyRows::ByKey { .. }) => Keys::Many,
+                Resolved::All(Broadcast::Ddl | Broadcast::DdlAutocommit) if leaves_rows(text) => Keys::None,
                 Resolved::All(Broadcast::Ddl | Broadcast::DdlAutocommit) => Keys::Many,
                 _ => Keys::None,
             },
@@ -97,8 +102,7 @@ impl Session {
     fn judge<P: Params>(
         &self,
         state: &State,
-        statement: &RoutedStatement,
-        sql: &[u8],
+        (statement, text): (&RoutedStatement, &[u8]),
         params: &P,
         destination: &Destination,
         keys: Keys,
@@ -114,12 +118,16 @@ impl Session {
             if self.has_moved(state, &touch) {
                 return Err(Denied::Never(moved()));
             }
-            if touch.epoch() != epoch && self.is_strict() && moves_since(state, touch.epoch(), keys) {
+            let other_owner = touch.epoch() != epoch && moves_since(state, touch.epoch(), keys);
+            let left_over = matches!(keys, Keys::Many) && touch.version() < following.over;
+            if (other_owner || left_over) && self.is_strict() {
+                return Err(Denied::Never(moved()));
+            }
+            if other_owner && self.reads_a_replica_that_lags(state, destination) {
                 return Err(Denied::Never(moved()));
             }
         }
         if let Some(motions) = &following.motions {
-            let text = sql.get(statement.text.clone()).unwrap_or_default();
             if let Destination::Multi(Resolved::All(Broadcast::Ddl | Broadcast::DdlAutocommit)) = destination
                 && changes_rows(&statement.plan, text, &state.catalog)
             {
@@ -181,7 +189,7 @@ impl Session {
         let state = self.worker.current();
         let Some(motions) = state.following.motions.as_deref() else { return Vec::new() };
         let text = sql.get(statement.text.clone()).unwrap_or_default();
-        let keys = self.keys(statement, destination);
+        let keys = self.keys(statement, text, destination);
         let mask = self.concerned(&state, motions, (statement, text), params, destination, keys);
         motions.in_mask(mask).map(Motion::line).collect()
     }
@@ -212,85 +220,49 @@ impl Session {
         !touch.is_empty() && touch.version() != state.following.version && self.has_moved(&state, &touch)
     }
 
-    /// REPEATABLE READ or SERIALIZABLE: one epoch for life (H30).
+    /// A transaction that only reads keeps the replica that it has begun on, which may lack what has come to its shard since
+    /// (H8).
+    #[cold]
+    fn reads_a_replica_that_lags(&self, state: &State, destination: &Destination) -> bool {
+        let Destination::Shard(place) = destination else { return false };
+        let replicas = state.shards.get(place.shard).map_or(&[][..], |shard| &shard.replicas);
+        let freshness = &self.worker.control.freshness;
+        self.servers.iter().filter(|s| s.enlisted && s.shard == place.shard && s.role == Role::Replica).any(
+            |server| {
+                let endpoint = replicas.iter().find(|endpoint| endpoint.address == server.key.address);
+                endpoint.is_none_or(|endpoint| !freshness.shows_moved(place.shard, endpoint.slot))
+            },
+        )
+    }
+
+    /// REPEATABLE READ or SERIALIZABLE: one epoch for life (H30). Outside of a block, too: a batch without its Sync is a
+    /// transaction.
     fn is_strict(&self) -> bool {
         let strict = |text: &str| {
             let text = text.to_ascii_lowercase();
             text.contains("repeatable") || text.contains("serializable")
         };
-        let by_setting = || {
-            let settings = self.settings.get("default_transaction_isolation");
-            settings.is_some_and(|value| strict(&value.plain()))
-        };
-        self.transaction.as_ref().is_some_and(|transaction| strict(&transaction.prologue()) || by_setting())
+        let transaction = self.transaction.as_ref();
+        // As they were when it began.
+        let settings = transaction.map_or(&self.settings, |transaction| &transaction.settings_before);
+        settings.get("default_transaction_isolation").is_some_and(|value| strict(&value.plain()))
+            || transaction.is_some_and(|transaction| strict(&transaction.prologue()))
     }
 
-    /// `unleased`: why a statement was held, when it was for want of a lease.
-    fn deny(&mut self, denied: Denied, unleased: &str) -> Denied {
-        match denied {
-            Denied::Hold => {
-                let since = *self.held_since.get_or_insert_with(Instant::now);
-                if since.elapsed() < limits::HOLD {
-                    return Denied::Hold;
-                }
-                self.held_since = None;
-                self.worker.stats.hold_timeouts.add(1);
-                Denied::Never(held_too_long(&self.worker, unleased))
-            }
-            Denied::Never(error) => {
-                self.held_since = None;
-                if error.sqlstate == "40001" {
-                    self.worker.stats.moved.add(1);
-                }
-                Denied::Never(error)
-            }
+    /// A statement over several shards is judged once and goes by the map of then to its end. May it go on to another shard?
+    /// Asked when there is a connection to it: those that there are when the lease runs out are ended by whoever goes on without
+    /// this proxy.
+    pub(super) fn may_join(&self) -> Result<(), ProxyError> {
+        let Some(term) = self.term else { return Ok(()) };
+        let gate = self.worker.gate();
+        let is_known = gate.pass(boottime_ms()) != Pass::Nothing && gate.term() == term;
+        if is_known && self.may_pass_on() {
+            return Ok(());
         }
-    }
-
-    /// What to do with a message whose statement waits. Nothing may be outstanding meanwhile.
-    pub(super) fn hold_message(&mut self) -> Flow {
-        if !self.queue.is_empty() {
-            return self.wait_for_replies();
-        }
-        Flow::After(Next::Hold)
-    }
-
-    /// Waits for a change of what moves, or of the lease. The caller looks at its statement again.
-    pub(crate) async fn wait_for_move(&mut self) {
-        let worker = self.worker.clone();
-        let progress = &worker.progress;
-        use std::sync::atomic::Ordering;
-        if progress.holding.load(Ordering::Relaxed) >= limits::HELD {
-            self.failure = Some(Box::new(
-                ProxyError::new("53300", "too many statements wait for their buckets to be moved")
-                    .hint("Run it again; the move takes less than a second.")
-                    .retry(Retry::Safe),
-            ));
-            return;
-        }
-        let first = self.held_since.is_none_or(|since| since.elapsed() < limits::HOLD_LOOK);
-        if first {
-            worker.stats.holds.add(1);
-        }
-        self.info.set_activity(Activity::WaitingForServer, Instant::now());
-        progress.holding.fetch_add(1, Ordering::Relaxed);
-        let mut changes = worker.changes();
-        // What was published since the statement was looked at is not waited for.
-        let judged_by = worker.current().clone();
-        let newest = worker.state().clone();
-        if Arc::ptr_eq(&judged_by, &newest) {
-            tokio::select! {
-                biased;
-                () = self.info.cancelled.notified() => {
-                    let cancelled = ProxyError::new("57014", "canceling statement due to user request");
-                    self.failure = Some(Box::new(cancelled.retry(Retry::Safe)));
-                }
-                _ = changes.changed() => {}
-                () = tokio::time::sleep(limits::HOLD_LOOK) => {}
-            }
-        }
-        progress.holding.fetch_sub(1, Ordering::Relaxed);
-        self.set_activity();
+        self.worker.stats.moved.add(1);
+        Err(moved().detail(
+            "This proxy could not follow the catalog while the statement ran, and its rows may have moved meanwhile.",
+        ))
     }
 
     /// The transaction is over, and what it has touched is nobody's concern any more.
@@ -345,20 +317,6 @@ fn moved() -> ProxyError {
     ProxyError::new("40001", "could not serialize access due to rows that have moved to another shard")
         .detail("What this transaction has read, locked or written is on another shard now.")
         .hint("Run the transaction again.")
-        .retry(Retry::Safe)
-}
-
-/// Why a statement waits as long as there is no lease.
-const UNKNOWN_OWNERS: &str =
-    "its buckets may have been moved to another shard, and the catalog cannot be asked";
-const UNKNOWN_SHARDS: &str =
-    "it is for every shard, there may be more of them by now, and the catalog cannot be followed";
-
-fn held_too_long(worker: &Worker, unleased: &str) -> ProxyError {
-    let leased = worker.gate().is_leased(boottime_ms());
-    let why = if leased { "its buckets are being moved to another shard" } else { unleased };
-    ProxyError::new("57P03", format!("the statement waited for {} s: {why}", limits::HOLD.as_secs()))
-        .hint("The statement was not sent; run it again. SHOW MOVES on the console, or shardctl status, tells how far the move is.")
         .retry(Retry::Safe)
 }
 

@@ -137,6 +137,10 @@ pub(super) async fn run(session: &mut Session, work: MultiWork) {
     // So that maintenance sees that it waits for servers.
     session.info.set_activity(Activity::Active, session.worker.now.get());
     session.hang_up = HangUp::Watched;
+    if !matches!(work, MultiWork::Statement(_)) {
+        // Nothing of it is judged yet.
+        session.term = None;
+    }
     let chained = session.chained(&work);
     let result = crate::multi::run(&mut Participants::new(session), &work).await;
     if session.hang_up == HangUp::Watched {

@@ -323,7 +323,7 @@ impl<'a> Participants<'a> {
             self.simple(at, prologue.as_bytes()).await?;
         }
         self.session.servers[at].enlisted = true;
-        Ok(at)
+        self.session.may_join().map(|()| at)
     }
 
     pub fn default_shard(&self) -> usize {

@@ -80,7 +80,8 @@ impl Session {
         let plan = &statement.plan;
         self.worker.stats.statements.add(1);
         if self.is_refused_in_failed(&plan.effect) {
-            self.refuse_query(&ProxyError::failed_transaction());
+            let error = self.refusal_in_failed();
+            self.refuse_query(&error);
             return Flow::Done;
         }
         let text = &sql[statement.text.clone()];
@@ -182,7 +183,8 @@ impl Session {
         let control = statements.iter().any(|s| is_control(&s.plan.effect));
         if self.is_refused_in_failed(&statements[0].plan.effect) {
             // As PostgreSQL: nothing behind it is looked at.
-            self.refuse_query(&ProxyError::failed_transaction());
+            let error = self.refusal_in_failed();
+            self.refuse_query(&error);
             return Flow::Done;
         }
         if control && self.has_several() && !failed {
@@ -191,6 +193,7 @@ impl Session {
             return self
                 .refuse_several("transaction control while a failed transaction spans several shards");
         }
+        let held_since = self.held_since;
         for (number, statement) in statements.iter().enumerate() {
             let params = NoParams { client_encoding_is_utf8: self.routing().client_encoding_is_utf8 };
             let only_proxy = matches!(
@@ -212,6 +215,8 @@ impl Session {
             if is_control(&statement.plan.effect) {
                 continue;
             }
+            // The message waits as one: those before the statement that waits begin nothing anew.
+            self.held_since = held_since;
             match self.admit(statement, sql, &params, &destination) {
                 Ok(()) => {}
                 Err(Denied::Hold) => return self.hold_message(),
@@ -248,7 +253,8 @@ impl Session {
         }
         if spread {
             if failed {
-                self.refuse_query(&ProxyError::failed_transaction());
+                let error = self.refusal_in_failed();
+                self.refuse_query(&error);
                 return Flow::Done;
             }
             let work = MultiWork::Several { sql: sql.into(), routed: routed.clone() };
@@ -307,7 +313,8 @@ impl Session {
         for statement in statements {
             if self.is_refused_in_failed(&statement.plan.effect) {
                 self.say(bytes);
-                self.refuse_query(&ProxyError::failed_transaction());
+                let error = self.refusal_in_failed();
+                self.refuse_query(&error);
                 return Flow::Done;
             }
             match self.local(statement, &sql[statement.text.clone()], By::Simple) {
@@ -347,6 +354,15 @@ impl Session {
         );
         self.refuse_query(&error);
         Flow::Done
+    }
+
+    /// What it is refused with. A loss of which the client has not heard is told first: 25P02 does not say that the transaction
+    /// may be tried again.
+    pub(super) fn refusal_in_failed(&mut self) -> ProxyError {
+        match self.transaction.as_mut().and_then(|transaction| transaction.untold.take()) {
+            Some(shard) => ProxyError::participant_lost(shard),
+            None => ProxyError::failed_transaction(),
+        }
     }
 
     pub(super) fn is_refused_in_failed(&self, effect: &Effect) -> bool {

@@ -431,6 +431,7 @@ impl Session {
             running,
             failure: None,
             held_since: None,
+            term: None,
             statement_state: None,
         }
     }

@@ -116,6 +116,63 @@ async fn h8_a_proxy_that_was_stopped_looks_before_it_goes_on() {
     assert_eq!(world.each(&reads).await, [0, 0, 3, 0]);
 }
 
+/// A statement over several shards is judged once. This one goes on for longer than a lease, and a whole move passes meanwhile:
+/// nothing on its shards is left that would keep its rows out.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn h8_a_copy_that_outlives_its_lease_begins_on_no_other_shard() {
+    use futures_util::SinkExt;
+    let world = World::start("outlived").await;
+    let mut mover = Mover::new(&world).await;
+    let (of_three, staying) = (keys(3, 2), keys(2, 1)[0]);
+    let renewal = world.cluster.primaries[0].client("postgres").await;
+    let fourth = world.cluster.primaries[3].client("postgres").await;
+    for (id, moving, is_back) in [(1, of_three[0], true), (2, of_three[1], false)] {
+        let client = world.proxy.client().await;
+        let sink = client.copy_in::<_, bytes::Bytes>("COPY t FROM STDIN").await.unwrap();
+        let mut sink = std::pin::pin!(sink);
+        let mut send = async |key: i64| {
+            sink.send(format!("{key}\t1\ta\n").into()).await.unwrap();
+            sink.flush().await.unwrap();
+        };
+        send(staying).await;
+        let busy = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'app' AND query LIKE 'COPY%' AND state <> 'idle'";
+        world.eventually(busy, &[1, 1, 0, 0]).await;
+        renewal.batch_execute("BEGIN; LOCK shard_catalog.proxy IN EXCLUSIVE MODE").await.unwrap();
+        let begun = Instant::now();
+        while mover.least("version", 0).await != 0 {
+            assert!(begun.elapsed() < Duration::from_secs(10), "its lease runs out");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        let scope = buckets_of(&[moving]);
+        mover.begin(id, &scope, 3, 4).await;
+        mover.flip(id, &scope, 3, 4, "flipped").await;
+        let version = mover.end(id).await;
+        if is_back {
+            // With another lease than that under which it was judged.
+            renewal.batch_execute("ROLLBACK").await.unwrap();
+            mover.wait("version", version, 1).await;
+        } else {
+            // Without one, and a shard knows more than the proxy does.
+            let owned = "INSERT INTO shard_catalog.ownership (move_id, epoch, epoch_id, scope, owner, flipped) \
+                         VALUES (7, 99, gen_random_uuid(), '{\"ranges\": [[0, 1]]}', 3, true)";
+            fourth.batch_execute(owned).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(700)).await;
+        }
+        send(moving).await;
+        let answer = sink.finish().await.map_err(|error| code(&error));
+        assert_eq!((answer, world.counts().await), (Err("40001".to_owned()), vec![0; 4]), "{is_back}");
+        if !is_back {
+            fourth.batch_execute("DELETE FROM shard_catalog.ownership").await.unwrap();
+            renewal.batch_execute("ROLLBACK").await.unwrap();
+            mover.wait("version", version, 1).await;
+        }
+    }
+    // The next one knows better.
+    let insert = format!("INSERT INTO t VALUES ({}, 1, 'a'), ({staying}, 1, 'a')", of_three[1]);
+    world.proxy.client().await.batch_execute(&insert).await.unwrap();
+    assert_eq!(world.counts().await, [0, 1, 0, 1]);
+}
+
 /// The catalog is silent for longer than a lease, and another shard has given rows away meanwhile, or taken some in.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn h6_what_a_shard_itself_knows_of_moves_is_believed() {

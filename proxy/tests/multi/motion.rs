@@ -164,7 +164,7 @@ async fn h2_who_has_touched_the_scope_is_waited_for() {
     assert!(mover.least("drained", 1).await < version, "a reader is in the way");
     let note: Option<String> =
         mover.catalog.query_one("SELECT note FROM shard_catalog.proxy", &[]).await.unwrap().get(0);
-    assert!(note.as_deref().unwrap_or_default().contains("move 7 waits for client"), "{note:?}");
+    assert!(note.as_deref().unwrap_or_default().contains("which touched what move 7 moves"), "{note:?}");
     reader.batch_execute("COMMIT").await.unwrap();
     mover.drained(version).await;
     bystander.batch_execute("COMMIT").await.unwrap();
@@ -223,7 +223,7 @@ async fn h2_who_has_touched_the_scope_is_waited_for() {
     assert_eq!([one(&strict, &read).await, one(&reader, &read).await], ["40001", "40001"]);
 }
 
-/// Two proxies serve a change within 250 ms, and say so only when they do.
+/// Two proxies serve every change within 250 ms, and say so only when they do.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_proxies_follow() {
     let world = World::start("follow").await;
@@ -245,9 +245,8 @@ async fn two_proxies_follow() {
         }
         mover.wait("drained", version, 2).await;
     }
-    times.sort_unstable();
     println!("two proxies acknowledged in {times:?} ms");
-    assert!(times[5] <= 250, "{times:?}");
+    assert!(times.iter().all(|time| *time <= 250), "{times:?}");
     // Another map of the same epoch is an alarm: it is neither followed nor acknowledged (H6).
     let epoch = mover.map.epoch();
     let version = mover

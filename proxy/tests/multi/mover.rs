@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use shard_config::{KeyHash, KeyType, Scope, ShardId, ShardMap};
 use tokio_postgres::Client;
 
+use crate::cluster::Cluster;
 use crate::proxy::World;
 
 pub const SHARDS: [ShardId; 4] = [ShardId(1), ShardId(2), ShardId(3), ShardId(4)];
@@ -24,14 +25,19 @@ pub struct Mover {
     pub catalog: Client,
     pub map: ShardMap,
     /// Those that may own something.
-    shards: Vec<ShardId>,
+    pub shards: Vec<ShardId>,
 }
 
 impl Mover {
     pub async fn new(world: &World) -> Self {
-        let catalog = world.cluster.primaries[0].client("postgres").await;
-        let shards = (1..=world.cluster.primaries.len() as u16).map(ShardId).collect();
-        Self { catalog, map: ShardMap::even(&SHARDS, 4096), shards }
+        Self::of(&world.cluster, &SHARDS).await
+    }
+
+    /// Of a cluster in which these shards own everything.
+    pub async fn of(cluster: &Cluster, owners: &[ShardId]) -> Self {
+        let catalog = cluster.primaries[0].client("postgres").await;
+        let shards = (1..=cluster.primaries.len() as u16).map(ShardId).collect();
+        Self { catalog, map: ShardMap::even(owners, 4096), shards }
     }
 
     /// One transaction; returns its version.

@@ -112,6 +112,21 @@ fn a_lost_server_is_told_with_what_it_means() {
     assert_eq!(raw.query(&format!("SELECT v FROM t WHERE k = {key}")), ["E25P02", "ZE"]);
     assert_eq!(raw.query("ROLLBACK"), ["CROLLBACK", "ZI"]);
     assert_eq!(raw.value("SELECT 1"), "1");
+    // Idle in a transaction: the next statement is told, as one that may be tried again with all of its transaction.
+    for batch in [false, true] {
+        let select = format!("SELECT v FROM t WHERE k = {key}");
+        raw.query("BEGIN");
+        let pid = raw.value(&format!("SELECT pg_backend_pid(), count(*) FROM t WHERE k = {key}"));
+        kill(&pid);
+        std::thread::sleep(Duration::from_millis(200));
+        let told = match batch {
+            true => Batch::default().parse("", &select).bind("", &[]).execute().sync().run(&mut raw),
+            false => raw.query(&select),
+        };
+        assert_eq!(told, ["E08006", "ZE"]);
+        assert_eq!(raw.query(&select), ["E25P02", "ZE"]);
+        assert_eq!(raw.query("COMMIT"), ["CROLLBACK", "ZI"]);
+    }
     // An idle connection of the pool that died is noticed before it is used.
     cluster.on_shard(1, "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE usename = 'app' AND state = 'idle'");
     std::thread::sleep(Duration::from_millis(100));

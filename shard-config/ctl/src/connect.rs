@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use shard_config::{ConnectionUrl, KeyHash, ShardId, ShardMap};
+use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage, SimpleQueryRow};
 
 use crate::Unreachable;
@@ -12,6 +13,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// No answer from a shard for so long is a problem to report, not to wait for. `doctor --sweep` reads tables and
 /// is allowed more.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Who only wants to know whether a server is there waits so long. The proxy keeps a statement longer than this when it sees no
+/// primary, or may not tell whose the buckets are.
+pub const FIRST_ANSWER: Duration = Duration::from_secs(4);
 
 pub struct Proxy {
     url: ConnectionUrl,
@@ -36,6 +40,22 @@ impl Proxy {
         self.open(Some(shard)).await
     }
 
+    /// The same, when the primary has answered just now.
+    pub async fn answering(&self, shard: ShardId) -> anyhow::Result<Client> {
+        soon(async {
+            let client = self.shard(shard).await?;
+            match client.simple_query("SELECT 1").await {
+                Ok(_) => Ok(client),
+                // Of `shard.target`, which the proxy takes for the number of one of its shards.
+                Err(error) if error.code() == Some(&SqlState::INVALID_PARAMETER_VALUE) => {
+                    anyhow::bail!("the proxy does not serve it (shardctl servers tells what it does)")
+                }
+                Err(error) => anyhow::bail!("{}", describe(&error)),
+            }
+        })
+        .await
+    }
+
     async fn open(&self, shard: Option<ShardId>) -> anyhow::Result<Client> {
         let mut config: tokio_postgres::Config = self.url.expose_libpq().parse().context("--url")?;
         config.connect_timeout(CONNECT_TIMEOUT).application_name("shardctl");
@@ -58,15 +78,19 @@ impl Proxy {
     /// The map that the proxy follows.
     pub async fn map(&self) -> anyhow::Result<ShardMap> {
         let client = self.connect().await?;
-        let rows = match client.simple_query("SHOW shard.map").await {
-            Ok(messages) => rows(messages),
-            // undefined_object: what PostgreSQL says of a setting it does not know.
-            Err(error) if error.code().is_some_and(|code| code.code() == "42704") => {
+        let asked = tokio::time::timeout(FIRST_ANSWER, client.simple_query("SHOW shard.map"));
+        let rows = match asked.await {
+            Err(_) => {
+                return Err(Unreachable(format!("{}: no answer within {FIRST_ANSWER:?}", self.url)).into());
+            }
+            Ok(Ok(messages)) => rows(messages),
+            // What PostgreSQL says of a setting it does not know.
+            Ok(Err(error)) if error.code() == Some(&SqlState::UNDEFINED_OBJECT) => {
                 return Err(
                     Unreachable(format!("{}: this is a PostgreSQL, not a shard-proxy", self.url)).into()
                 );
             }
-            Err(error) => anyhow::bail!("SHOW shard.map: {}", describe(&error)),
+            Ok(Err(error)) => anyhow::bail!("SHOW shard.map: {}", describe(&error)),
         };
         let mut epoch = 0;
         let mut ranges = Vec::new();
@@ -91,6 +115,14 @@ fn overrides(text: &str) -> anyhow::Result<Vec<(KeyHash, ShardId)>> {
     let list: Vec<(i64, u16)> =
         serde_json::from_str(text).with_context(|| format!("SHOW shard.map: overrides is \"{text}\""))?;
     Ok(list.into_iter().map(|(hash, shard)| (KeyHash::new(hash), ShardId(shard))).collect())
+}
+
+/// What must be known within seconds.
+pub async fn soon<T>(asked: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    match tokio::time::timeout(FIRST_ANSWER, asked).await {
+        Ok(answer) => answer,
+        Err(_) => anyhow::bail!("no answer within {FIRST_ANSWER:?}"),
+    }
 }
 
 /// The rows of one simple query that must be answered in time.

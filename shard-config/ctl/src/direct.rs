@@ -28,12 +28,17 @@ const IDENTITY: &str = "SELECT CASE WHEN NOT r.rec THEN (SELECT system_identifie
      CASE WHEN NOT r.rec THEN ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int END \
      FROM (SELECT pg_is_in_recovery() AS rec) r";
 
+/// A prepared transaction that is older is in doubt: whoever made it is not about to end it.
+const IN_DOUBT: Duration = Duration::from_secs(60);
+
 pub type Params<'a> = &'a [&'a (dyn ToSql + Sync)];
 
 /// Where the servers are and what the sharding key is.
 #[derive(Debug, Clone)]
 pub struct Servers {
     pub config: Config,
+    /// Age from which on a prepared transaction keeps a move from being begun.
+    pub in_doubt: Duration,
     user: String,
     password: String,
 }
@@ -42,7 +47,7 @@ impl Servers {
     pub fn new(config: Config) -> Self {
         let user = config.control.user.clone();
         let password = config.control.password.expose().to_owned();
-        Self { config, user, password }
+        Self { config, in_doubt: IN_DOUBT, user, password }
     }
 
     pub fn read(path: &std::path::Path) -> anyhow::Result<Self> {
@@ -62,11 +67,6 @@ impl Servers {
 
     pub fn has(&self, shard: ShardId) -> bool {
         self.config.shard(shard).is_some()
-    }
-
-    /// The shard whose primary keeps `shard_catalog.map` and the moves.
-    pub fn catalog(&self) -> ShardId {
-        self.config.proxy.default_shard
     }
 
     fn settings(&self, place: &HostPort, name: &str) -> tokio_postgres::Config {
@@ -182,8 +182,9 @@ impl Servers {
         found
     }
 
+    /// A session on the primary that keeps `shard_catalog.map` and the moves.
     pub async fn control(&self, name: &str) -> anyhow::Result<Db> {
-        self.primary(self.catalog(), name).await.context("the shard catalog")
+        Ok(crate::home::find(self, name).await.context("the shard catalog")?.db)
     }
 
     /// How another server reaches the one that `db` is connected to, as a subscription stores it.

@@ -1,9 +1,10 @@
 //! `doctor`: every check is run, each problem has a remedy.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use anyhow::Context;
+use futures_util::future::join_all;
 use serde_json::json;
 use shard_config::{Config, ShardId, ShardMap};
 use tokio_postgres::Client;
@@ -11,8 +12,11 @@ use tokio_postgres::Client;
 use crate::connect::{ANSWER_TIMEOUT, Proxy, ask, cell};
 use crate::constraints;
 use crate::direct::Servers;
-use crate::mover::definition::{Parts, difference, parts_sql};
+use crate::drift::{drift, schema};
+use crate::mover::definition::Parts;
+use crate::mover::preflight;
 use crate::output::Report;
+use crate::status::{STANDBYS, shards};
 use crate::sweep;
 
 /// Settings without which an acknowledged payment may be lost, or shards cannot be changed.
@@ -27,6 +31,9 @@ const SETTINGS: [(&str, &[&str], &str); 6] = [
 
 /// `migrate` makes six months; below two it is time to run it again.
 const PARTITION_DAYS: u32 = 60;
+
+/// Tables and their partitions are looked through.
+const MOVABLE_WITHIN: std::time::Duration = std::time::Duration::from_secs(15);
 
 #[derive(Default)]
 pub(crate) struct Findings {
@@ -98,62 +105,99 @@ pub async fn doctor(proxy: &Proxy, config: Option<&Path>, sweep: bool) -> anyhow
         against_config(&map, config, &mut findings);
     }
     let servers = config.clone().map(Servers::new);
-    let mut schemas = BTreeMap::new();
-    let mut constraints_seen = false;
-    for shard in map.shards() {
-        let client = match proxy.shard(shard).await {
-            Ok(client) => client,
+    let shards = shards(&map, config.as_ref());
+    // All at once: each may take seconds to say nothing. One that says nothing at first is asked nothing more.
+    let looks = join_all(shards.iter().map(async |&shard| {
+        let mut found = Findings::default();
+        let looked = match proxy.answering(shard).await {
+            Ok(client) => {
+                let schema = look(&client, &format!("shard {shard}"), &mut found).await;
+                Some((client, schema))
+            }
             Err(error) => {
-                findings.problem(format!("shard {shard}"), format!("{error:#}"));
-                continue;
+                found.problem(format!("shard {shard}"), format!("{error:#}"));
+                None
             }
         };
-        let name = format!("shard {shard}");
-        if let Err(error) = of_shard(&client, &name, &mut findings).await {
-            findings.problem(name.clone(), format!("{error:#}"));
+        if sweep && let Some((client, _)) = &looked {
+            let swept = sweep::of_shard(proxy, client, shard, servers.as_ref(), &mut found).await;
+            if let Err(error) = swept {
+                found.problem(format!("shard {shard}: sweep"), format!("{error:#}"));
+            }
         }
-        if let Err(error) = partitions(&client, &name, &mut findings).await {
-            findings.problem(format!("{name}: partitions"), format!("{error:#}"));
-        }
+        (shard, found, looked)
+    }))
+    .await;
+    let mut schemas = BTreeMap::new();
+    let mut constraints_seen = false;
+    for (shard, found, looked) in looks {
+        findings.all.extend(found.all);
+        let Some((client, schema)) = looked else { continue };
         if !constraints_seen {
             // They are the same on every shard, or that is a finding of its own.
             match constraints::unenforced(&client, config.as_ref(), &mut findings).await {
                 Ok(()) => constraints_seen = true,
-                Err(error) => findings.problem(format!("{name}: constraints"), format!("{error:#}")),
+                Err(error) => findings.problem(format!("shard {shard}: constraints"), format!("{error:#}")),
             }
         }
-        match schema(&client).await {
-            Ok(schema) => _ = schemas.insert(shard, schema),
-            Err(error) => findings.problem(name.clone(), format!("{error:#}")),
-        }
-        if sweep
-            && let Err(error) = sweep::of_shard(proxy, &client, shard, servers.as_ref(), &mut findings).await
-        {
-            findings.problem(format!("{name}: sweep"), format!("{error:#}"));
-        }
+        schemas.extend(schema.map(|schema| (shard, schema)));
     }
     drift(&schemas, &mut findings);
     if let Some(servers) = &servers {
-        movable(servers, &map, &mut findings).await;
+        movable(servers, &shards, &mut findings).await;
     }
     Ok(findings.report())
 }
 
+/// Everything that one shard is asked, with its schema.
+async fn look(client: &Client, name: &str, findings: &mut Findings) -> Option<BTreeMap<String, Parts>> {
+    if let Err(error) = of_shard(client, name, findings).await {
+        findings.problem(name, format!("{error:#}"));
+    }
+    if let Err(error) = partitions(client, name, findings).await {
+        findings.problem(format!("{name}: partitions"), format!("{error:#}"));
+    }
+    match schema(client).await {
+        Ok(schema) => Some(schema),
+        Err(error) => {
+            findings.problem(format!("{name}: schema"), format!("{error:#}"));
+            None
+        }
+    }
+}
+
 /// Whether buckets could be moved: asked of the servers themselves, with the role of `[control]`.
-async fn movable(servers: &Servers, map: &ShardMap, findings: &mut Findings) {
-    for shard in map.shards() {
-        match crate::mover::preflight::shard(servers, shard).await {
-            Ok(problems) if problems.is_empty() => {
+async fn movable(servers: &Servers, shards: &BTreeSet<ShardId>, findings: &mut Findings) {
+    let asked = join_all(shards.iter().map(async |&shard| {
+        let asked = tokio::time::timeout(MOVABLE_WITHIN, preflight::shard(servers, shard)).await;
+        let answer = asked.unwrap_or_else(|_| Err(anyhow::anyhow!("no answer within {MOVABLE_WITHIN:?}")));
+        (shard, answer)
+    }))
+    .await;
+    tell_movable(asked, findings);
+}
+
+/// What is wrong with a table is so on every shard, and is said once. PURE.
+fn tell_movable(asked: Vec<(ShardId, anyhow::Result<Vec<preflight::Problem>>)>, findings: &mut Findings) {
+    let mut problems: BTreeMap<(String, String), Vec<String>> = BTreeMap::new();
+    for (shard, answer) in asked {
+        match answer {
+            Ok(found) if found.is_empty() => {
                 findings
                     .well(format!("shard {shard}: moving buckets"), "settings, rights and tables allow it");
             }
-            Ok(problems) => {
-                for problem in problems {
-                    findings.problem(format!("moving buckets: {}", problem.what), problem.remedy);
+            Ok(found) => {
+                for preflight::Problem { what, remedy } in found {
+                    let what = what.strip_prefix(&format!("shard {shard}: ")).unwrap_or(&what).to_owned();
+                    problems.entry((what, remedy)).or_default().push(shard.to_string());
                 }
             }
             Err(error) => findings.problem(format!("shard {shard}: moving buckets"), format!("{error:#}")),
         }
+    }
+    for ((what, remedy), shards) in problems {
+        let many = if shards.len() > 1 { "shards" } else { "shard" };
+        findings.problem(format!("{many} {}: moving buckets: {what}", shards.join(", ")), remedy);
     }
 }
 
@@ -182,20 +226,26 @@ async fn of_shard(client: &Client, name: &str, findings: &mut Findings) -> anyho
                 .problem(format!("{name}: {setting} is {value}"), format!("set it to {}: {why}", wanted[0]));
         }
     }
-    let sql = "SELECT current_setting('max_prepared_transactions')::int > 0 AS two_phase,
-        current_setting('synchronous_standby_names') AS standbys,
-        (SELECT count(*) FROM pg_stat_replication) AS replicas,
+    let sql = format!(
+        "SELECT current_setting('max_prepared_transactions')::int > 0 AS two_phase,
+        current_setting('synchronous_standby_names') AS standbys, (SELECT count(*) FROM {STANDBYS}) AS replicas,
+        (SELECT count(*) FROM {STANDBYS} AND coalesce(r.sync_state, 'sync') IN ('sync', 'quorum')) AS waited_for,
         (SELECT string_agg(gid, ', ') FROM pg_prepared_xacts
-          WHERE database = current_database() AND prepared < now() - interval '1 minute') AS in_doubt";
-    for row in ask(client, sql, ANSWER_TIMEOUT).await? {
+          WHERE database = current_database() AND prepared < now() - interval '1 minute') AS in_doubt"
+    );
+    for row in ask(client, &sql, ANSWER_TIMEOUT).await? {
         if cell(&row, "two_phase") != "t" {
             let remedy = "set it to at least the number of clients and restart: transactions over several shards need it";
             findings.problem(format!("{name}: max_prepared_transactions is 0"), remedy);
         }
-        if !cell(&row, "standbys").is_empty() && cell(&row, "replicas") == "0" {
-            let remedy =
-                "writes wait until one connects: start a replica, or empty synchronous_standby_names";
-            findings.problem(format!("{name}: no replica is connected, one is required"), remedy);
+        let (standbys, replicas) = (cell(&row, "standbys"), cell(&row, "replicas"));
+        if !standbys.is_empty() && cell(&row, "waited_for") == "0" {
+            let which = match replicas.as_str() {
+                "0" => "no replica is connected, one is required".to_owned(),
+                some => format!("none of {some} replicas acknowledges writes, {standbys} is required"),
+            };
+            let remedy = "writes wait until one does: start it, or empty synchronous_standby_names";
+            findings.problem(format!("{name}: {which}"), remedy);
         }
         let in_doubt = cell(&row, "in_doubt");
         if !in_doubt.is_empty() {
@@ -234,73 +284,9 @@ async fn partitions(client: &Client, name: &str, findings: &mut Findings) -> any
     Ok(())
 }
 
-/// Everything that routing and moves rely on, by relation. Unlike a move, routing takes columns by their order.
-async fn schema(client: &Client) -> anyhow::Result<BTreeMap<String, Parts>> {
-    const RELATIONS: &str = "pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-        WHERE n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'shard_catalog')
-          AND c.relkind IN ('r', 'p', 'v', 'm') AND c.relpersistence <> 't'";
-    let parts = parts_sql(&format!("SELECT c.oid::regclass::text, c.oid, ''::text FROM {RELATIONS}"));
-    let sql = format!(
-        "{parts} UNION ALL SELECT c.oid::regclass::text, 'columns in the order ' || coalesce((
-             SELECT string_agg(a.attname, ', ' ORDER BY a.attnum) FROM pg_catalog.pg_attribute a
-             WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped), '') FROM {RELATIONS}"
-    );
-    let mut found: BTreeMap<String, Parts> = BTreeMap::new();
-    for row in ask(client, &sql, ANSWER_TIMEOUT).await? {
-        found.entry(cell(&row, "name")).or_default().insert(cell(&row, "part"));
-    }
-    Ok(found)
-}
-
-fn drift(schemas: &BTreeMap<ShardId, BTreeMap<String, Parts>>, findings: &mut Findings) {
-    let Some((first, wanted)) = schemas.iter().next() else { return };
-    let before = findings.all.len();
-    for (shard, schema) in schemas.iter().skip(1) {
-        let mut tables: Vec<_> = wanted.keys().chain(schema.keys()).collect();
-        tables.sort();
-        tables.dedup();
-        for table in tables {
-            let how = match (wanted.get(table), schema.get(table)) {
-                (Some(ours), Some(theirs)) => match difference((*first, ours), (*shard, theirs)) {
-                    Some(what) => format!("{table} differs between shard {first} and shard {shard} ({what})"),
-                    None => continue,
-                },
-                (Some(_), None) => format!("{table} is on shard {first} and not on shard {shard}"),
-                _ => format!("{table} is on shard {shard} and not on shard {first}"),
-            };
-            findings.problem(how, "run shardctl migrate, or repair it by hand with SET shard.target");
-        }
-    }
-    if findings.all.len() == before {
-        findings
-            .well("schema", format!("{} tables and views, equal on {} shards", wanted.len(), schemas.len()));
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn drift_is_named_by_table_and_shard() {
-        let table = |name: &str, part: &str| (name.to_owned(), Parts::from([part.to_owned()]));
-        let schemas = BTreeMap::from([
-            (ShardId(1), BTreeMap::from([table("a", "r id uuid"), table("b", "r id uuid")])),
-            (ShardId(2), BTreeMap::from([table("a", "r id text"), table("c", "r id uuid")])),
-        ]);
-        let mut findings = Findings::default();
-        drift(&schemas, &mut findings);
-        let problems: Vec<_> = findings.all.iter().map(|(check, _)| check.as_str()).collect();
-        assert_eq!(
-            problems,
-            [
-                "a differs between shard 1 and shard 2 (only on shard 1: r id uuid; only on shard 2: r id text)",
-                "b is on shard 1 and not on shard 2",
-                "c is on shard 2 and not on shard 1"
-            ]
-        );
-        assert!(!findings.report().well);
-    }
 
     /// A plain PostgreSQL stands for shard 1, so every statement of `doctor` is run by a real server.
     #[tokio::test]
@@ -312,6 +298,7 @@ mod tests {
         client
             .batch_execute(
                 "CREATE TABLE a (tenant_id uuid NOT NULL, n int DEFAULT 7, PRIMARY KEY (tenant_id));
+                 CREATE TYPE mood AS ENUM ('sad', 'glad'); CREATE TABLE b (moods mood[]);
                  CREATE VIEW v AS SELECT n FROM a; GRANT SELECT ON a TO PUBLIC",
             )
             .await
@@ -340,9 +327,86 @@ mod tests {
         ] {
             assert!(schema["a"].contains(part), "{part}: {:?}", schema["a"]);
         }
+        assert!(schema["b"].contains("type public.mood: label 'glad' after 'sad'"), "{:?}", schema["b"]);
         assert!(schema["v"].iter().any(|part| part.starts_with("defined as ")), "{:?}", schema["v"]);
-        let status = crate::status::of_primary(&client).await.unwrap();
-        assert_eq!((&status["in_recovery"], &status["prepared"]), (&json!("f"), &json!("0")));
+        let figures = crate::status::Figures::of(&client).await.unwrap();
+        assert_eq!((figures.in_recovery, figures.replicas, figures.prepared), (false, 0, 0));
+    }
+
+    /// A subscription's worker counts as nobody's standby: the writes that wait for one do so as before.
+    #[tokio::test]
+    async fn a_subscription_is_no_replica() {
+        async fn connect(server: &testpg::TempPostgres) -> Client {
+            let url = server.url("postgres");
+            let (client, connection) = tokio_postgres::connect(&url, tokio_postgres::NoTls).await.unwrap();
+            tokio::spawn(connection);
+            client
+        }
+        let (server, taker) =
+            (testpg::TempPostgres::start(&["wal_level = logical"]), testpg::TempPostgres::start(&[]));
+        let client = connect(&server).await;
+        client.batch_execute("CREATE TABLE a (n int); CREATE PUBLICATION p FOR TABLE a").await.unwrap();
+        let subscribe = format!(
+            "CREATE TABLE a (n int); CREATE SUBSCRIPTION s CONNECTION '{}' PUBLICATION p WITH (copy_data = false)",
+            server.url("postgres")
+        );
+        for statement in subscribe.split("; ") {
+            connect(&taker).await.batch_execute(statement).await.unwrap();
+        }
+        let until = async |sql: &str| {
+            let begun = std::time::Instant::now();
+            while !client.query_one(sql, &[]).await.unwrap().get::<_, bool>(0) {
+                assert!(begun.elapsed() < std::time::Duration::from_secs(30), "{sql}");
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            }
+        };
+        let require = async |who: &str| {
+            client
+                .batch_execute(&format!("ALTER SYSTEM SET synchronous_standby_names = {who}"))
+                .await
+                .unwrap();
+            client.batch_execute("SELECT pg_reload_conf()").await.unwrap();
+            until(&format!("SELECT current_setting('synchronous_standby_names') = '{who}'")).await;
+        };
+        let waiting = async || {
+            let mut findings = Findings::default();
+            of_shard(&client, "shard 1", &mut findings).await.unwrap();
+            let all = findings.all.into_iter().map(|(check, _)| check);
+            all.filter(|check| check.contains("require")).collect::<Vec<_>>()
+        };
+        until("SELECT count(*) = 1 FROM pg_stat_replication WHERE state = 'streaming'").await;
+        require("walreceiver").await;
+        assert_eq!(crate::status::Figures::of(&client).await.unwrap().replicas, 0);
+        assert_eq!(waiting().await, ["shard 1: no replica is connected, one is required"]);
+
+        let _standby = server.standby();
+        until("SELECT count(*) = 1 FROM pg_stat_replication WHERE sync_state = 'sync'").await;
+        assert_eq!(crate::status::Figures::of(&client).await.unwrap().replicas, 1);
+        assert!(waiting().await.is_empty());
+        require("another").await;
+        until("SELECT NOT EXISTS (SELECT FROM pg_stat_replication WHERE sync_state = 'sync')").await;
+        assert_eq!(waiting().await, ["shard 1: none of 1 replicas acknowledges writes, another is required"]);
+    }
+
+    #[test]
+    fn what_is_wrong_on_several_shards_is_said_once() {
+        let problem = |what: &str| preflight::Problem { what: what.to_owned(), remedy: "mend it".to_owned() };
+        let mut findings = Findings::default();
+        let asked = vec![
+            (ShardId(1), Ok(vec![problem("t is UNLOGGED"), problem("shard 1: wal_level is replica")])),
+            (ShardId(2), Ok(vec![problem("t is UNLOGGED")])),
+            (ShardId(3), Ok(vec![])),
+        ];
+        tell_movable(asked, &mut findings);
+        let all: Vec<_> = findings.all.iter().map(|(check, _)| check.as_str()).collect();
+        assert_eq!(
+            all,
+            [
+                "shard 3: moving buckets",
+                "shards 1, 2: moving buckets: t is UNLOGGED",
+                "shard 1: moving buckets: wal_level is replica"
+            ]
+        );
     }
 
     #[tokio::test]

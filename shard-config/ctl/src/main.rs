@@ -1,20 +1,27 @@
 //! The command line. What the verbs do is in the library.
 
+mod options;
+
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
-use clap::{Args, CommandFactory, Parser, Subcommand};
-use shard_config::ShardId;
+use clap::builder::{OsStringValueParser, TypedValueParser};
+use clap::{CommandFactory, Parser, Subcommand};
+use shard_config::{ShardId, ranges};
 use shardctl::direct::Servers;
 use shardctl::exit::{self, Failure};
 use shardctl::look::{self, Screen};
 use shardctl::mover::machine::Wish;
-use shardctl::mover::run::Options;
 use shardctl::moves::{self, Ended};
 use shardctl::plans::{self, Goal, Measure};
-use shardctl::{Unreachable, connect, doctor, epochs, explain, map, migrate, status};
+use shardctl::{
+    Unreachable, apply, connect, doctor, epochs, explain, figures, map, migrate, reload, relocate, repair,
+    status, tenants,
+};
+
+use crate::options::{How, Limits};
 
 /// See, check, migrate and rebalance the shards behind a shard-proxy.
 ///
@@ -35,7 +42,13 @@ struct Arguments {
     url: String,
     /// The proxy's configuration file: the servers, and the superuser that moves rows. Needed by every verb that plans, moves
     /// or reads past the proxy.
-    #[arg(long, global = true, env = "SHARD_PROXY_CONFIG")]
+    #[arg(
+        long,
+        global = true,
+        env = "SHARD_PROXY_CONFIG",
+        // One of paths takes an empty variable for a mistake in the command.
+        value_parser = OsStringValueParser::new().map(PathBuf::from)
+    )]
     config: Option<PathBuf>,
     /// Print one JSON value instead of text (a line for each change while a move runs).
     #[arg(long, global = true)]
@@ -82,6 +95,10 @@ enum Verb {
         #[arg(long)]
         sweep: bool,
     },
+    /// The servers of the file of --config beside those that each running proxy serves: what a reload would change, and whether it can.
+    Servers,
+    /// Have every running proxy read its configuration file again, and wait until all serve what the file of --config says.
+    Reload,
     /// Print every setting of the proxy's configuration with its default, or check a file.
     Config { file: Option<PathBuf> },
     /// What would have to be moved. Changes nothing.
@@ -92,9 +109,10 @@ enum Verb {
         #[arg(long, global = true)]
         save: Option<PathBuf>,
         /// At most so many buckets in one step.
-        #[arg(long, global = true)]
+        #[arg(long, global = true, value_parser = clap::value_parser!(u16).range(1..))]
         max_buckets: Option<u16>,
-        /// Weight of a shard, SHARD=WEIGHT; others keep that of the configuration. Repeatable.
+        /// What if a shard had another weight: SHARD=WEIGHT, for this plan only. Others have that of the configuration file,
+        /// which is where weights are kept. Repeatable.
         #[arg(long = "weight", global = true)]
         weights: Vec<String>,
     },
@@ -104,6 +122,9 @@ enum Verb {
         /// Only check whether it could be carried out.
         #[arg(long)]
         dry_run: bool,
+        /// Make so many steps of the plan at the same time.
+        #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64))]
+        concurrent: u8,
         #[command(flatten)]
         how: How,
         #[command(flatten)]
@@ -142,6 +163,9 @@ enum Verb {
         /// The target is gone: free the source of everything that the move keeps there.
         #[arg(long)]
         target_lost: bool,
+        /// It will never come back with what it has: end the move, and hide nothing of it any more.
+        #[arg(long, requires = "target_lost")]
+        never_returns: bool,
     },
     /// Give everything back to the source, with what was written since the cut-over.
     Rollback { id: i64 },
@@ -151,16 +175,39 @@ enum Verb {
         /// The source is gone: free the target of everything that the move keeps there.
         #[arg(long)]
         source_lost: bool,
+        /// It will never come back with what it has: end the move, and hide nothing of it any more.
+        #[arg(long, requires = "source_lost")]
+        never_returns: bool,
     },
     /// Compare both sides of a live move, row by row where digests differ. Repairs nothing.
     #[command(alias = "verify")]
     Diff { id: i64 },
+    /// Where the shard catalog is (the map, the moves). With --to: move it there, while no move is under way.
+    Catalog {
+        /// The shard that is to keep it.
+        #[arg(long)]
+        to: Option<u16>,
+        /// Only check whether it could be moved.
+        #[arg(long, requires = "to")]
+        dry_run: bool,
+    },
+    /// Tell a catalog that has lost its end (a failover, a restored backup) from the shards what is missing.
+    Repair {
+        /// Only show it.
+        #[arg(long)]
+        dry_run: bool,
+    },
     /// Do what is asked for by the SQL functions of shard_catalog, and go on with moves whose shardctl is gone, until ended.
     Serve,
-    /// The largest tenants of all shards. Reads every sharded table.
+    /// The largest tenants of all shards, or those that write most. Reads every sharded table.
     Tenants {
         #[arg(long, default_value_t = 20)]
         top: usize,
+        #[arg(long, value_enum, default_value = "size")]
+        by: tenants::Order,
+        /// Also count for so long the rows that each writes; with --by rate 10 if it is not said.
+        #[arg(long, value_parser = clap::value_parser!(u32).range(1..=3600))]
+        seconds: Option<u32>,
     },
     /// Completions for a shell, to standard output.
     Completions { shell: clap_complete::Shell },
@@ -170,9 +217,9 @@ enum Verb {
 
 #[derive(Subcommand)]
 enum PlanGoal {
-    /// A range of buckets to a shard.
+    /// Any set of buckets to a shard, from wherever they are.
     Move {
-        /// FROM-TO, both included.
+        /// FROM-TO, both included, or several of them: 0-9,40-49,77.
         #[arg(long)]
         buckets: String,
         #[arg(long)]
@@ -184,9 +231,12 @@ enum PlanGoal {
     Rebalance {
         #[arg(long, value_enum, default_value = "buckets")]
         by: Measure,
-        /// Per cent by which a shard may be above its share (with --by rows or bytes).
+        /// Per cent by which a shard may be above its share (with --by rows, bytes or load).
         #[arg(long, default_value_t = 5)]
         tolerance: u32,
+        /// Count for so long what is written (with --by load).
+        #[arg(long, default_value_t = figures::SECONDS, value_parser = clap::value_parser!(u32).range(1..=3600))]
+        seconds: u32,
     },
     /// One tenant to a shard; its bucket stays.
     Isolate {
@@ -196,75 +246,16 @@ enum PlanGoal {
     },
 }
 
-#[derive(Args, Clone, Copy)]
-struct How {
-    /// Cut over as soon as both sides are equal.
-    #[arg(long)]
-    auto: bool,
-    /// With --auto: finish as soon as it has cut over. No roll-back.
-    #[arg(long, requires = "auto")]
-    finish: bool,
-}
-
-impl How {
-    fn options(self) -> Options {
-        Options { auto: self.auto, finish: self.finish, stay: false }
-    }
-}
-
-/// A limit of a copy, or that there is none.
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct Limit(Option<i64>);
-
-impl std::str::FromStr for Limit {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text.parse() {
-            _ if text == "none" => Ok(Self(None)),
-            Ok(most) if most >= 1 => Ok(Self(Some(most))),
-            _ => Err("write a number from 1 on, or none"),
-        }
-    }
-}
-
-#[derive(Args, Clone)]
-struct Limits {
-    /// Copy so many bytes a second at most; none: as many as it can.
-    #[arg(long, value_name = "BYTES|none")]
-    bytes_per_second: Option<Limit>,
-    /// Copy nothing while a standby of the source is so many bytes behind.
-    #[arg(long, value_name = "BYTES|none")]
-    standby_lag_bytes: Option<Limit>,
-    /// Copy nothing while the source takes so many milliseconds to answer SELECT 1.
-    #[arg(long, value_name = "MS|none")]
-    latency_ms: Option<Limit>,
-    /// Tables copied at the same time, up to 8; none: the default, 1.
-    #[arg(long, value_name = "N|none")]
-    parallel: Option<Limit>,
-}
-
-impl Limits {
-    /// Those that were given, by name.
-    fn named(&self) -> serde_json::Value {
-        let all = [
-            ("bytes_per_second", self.bytes_per_second),
-            ("standby_lag_bytes", self.standby_lag_bytes),
-            ("latency_ms", self.latency_ms),
-            ("parallel", self.parallel),
-        ];
-        let given = all.into_iter().filter_map(|(name, limit)| Some((name.to_owned(), limit?.0.into())));
-        serde_json::Value::Object(given.collect())
-    }
-}
-
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     let arguments = Arguments::parse();
     match run(&arguments).await {
         Ok((report, code)) => {
             // A reader that went away (`shardctl map | head -1`) is no failure.
-            _ = report.print(arguments.json);
+            _ = match arguments.json && is_shown(&arguments.verb) {
+                true => writeln!(std::io::stdout(), "{}", report.json),
+                false => report.print(arguments.json),
+            };
             ExitCode::from(if code == 0 && !report.well { exit::FAILED } else { code })
         }
         Err(error) => {
@@ -281,29 +272,59 @@ async fn main() -> ExitCode {
     }
 }
 
+/// An empty variable names no file.
+fn config(arguments: &Arguments) -> Option<&Path> {
+    arguments.config.as_deref().filter(|path| !path.as_os_str().is_empty())
+}
+
+/// Whether it shows a move while it runs, with --json a line at a time.
+fn is_shown(verb: &Verb) -> bool {
+    matches!(
+        verb,
+        Verb::Apply { .. }
+            | Verb::Watch { .. }
+            | Verb::Resume { .. }
+            | Verb::Cutover { .. }
+            | Verb::Abort { .. }
+            | Verb::Rollback { .. }
+            | Verb::Finish { .. }
+    )
+}
+
 fn servers(arguments: &Arguments) -> anyhow::Result<Servers> {
-    let path = arguments.config.as_deref();
-    Servers::read(path.context("name the proxy's configuration file: --config FILE, or SHARD_PROXY_CONFIG")?)
+    Servers::read(
+        config(arguments)
+            .context("name the proxy's configuration file: --config FILE, or SHARD_PROXY_CONFIG")?,
+    )
+}
+
+/// The manual page of a verb, and those of the verbs below it.
+fn pages(verb: &clap::Command, above: &str, out: &mut Vec<u8>) -> std::io::Result<()> {
+    let name = format!("{above}-{}", verb.get_name());
+    clap_mangen::Man::new(verb.clone()).title(&name).render(out)?;
+    for below in verb.get_subcommands().filter(|below| below.get_name() != "help") {
+        pages(below, &name, out)?;
+    }
+    Ok(())
 }
 
 fn goal(goal: &PlanGoal) -> Result<Goal, Failure> {
     Ok(match goal {
         PlanGoal::Move { buckets, to } => {
-            let range = buckets.split_once('-').unwrap_or((buckets, buckets));
-            let number = |text: &str| text.trim().parse::<u16>().ok();
-            let (from, last) = number(range.0)
-                .zip(number(range.1))
-                .ok_or_else(|| Failure::usage(format!("--buckets {buckets}: write FROM-TO, e.g. 0-511")))?;
-            Goal::Buckets { from, to: last, target: ShardId(*to) }
+            let ranges =
+                ranges::parse(buckets).map_err(|error| Failure::usage(format!("--buckets: {error}")))?;
+            Goal::Buckets { ranges, target: ShardId(*to) }
         }
         PlanGoal::Drain { shard } => Goal::Drain(ShardId(*shard)),
-        PlanGoal::Rebalance { by, tolerance } => Goal::Rebalance { by: *by, tolerance: *tolerance },
+        PlanGoal::Rebalance { by, tolerance, seconds } => {
+            Goal::Rebalance { by: *by, tolerance: *tolerance, seconds: *seconds }
+        }
         PlanGoal::Isolate { tenant, to } => Goal::Isolate { tenant: tenant.clone(), target: ShardId(*to) },
     })
 }
 
 async fn run(arguments: &Arguments) -> anyhow::Result<Ended> {
-    let screen = Screen { json: arguments.json };
+    let screen = Screen { json: arguments.json, bar: true };
     match &arguments.verb {
         Verb::Config { file } => return Ok((doctor::config_file(file.as_deref())?, 0)),
         Verb::Completions { shell } => {
@@ -312,7 +333,13 @@ async fn run(arguments: &Arguments) -> anyhow::Result<Ended> {
         }
         Verb::Man => {
             let mut page = Vec::new();
-            clap_mangen::Man::new(Arguments::command()).render(&mut page)?;
+            let mut all = Arguments::command();
+            all.build();
+            clap_mangen::Man::new(all.clone()).render(&mut page)?;
+            // Those that it refers to, one after the other.
+            for verb in all.get_subcommands().filter(|verb| verb.get_name() != "help") {
+                pages(verb, "shardctl", &mut page)?;
+            }
             std::io::stdout().write_all(&page)?;
             std::process::exit(0);
         }
@@ -332,10 +359,14 @@ async fn run(arguments: &Arguments) -> anyhow::Result<Ended> {
             }
             return Ok((plan.report(save.as_deref())?, 0));
         }
-        Verb::Apply { plan, dry_run, how, limits } => {
+        Verb::Apply { plan, dry_run, concurrent, how, limits } => {
+            let at_once = usize::from(*concurrent);
             let servers = servers(arguments)?;
-            return moves::apply(&servers, plan, how.options(), &limits.named(), *dry_run, screen).await;
+            return apply::apply(&servers, plan, how.options(), &limits.named(), at_once, *dry_run, screen)
+                .await;
         }
+        Verb::Servers => return reload::servers(&servers(arguments)?).await,
+        Verb::Reload => return reload::reload(&servers(arguments)?).await,
         Verb::Moves => return look::list(&servers(arguments)?).await,
         Verb::History { id } => return look::history(&servers(arguments)?, *id).await,
         Verb::Watch { id } => return look::watch(&servers(arguments)?, *id, screen).await,
@@ -349,11 +380,11 @@ async fn run(arguments: &Arguments) -> anyhow::Result<Ended> {
         Verb::Cutover { id, max_lag } => {
             return moves::wish(&servers(arguments)?, *id, Wish::Cutover, *max_lag, screen).await;
         }
-        Verb::Abort { id, target_lost: true } => {
-            return moves::lost(&servers(arguments)?, *id, Wish::Abort).await;
+        Verb::Abort { id, target_lost: true, never_returns } => {
+            return moves::lost(&servers(arguments)?, *id, Wish::Abort, *never_returns).await;
         }
-        Verb::Finish { id, source_lost: true } => {
-            return moves::lost(&servers(arguments)?, *id, Wish::Finish).await;
+        Verb::Finish { id, source_lost: true, never_returns } => {
+            return moves::lost(&servers(arguments)?, *id, Wish::Finish, *never_returns).await;
         }
         Verb::Abort { id, .. } => {
             return moves::wish(&servers(arguments)?, *id, Wish::Abort, 0, screen).await;
@@ -365,6 +396,11 @@ async fn run(arguments: &Arguments) -> anyhow::Result<Ended> {
             return moves::wish(&servers(arguments)?, *id, Wish::Finish, 0, screen).await;
         }
         Verb::Diff { id } => return moves::diff(&servers(arguments)?, *id).await,
+        Verb::Catalog { to: None, .. } => return relocate::show(&servers(arguments)?).await,
+        Verb::Catalog { to: Some(to), dry_run } => {
+            return relocate::move_to(&servers(arguments)?, ShardId(*to), *dry_run).await;
+        }
+        Verb::Repair { dry_run } => return repair::repair(&servers(arguments)?, *dry_run).await,
         Verb::Serve => {
             servers(arguments)?; // A mistake in the file ends it now, and is tried again later.
             let json = arguments.json;
@@ -379,7 +415,9 @@ async fn run(arguments: &Arguments) -> anyhow::Result<Ended> {
             let text = "ended; moves under way stay as they are\n".to_owned();
             return Ok((shardctl::output::Report { json: serde_json::json!({}), text, well: true }, 0));
         }
-        Verb::Tenants { top } => return Ok((plans::tenants(&servers(arguments)?, *top).await?, 0)),
+        Verb::Tenants { top, by, seconds } => {
+            return Ok((tenants::tenants(&servers(arguments)?, *top, *by, *seconds).await?, 0));
+        }
         Verb::Status
         | Verb::Map { .. }
         | Verb::Route { .. }
@@ -387,16 +425,16 @@ async fn run(arguments: &Arguments) -> anyhow::Result<Ended> {
         | Verb::Migrate { .. }
         | Verb::Doctor { .. } => {}
     }
-    let proxy = connect::Proxy::new(&arguments.url)?;
+    let proxy = connect::Proxy::new(&arguments.url).map_err(|error| Failure::usage(format!("{error:#}")))?;
     let report = match &arguments.verb {
-        Verb::Status => status::status(&proxy).await?,
+        Verb::Status => status::status(&proxy, config(arguments)).await?,
         Verb::Map { .. } => map::map(&proxy).await?,
         Verb::Route { tenant, key_type } => map::route(&proxy, tenant, key_type).await?,
         Verb::Explain { sql } => explain::explain(&proxy, sql).await?,
         Verb::Migrate { months_ahead, retain_months } => {
             migrate::migrate(&proxy, *months_ahead, *retain_months).await?
         }
-        Verb::Doctor { sweep } => doctor::doctor(&proxy, arguments.config.as_deref(), *sweep).await?,
+        Verb::Doctor { sweep } => doctor::doctor(&proxy, config(arguments), *sweep).await?,
         _ => unreachable!("answered above"),
     };
     Ok((report, 0))
@@ -412,6 +450,17 @@ mod tests {
     }
 
     #[test]
+    fn an_empty_name_of_a_file_is_none() {
+        let named = |file: &str| {
+            let words = ["shardctl", "--config", file, "status"];
+            let arguments = Arguments::try_parse_from(words).map_err(|error| error.exit_code())?;
+            Ok::<_, i32>(config(&arguments).map(Path::to_owned))
+        };
+        assert_eq!(named(""), Ok(None));
+        assert_eq!(named("a.toml"), Ok(Some(PathBuf::from("a.toml"))));
+    }
+
+    #[test]
     fn only_limits_that_are_given_are_named() {
         let named = |words: &[&str]| {
             let words = ["shardctl", "throttle", "9"].iter().chain(words);
@@ -423,7 +472,9 @@ mod tests {
         assert_eq!(named(&[]), Ok(serde_json::json!({})));
         let given = named(&["--parallel", "3", "--bytes-per-second", "none"]);
         assert_eq!(given, Ok(serde_json::json!({ "parallel": 3, "bytes_per_second": null })));
-        for wrong in [["--parallel", "0"], ["--latency-ms", "-1"], ["--bytes-per-second", "much"]] {
+        for wrong in
+            [["--parallel", "0"], ["--parallel", "9"], ["--latency-ms", "-1"], ["--bytes-per-second", "much"]]
+        {
             assert_eq!(named(&wrong), Err(i32::from(exit::USAGE)), "{wrong:?}");
         }
     }

@@ -1,10 +1,10 @@
 //! `map` and `route`.
 
-use anyhow::Context;
 use serde_json::json;
 use shard_config::{KeyHash, KeyType, ShardId, ShardMap};
 
 use crate::connect::Proxy;
+use crate::exit::Failure;
 use crate::output::{Report, table};
 
 pub async fn map(proxy: &Proxy) -> anyhow::Result<Report> {
@@ -39,15 +39,16 @@ fn show(map: &ShardMap) -> Report {
 }
 
 pub async fn route(proxy: &Proxy, tenant: &str, key_type: &str) -> anyhow::Result<Report> {
-    let key_type = KeyType::from_name(key_type)
-        .with_context(|| format!("--key-type: \"{key_type}\" is none of uuid, int8, int4, int2, text"))?;
+    let key_type = KeyType::from_name(key_type).ok_or_else(|| {
+        Failure::usage(format!("--key-type: \"{key_type}\" is none of uuid, int8, int4, int2, text"))
+    })?;
     find(&proxy.map().await?, tenant, key_type)
 }
 
 fn find(map: &ShardMap, tenant: &str, key_type: KeyType) -> anyhow::Result<Report> {
     let hash = key_type
         .hash_of_text_value(tenant.as_bytes())
-        .with_context(|| format!("\"{tenant}\" is not a {key_type}"))?;
+        .ok_or_else(|| Failure::usage(format!("\"{tenant}\" is not a {key_type}")))?;
     let bucket = hash.bucket(map.buckets());
     let (shard, home) = (map.shard_of_hash(hash), map.shard_of(bucket));
     let pinned = map.overrides().iter().any(|(known, _)| *known == hash);

@@ -1,28 +1,24 @@
-//! The verbs on moves: apply, watch, cutover, abort and the rest. Each writes down what the operator wants, then runs the
-//! move, or watches the one who runs it.
+//! The verbs on one move: cutover, abort, diff and the rest. Each writes down what the operator wants, then runs the move, or
+//! watches the one who runs it.
 
-use std::path::Path;
 use std::time::Duration;
 
-use anyhow::Context;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use crate::aim::{self, Aim, is_idle, stored};
 use crate::direct::{Db, Servers};
 use crate::exit::{self, Failure};
+use crate::flow::{self, Broken};
 use crate::look::{Screen, attended, look_on, probe};
 use crate::mover::attach::Attached;
+pub use crate::mover::copy::LAG_MOST;
 use crate::mover::job::{Job, Way};
 use crate::mover::machine::{Phase, Wish};
-use crate::mover::preflight::{self, Problem, human};
+use crate::mover::preflight::{Problem, human};
 use crate::mover::run::{End, Options, run};
 use crate::mover::{catalog, copy, digest, lost, tables, verify};
 use crate::output::Report;
-use crate::plans::{Plan, scope_of};
-
-/// Bytes that the target may be behind when a cut-over is asked for.
-pub const LAG_MOST: i64 = 64 << 20;
 
 /// How a verb ended, for the shell.
 pub type Ended = (Report, u8);
@@ -31,113 +27,8 @@ pub(crate) fn said(text: impl Into<String>, json: Value, code: u8) -> Ended {
     (Report { json, text: text.into() + "\n", well: code == 0 }, code)
 }
 
-/// `limits`: of the copy, by name. `file`: where the plan was read.
-pub async fn apply(
-    servers: &Servers,
-    file: &Path,
-    options: Options,
-    limits: &Value,
-    dry_run: bool,
-    screen: Screen,
-) -> anyhow::Result<Ended> {
-    let plan = Plan::read(file).context("the plan")?;
-    let control = servers.control("shardctl").await?;
-    plan.check(&catalog::map(&control).await?)?;
-    catalog::install(&control).await?;
-    if dry_run {
-        return dry(servers, &control, &plan).await;
-    }
-    if plan.steps.len() > 1 && !options.auto {
-        let text = format!("the plan has {} steps: add --auto, or apply plans of one step", plan.steps.len());
-        return Err(Failure::usage(text).into());
-    }
-    let mut done = Vec::new();
-    for step in &plan.steps {
-        // For whoever takes the move up.
-        let detail = json!({ "throttle": limits, "auto": options.auto, "finish": options.finish });
-        let epoch = i64::try_from(catalog::map(&control).await?.map.epoch())?;
-        let job = Job::create(&control, &scope_of(step)?, step.source, step.target, epoch, &detail).await?;
-        let ended = drive(servers, job.id, options, Aim::of(&job, options), screen).await;
-        if plan.steps.len() == 1 {
-            return ended;
-        }
-        match ended {
-            Ok((_, 0)) => done.push(job.id),
-            Ok((mut report, status)) => {
-                report.text += &rest(servers, &plan, &done, job.id, file, options).await;
-                report.json["made"] = json!(done);
-                report.json["steps_left"] = json!(plan.steps.len() - done.len() - 1);
-                return Ok((report, status));
-            }
-            Err(error) => {
-                let rest = rest(servers, &plan, &done, job.id, file, options).await;
-                return Err(error.context(rest.trim_end().to_owned()));
-            }
-        }
-    }
-    Ok(said(format!("{} moves are made: {done:?}", done.len()), json!({ "moves": done }), 0))
-}
-
-/// What of a plan is left after a step that did not come about, and how to go on. `done`: the moves before it.
-async fn rest(
-    servers: &Servers,
-    plan: &Plan,
-    done: &[i64],
-    id: i64,
-    file: &Path,
-    options: Options,
-) -> String {
-    // A plan is for one map, and a move that came about has made another one.
-    let state = async {
-        let control = servers.control("shardctl").await?;
-        let over = Job::load(&control, id).await?.phase.is_over();
-        anyhow::Ok((over, plan.check(&catalog::map(&control).await?).is_ok()))
-    };
-    let next = match state.await {
-        Ok((true, true)) => {
-            format!("the map is as it was: shardctl apply {}{}", file.display(), words(options))
-        }
-        Ok((true, false)) => "the map has changed: plan again, and apply the new plan".to_owned(),
-        // Also when nobody can say what the map is: a new plan is right whatever it is.
-        Ok((false, _)) | Err(_) => format!("when move {id} is over: plan again, and apply the new plan"),
-    };
-    let (all, n) = (plan.steps.len(), done.len() + 1);
-    let left = all - n;
-    format!(
-        "that was step {n} of {all}; moves that are made: {done:?}; steps not begun: {left}\ngo on: {next}\n"
-    )
-}
-
-/// Every check, and nothing else.
-async fn dry(servers: &Servers, control: &Db, plan: &Plan) -> anyhow::Result<Ended> {
-    let map = catalog::map(control).await?;
-    let mut found: Vec<Problem> = Vec::new();
-    for step in &plan.steps {
-        let scope = scope_of(step)?;
-        let job = Job {
-            id: 0,
-            scope,
-            source: step.source,
-            target: step.target,
-            phase: Phase::Preflight,
-            planned_epoch: 0,
-            detail: json!({}),
-            created_at: chrono::Utc::now(),
-            updated_at: chrono::Utc::now(),
-        };
-        found.extend(preflight::placement(&map, &job.scope, job.source, job.target));
-        if found.is_empty() {
-            let source = servers.primary(job.source, "shardctl").await?;
-            let target = servers.primary(job.target, "shardctl").await?;
-            found.extend(preflight::servers(servers, control, &source, &target, &job, &map).await?.0);
-        }
-    }
-    Ok(refusal(&found).unwrap_or_else(|| {
-        said("everything that was checked is well; nothing was changed", json!({ "ok": true }), 0)
-    }))
-}
-
-fn refusal(problems: &[Problem]) -> Option<Ended> {
+/// For the shell, unless there is none.
+pub(crate) fn refusal(problems: &[Problem]) -> Option<Ended> {
     if problems.is_empty() {
         return None;
     }
@@ -173,8 +64,8 @@ pub async fn drive(
     let control = servers.control("shardctl").await?;
     let job = Job::load(&control, id).await?;
     match ended {
-        End::Over | End::Waiting => summary(&control, &job, aim).await,
-        other => Ok(stopped(&job, other)),
+        End::Over | End::Waiting => summary(servers, &control, &job, aim).await,
+        other => Ok(stopped(servers, &job, other).await),
     }
 }
 
@@ -200,7 +91,7 @@ async fn run_on(servers: &Servers, id: i64, options: Options) -> anyhow::Result<
 }
 
 /// As they are to be typed.
-fn words(options: Options) -> &'static str {
+pub(crate) fn words(options: Options) -> &'static str {
     match (options.auto, options.finish) {
         (true, true) => " --auto --finish",
         (true, false) => " --auto",
@@ -209,35 +100,55 @@ fn words(options: Options) -> &'static str {
 }
 
 /// What a runner says that did not come to the end.
-fn stopped(job: &Job, ended: End) -> Ended {
+pub(crate) async fn stopped(servers: &Servers, job: &Job, ended: End) -> Ended {
     let id = job.id;
     match ended {
         End::Refused(problems) => {
-            refusal(&problems).unwrap_or_else(|| said("refused", job.json(), exit::REFUSED))
+            refusal(&problems).unwrap_or_else(|| said("refused", last(job), exit::REFUSED))
         }
         End::Different(what) => {
             let text =
                 format!("move {id} stopped: {what}\nlook: shardctl diff {id}; undo: shardctl abort {id}");
-            said(text, job.json(), exit::DIFFERENT)
+            said(text, last(job), exit::DIFFERENT)
         }
-        End::GivenUp(why) => said(format!("move {id}: {why}\n{}", remains(job)), job.json(), exit::GIVEN_UP),
-        End::Over | End::Waiting => said(format!("move {id} {}", state(job)), job.json(), 0),
+        End::GivenUp(why) => {
+            said(format!("move {id}: {why}\n{}", remains(servers, job).await), last(job), exit::GIVEN_UP)
+        }
+        End::Over | End::Waiting => said(format!("move {id} {}", state(job)), last(job), 0),
     }
 }
 
+/// The last value of a verb that has shown the move while it ran has the same keys as those before it.
+fn last(job: &Job) -> Value {
+    let mut json = job.json();
+    (json["orphaned"], json["away"]) = (Value::Null, Value::Null);
+    json
+}
+
 /// After a cut-over or a roll-back that was given up.
-fn remains(job: &Job) -> String {
+async fn remains(servers: &Servers, job: &Job) -> String {
     let id = job.id;
     match job.phase {
-        Phase::Window => format!(
-            "shard {} owns {} as before; next: shardctl finish {id}, or try again: shardctl rollback {id}",
-            job.target, job.scope
-        ),
+        Phase::Window => {
+            let next = match flow::of_job(servers, job).await {
+                Ok(Some(Broken::Gone(why))) => why,
+                Ok(Some(Broken::Stopped(why))) => {
+                    format!(
+                        "{why}; mend what that log says, then try again: shardctl rollback {id}; or shardctl finish {id}"
+                    )
+                }
+                Ok(None) => format!("next: shardctl finish {id}, or try again: shardctl rollback {id}"),
+                Err(error) => {
+                    format!("next: shardctl finish {id}, or try again: shardctl rollback {id} ({error:#})")
+                }
+            };
+            format!("shard {} owns {} as before; {next}", job.target, job.scope)
+        }
         _ => format!("everything is as before the cut-over; try again: shardctl cutover {id}"),
     }
 }
 
-fn state(job: &Job) -> String {
+pub(crate) fn state(job: &Job) -> String {
     let id = job.id;
     match job.phase {
         Phase::Ready => format!("ready: both sides are equal. Next: shardctl cutover {id} | abort {id}"),
@@ -254,18 +165,18 @@ fn state(job: &Job) -> String {
 }
 
 /// Where the move is, and why it is not where it is wanted.
-pub(crate) async fn summary(control: &Db, job: &Job, aim: Aim) -> anyhow::Result<Ended> {
+pub(crate) async fn summary(servers: &Servers, control: &Db, job: &Job, aim: Aim) -> anyhow::Result<Ended> {
     let id = job.id;
     let status = aim.status(job.phase);
     if status == 0 {
-        return Ok(said(format!("move {id} {}", state(job)), job.json(), 0));
+        return Ok(said(format!("move {id} {}", state(job)), last(job), 0));
     }
     let why = missed(control, job).await?;
     let text = match status {
-        exit::GIVEN_UP => format!("move {id}: {why}\n{}", remains(job)),
+        exit::GIVEN_UP => format!("move {id}: {why}\n{}", remains(servers, job).await),
         _ => format!("move {id} {}\nthat is not what was asked for: {why}", state(job)),
     };
-    let mut json = job.json();
+    let mut json = last(job);
     json["why"] = json!(why);
     Ok(said(text, json, status))
 }
@@ -317,8 +228,18 @@ pub async fn wish(
             return Ok(said(text, json!({ "lag_bytes": lag, "limit": lag_most }), exit::REFUSED));
         }
     }
+    // Nothing has been begun, on servers that may not even answer; a runner that looks at them finds the move ended.
+    if (wish, job.phase) == (Wish::Abort, Phase::Preflight)
+        && job.go(&control, Phase::Refused, "abort was asked for").await?
+    {
+        return summary(servers, &control, &job, aim).await;
+    }
     let pause = if job.paused() { "; the pause ends with it" } else { "" };
-    let mut asked = json!({ "wish": wish.name(), "attempts": 0, "paused": false });
+    // What stopped the flow so often before may have been mended.
+    let mut asked = json!({ "wish": wish.name(), "attempts": 0, "stops": 0, "paused": false });
+    if wish == Wish::Cutover {
+        asked["max_lag"] = json!(lag_most);
+    }
     if wish != Wish::Finish {
         // Step by step from here on: what was said when it began is not done to a move that is to be undone, and not by a
         // later `resume` to one that the operator has taken up again. Nor by who has begun it and still runs it.
@@ -333,12 +254,21 @@ pub async fn wish(
     drive(servers, id, Options::default(), aim, screen).await
 }
 
-/// One of the move's shards is gone: frees the other one.
-pub async fn lost(servers: &Servers, id: i64, wish: Wish) -> anyhow::Result<Ended> {
+/// One of the move's shards is gone: frees the other one, and ends the move if it is gone for good.
+pub async fn lost(servers: &Servers, id: i64, wish: Wish, never_returns: bool) -> anyhow::Result<Ended> {
+    if never_returns {
+        let (job, shard) = lost::end(servers, id, wish).await?;
+        let text = format!(
+            "move {id} is over: {}. Shard {shard} must never be started again with what it had: nothing hides its rows of {} any more",
+            state(&job),
+            job.scope
+        );
+        return Ok(said(text, job.json(), 0));
+    }
     let (job, shard) = lost::free(servers, id, wish).await?;
     let text = format!(
         "move {id} keeps nothing on the other shard any more. It waits for shard {shard}, to delete there what it has of {}; \
-         when it is back: shardctl resume {id}",
+         when it is back: shardctl resume {id}; if it never is: the same again with --never-returns",
         job.scope
     );
     Ok(said(text, job.json(), 0))
@@ -367,7 +297,7 @@ pub async fn resume(servers: &Servers, id: i64, options: Options, screen: Screen
     let control = servers.control("shardctl").await?;
     let mut job = Job::load(&control, id).await?;
     still_on(&job)?;
-    job.set(&control, json!({ "paused": false })).await?;
+    job.set(&control, json!({ "paused": false, "stops": 0 })).await?;
     if options.auto {
         job.set(&control, json!({ "auto": true, "finish": options.finish })).await?;
     }
@@ -418,6 +348,11 @@ pub async fn diff(servers: &Servers, id: i64) -> anyhow::Result<Ended> {
     };
     let mut giver = servers.primary(job.giver(way), "shardctl diff").await?;
     let mut taker = servers.primary(job.taker(way), "shardctl diff").await?;
+    let (source, target) = if way == Way::Out { (&giver, &taker) } else { (&taker, &giver) };
+    if let Some(broken) = flow::broken(&job, source, target).await? {
+        // The taker would be waited for in vain, and differ.
+        return Err(Failure::refused(format!("move {id} cannot be compared: {}", broken.text())).into());
+    }
     let map = catalog::map(&control).await?;
     let buckets = map.map.buckets();
     let tables = tables::sharded(&giver, &servers.config).await?;

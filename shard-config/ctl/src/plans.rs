@@ -1,37 +1,40 @@
 //! Plans: made from the map in use, saved, refused when the map is another one by now, applied step by step.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use anyhow::Context;
 use serde_json::{Value, json};
-use shard_config::plan::{self, Placed, Step};
+use shard_config::plan::{self, Placed, PlanError, Step};
 use shard_config::{KeyType, ShardId};
 
 use crate::direct::{Db, Servers};
 use crate::exit::Failure;
+use crate::figures;
+pub use crate::figures::Measure;
 use crate::mover::catalog::{self, StoredMap};
-use crate::mover::preflight::human;
-use crate::mover::scope::{KeyHash, Scope, checked, hash_of_key, hash_sql, ident};
-use crate::mover::tables::sharded;
+use crate::mover::scope::{Scope, checked, hash_of_key};
 use crate::output::{Report, table};
 
 /// What the operator wants.
 #[derive(Debug, Clone)]
 pub enum Goal {
-    Buckets { from: u16, to: u16, target: ShardId },
+    /// Ranges of buckets, both ends included.
+    Buckets {
+        ranges: Vec<(u16, u16)>,
+        target: ShardId,
+    },
     Drain(ShardId),
-    Rebalance { by: Measure, tolerance: u32 },
-    Isolate { tenant: String, target: ShardId },
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Measure {
-    /// Number of buckets.
-    Buckets,
-    /// Rows of the sharded tables. Reads them.
-    Rows,
-    /// Bytes of their rows. Reads them.
-    Bytes,
+    /// `seconds`: for which writes are counted, by load.
+    Rebalance {
+        by: Measure,
+        tolerance: u32,
+        seconds: u32,
+    },
+    Isolate {
+        tenant: String,
+        target: ShardId,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,6 +42,8 @@ pub struct Plan {
     pub epoch: u64,
     pub epoch_id: String,
     pub steps: Vec<Step>,
+    /// What whoever reads the plan should know of it; not saved.
+    pub notes: Vec<String>,
 }
 
 impl Plan {
@@ -71,6 +76,7 @@ impl Plan {
             epoch: value["epoch"].as_u64().context("a plan has an epoch")?,
             epoch_id: value["epoch_id"].as_str().context("a plan has an epoch_id")?.to_owned(),
             steps: steps.iter().map(step).collect::<Result<_, _>>()?,
+            notes: Vec::new(),
         })
     }
 
@@ -113,6 +119,9 @@ impl Plan {
             true => text += "nothing is to be moved\n",
             false => text += &table(&["step", "what", "buckets", "source", "target"], &rows),
         }
+        for note in &self.notes {
+            text += &format!("{note}\n");
+        }
         // Several steps are not carried out with an operator in between.
         let auto = if rows.len() > 1 { " --auto" } else { "" };
         if !rows.is_empty() {
@@ -129,7 +138,11 @@ impl Plan {
                 }
             };
         }
-        Ok(Report { json: self.json()?, text, well: true })
+        let mut json = self.json()?;
+        if !self.notes.is_empty() {
+            json["notes"] = json!(self.notes);
+        }
+        Ok(Report { json, text, well: true })
     }
 }
 
@@ -153,6 +166,22 @@ pub fn weights(servers: &Servers, given: &[String]) -> anyhow::Result<Vec<(Shard
     Ok(weights)
 }
 
+/// Of weights that are tried out: that they are no more than that, and how to keep them.
+fn tried_out(servers: &Servers, weights: &[(ShardId, u32)]) -> Option<String> {
+    let other = |(shard, weight): &(ShardId, u32)| {
+        let kept = servers.config.shard(*shard)?.weight;
+        (kept != *weight).then(|| format!("shard {shard} has {weight} instead of {kept}"))
+    };
+    let all: Vec<_> = weights.iter().filter_map(other).collect();
+    (!all.is_empty()).then(|| {
+        format!(
+            "These weights hold for this plan only, the next one without --weight would undo it: {}. \
+             To keep them write weight = N into [[shard]] of the configuration file, then shardctl reload.",
+            all.join(", ")
+        )
+    })
+}
+
 pub async fn make(
     servers: &Servers,
     control: &Db,
@@ -166,114 +195,70 @@ pub async fn make(
         let text = format!("there is no shard {shard} in the configuration: add [[shard]] with id = {shard}");
         if servers.has(shard) { Ok(()) } else { Err(Failure::usage(text)) }
     };
+    let mut notes = Vec::new();
+    if matches!(goal, Goal::Drain(_) | Goal::Rebalance { .. }) {
+        notes.extend(tried_out(servers, weights));
+    }
     let steps = match goal {
-        Goal::Buckets { from, to, target } => {
+        Goal::Buckets { ranges, target } => {
             configured(*target)?;
-            plan::buckets(placed, *from, *to, *target).map_err(|error| Failure::usage(error.to_string()))?
+            plan::buckets(placed, ranges, *target).map_err(|error| Failure::usage(error.to_string()))?
         }
         Goal::Drain(shard) => {
             configured(*shard)?;
             plan::drain(placed, *shard, weights)?
         }
         Goal::Rebalance { by: Measure::Buckets, .. } => plan::rebalance(placed, weights)?,
-        Goal::Rebalance { by, tolerance } => {
-            let load = load(servers, &map, *by).await?;
-            plan::by_load(placed, weights, &load, *tolerance)?
+        Goal::Rebalance { by, tolerance, seconds } => {
+            let load = figures::of_buckets(servers, &map, *by, *seconds).await?;
+            let steps = plan::by_load(placed, weights, &load, *tolerance)?;
+            if *by == Measure::Load {
+                notes.push(shown(&load, &map, &steps, *seconds));
+            }
+            steps
         }
         Goal::Isolate { tenant, target } => {
             configured(*target)?;
             let key: KeyType = servers.config.key.key_type;
             let wrong = || Failure::usage(format!("\"{tenant}\" is not a {key}"));
             let hash = hash_of_key(key, tenant).ok_or_else(wrong)?;
-            plan::isolate(placed, hash, *target)?
+            match plan::isolate(placed, hash, *target) {
+                // As with buckets that are where they are wanted.
+                Err(PlanError::There(_)) => Vec::new(),
+                steps => steps?,
+            }
         }
     };
     let steps = match most {
         Some(most) => plan::split(steps, most),
         None => steps,
     };
-    Ok(Plan { epoch: map.map.epoch(), epoch_id: map.id, steps })
+    Ok(Plan { epoch: map.map.epoch(), epoch_id: map.id, steps, notes })
 }
 
-/// What each bucket has on the shard that owns it.
-async fn load(servers: &Servers, map: &StoredMap, by: Measure) -> anyhow::Result<Vec<u64>> {
-    let buckets = map.map.buckets();
-    let mut load = vec![0; usize::from(buckets)];
-    for shard in map.map.shards() {
-        let mut db = servers.primary(shard, "shardctl plan").await?;
-        db.patience = std::time::Duration::from_secs(3600);
-        for table in sharded(&db, &servers.config).await? {
-            let hash = hash_sql(&ident(&table.key_column), table.key_type);
-            let figure =
-                if by == Measure::Rows { "count(*)" } else { "coalesce(sum(pg_column_size(t.*)), 0)" };
-            let sql = format!(
-                "SELECT ({hash} & {})::int4, ({figure})::int8 FROM {} t GROUP BY 1",
-                buckets - 1,
-                table.sql()
-            );
-            for row in db.rows(&sql, &[]).await? {
-                let bucket = usize::try_from(row.try_get::<_, i32>(0)?)?;
-                if map.map.owners().get(bucket) == Some(&shard) {
-                    load[bucket] += u64::try_from(row.try_get::<_, i64>(1)?)?;
-                }
-            }
+/// Rows written a second by shard, before and after.
+fn shown(load: &[u64], map: &StoredMap, steps: &[Step], seconds: u32) -> String {
+    let before = map.map.owners();
+    let mut after = before.to_vec();
+    for step in steps {
+        for bucket in step.ranges.iter().flat_map(|&(from, to)| from..=to) {
+            after[usize::from(bucket)] = step.target;
         }
     }
-    Ok(load)
-}
-
-/// The tenants with most bytes, over all shards.
-pub async fn tenants(servers: &Servers, top: usize) -> anyhow::Result<Report> {
-    let control = servers.control("shardctl tenants").await?;
-    let map = catalog::map(&control).await?;
-    let mut all: Vec<(i64, i64, String, u16)> = Vec::new();
-    for shard in map.map.shards() {
-        let mut db = servers.primary(shard, "shardctl tenants").await?;
-        db.patience = std::time::Duration::from_secs(3600);
-        let parts: Vec<_> = sharded(&db, &servers.config)
-            .await?
-            .iter()
-            .map(|table| {
-                let key = ident(&table.key_column);
-                format!(
-                    "SELECT {key}::text AS tenant, {} AS hash, count(*) AS n, sum(pg_column_size(t.*)) AS bytes FROM {} t GROUP BY 1, 2",
-                    hash_sql(&key, table.key_type),
-                    table.sql()
-                )
-            })
-            .collect();
-        if parts.is_empty() {
-            continue;
-        }
-        let sql = format!(
-            "SELECT tenant, hash, sum(n)::int8, sum(bytes)::int8 FROM ({}) a GROUP BY 1, 2 ORDER BY 4 DESC LIMIT $1",
-            parts.join(" UNION ALL ")
-        );
-        // Twice as many: rows that only wait to be deleted from a shard are not its own.
-        for row in db.rows(&sql, &[&i64::try_from(top * 2)?]).await? {
-            if map.owner_of_hash(KeyHash::new(row.try_get(1)?)) == shard {
-                all.push((row.try_get(3)?, row.try_get(2)?, row.try_get(0)?, shard.0));
-            }
-        }
-    }
-    all.sort_unstable_by(|a, b| b.cmp(a));
-    all.truncate(top);
-    let rows: Vec<_> = all
-        .iter()
-        .map(|(bytes, rows, tenant, shard)| {
-            vec![tenant.clone(), shard.to_string(), rows.to_string(), human(*bytes)]
-        })
+    let (had, has) = (figures::of_shards(load, before), figures::of_shards(load, &after));
+    let shards: BTreeSet<_> = had.keys().chain(has.keys()).collect();
+    let figure =
+        |of: &BTreeMap<ShardId, u64>, shard| figures::per_second(of.get(shard).copied().unwrap_or(0));
+    let all: Vec<_> = shards
+        .into_iter()
+        .map(|shard| format!("shard {shard} {} -> {}", figure(&had, shard), figure(&has, shard)))
         .collect();
-    let json = all
-        .iter()
-        .map(|(bytes, rows, tenant, shard)| json!({ "tenant": tenant, "shard": shard, "rows": rows, "bytes": bytes }))
-        .collect::<Vec<_>>();
-    Ok(Report { json: json!(json), text: table(&["tenant", "shard", "rows", "size"], &rows), well: true })
+    format!("rows written a second, counted for {seconds} s: {}", all.join(", "))
 }
 
 #[cfg(test)]
 mod tests {
-    use shard_config::ShardMap;
+    use shard_config::{KeyHash, ShardMap};
 
     use super::*;
 
@@ -285,7 +270,7 @@ mod tests {
             ranges: vec![(0, 3)],
             hashes: vec![KeyHash::new(-5)],
         };
-        let plan = Plan { epoch: 3, epoch_id: "a".into(), steps: vec![step] };
+        let plan = Plan { epoch: 3, epoch_id: "a".into(), steps: vec![step], notes: Vec::new() };
         assert_eq!(Plan::from_json(&plan.json().unwrap()).unwrap(), plan);
         assert!(Plan::from_json(&json!({ "steps": [] })).is_err());
         let ranges = [(0, 15, ShardId(1))];

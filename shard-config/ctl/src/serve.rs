@@ -14,13 +14,15 @@ use tokio::task::JoinHandle;
 
 use crate::aim::Aim;
 use crate::direct::{Db, Servers};
+use crate::home;
 use crate::look::attended;
 use crate::mover::attach::Attached;
 use crate::mover::catalog;
 use crate::mover::job::Job;
+use crate::mover::preflight;
 use crate::mover::run::{End, Options, run};
 use crate::mover::scope::Scope;
-use crate::moves::missed;
+use crate::moves::{missed, stopped};
 use crate::plans::{self, Goal, Measure, scope_of};
 
 /// Between two looks at the catalog.
@@ -59,7 +61,11 @@ impl Request {
         let mut weights = plans::weights(servers, &[])?;
         let what = match goal["verb"].as_str() {
             Some("move") => {
-                Goal::Buckets { from: small("first")?, to: small("last")?, target: ShardId(small("target")?) }
+                let ranges = match goal["buckets"].as_str() {
+                    Some(text) => shard_config::ranges::parse(text)?,
+                    None => vec![(small("first")?, small("last")?)],
+                };
+                Goal::Buckets { ranges, target: ShardId(small("target")?) }
             }
             Some("drain") => Goal::Drain(ShardId(small("shard")?)),
             Some("rebalance") => {
@@ -71,9 +77,15 @@ impl Request {
                     Some("buckets") => Measure::Buckets,
                     Some("rows") => Measure::Rows,
                     Some("bytes") => Measure::Bytes,
-                    other => anyhow::bail!("measure is {other:?}: buckets, rows or bytes"),
+                    // A request plans again before each step, and no two seconds have the same load.
+                    Some("load") if flag("dry_run") => Measure::Load,
+                    Some("load") => anyhow::bail!(
+                        "by load only with dry_run => true: shardctl plan rebalance --by load --save FILE, then shardctl apply FILE"
+                    ),
+                    other => anyhow::bail!("measure is {other:?}: buckets, rows, bytes or load"),
                 };
-                Goal::Rebalance { by, tolerance: number("tolerance")?.try_into().context("tolerance")? }
+                let tolerance = number("tolerance")?.try_into().context("tolerance")?;
+                Goal::Rebalance { by, tolerance, seconds: crate::figures::SECONDS }
             }
             Some("isolate") => {
                 let tenant = goal["tenant"].as_str().context("tenant is to be a text")?.to_owned();
@@ -99,7 +111,11 @@ pub async fn serve(
     let mut failing = false;
     loop {
         let looked = async {
-            if control.as_ref().is_none_or(|db| db.client.is_closed()) {
+            let gone = match control.as_ref().filter(|db| !db.client.is_closed()) {
+                Some(db) => home::has_left(db).await?,
+                None => true,
+            };
+            if gone {
                 let db = servers()?.control("shardctl serve").await?;
                 catalog::install(&db).await?;
                 control = Some(db);
@@ -164,7 +180,7 @@ async fn go_on(servers: &Servers, id: i64, tell: &Sender<String>) {
         Err(error) if error.is::<Attached>() => return,
         Err(error) => format!("move {id}: {error:#}"),
         Ok(end) => {
-            let text = format!("move {id}: {end:?}");
+            let text = told(servers, id, &end).await;
             // Nobody would look at it before it is begun again, and each time clients notice.
             match end {
                 End::Different(_) | End::GivenUp(_) => match pause(servers, id).await {
@@ -178,6 +194,21 @@ async fn go_on(servers: &Servers, id: i64, tell: &Sender<String>) {
     // Nobody listens any more when the process ends.
     _ = tell.send(line).await;
     tokio::time::sleep(REST).await;
+}
+
+/// How a runner ended, in one line.
+async fn told(servers: &Servers, id: i64, end: &End) -> String {
+    if let End::Refused(problems) = end {
+        return format!("move {id} was refused: {}", preflight::told(problems));
+    }
+    let job = async { Job::load(&servers.control("shardctl serve").await?, id).await };
+    match job.await {
+        Ok(job) => {
+            let (report, _) = stopped(servers, &job, end.clone()).await;
+            report.text.trim_end().replace('\n', "; ")
+        }
+        Err(error) => format!("move {id}: {end:?}; what it is now cannot be read: {error:#}"),
+    }
 }
 
 async fn pause(servers: &Servers, id: i64) -> anyhow::Result<()> {
@@ -250,6 +281,15 @@ async fn fulfil(servers: &Servers, request: &Request) -> anyhow::Result<Option<V
         let Some(step) = plan.steps.first() else {
             return end(&control, request, "done", json!({ "moves": made })).await;
         };
+        // A move that is written down is begun whenever its shards answer, and then nobody may think of it any more.
+        let shards = plan.steps.iter().flat_map(|step| [step.source, step.target]);
+        let away = preflight::unreachable(servers, shards).await;
+        let away: Vec<_> =
+            away.iter().map(|problem| format!("{}: {}", problem.what, problem.remedy)).collect();
+        if !away.is_empty() && made.is_empty() {
+            return end(&control, request, "failed", json!({ "error": away.join("; ") })).await;
+        }
+        anyhow::ensure!(away.is_empty(), "{}", away.join("; "));
         let detail =
             json!({ "request": request.id, "auto": wanted.options.auto, "finish": wanted.options.finish });
         let scope: Scope = scope_of(step)?;

@@ -338,7 +338,8 @@ impl Stack {
             bail!("{primary}, the primary of shard {shard}, is not running");
         }
         let data = data(&state.dir, &name);
-        if is_standby(&data) && state.running(&name).is_some() {
+        let runs = is_standby(&data) && state.running(&name).is_some();
+        if runs && self.wait_streaming(&state, shard, &name).is_ok() {
             self.say(&format!("{name} is a running standby already"));
             return Ok(());
         }
@@ -367,9 +368,18 @@ impl Stack {
                 }
             }
         }
-        self.configure(&state, &name, Role::Standby { primary_port })?;
-        self.start_postgres(&name)?;
-        self.wait_streaming(&state, shard, &name)?;
+        let follow = || {
+            self.configure(&state, &name, Role::Standby { primary_port })?;
+            self.start_postgres(&name)?;
+            self.wait_streaming(&state, shard, &name)
+        };
+        if let Err(error) = follow() {
+            // WAL from before the promotion, which pg_rewind goes back to, may be gone from the primary.
+            self.say(&format!("{name} does not follow, taking a fresh base backup ({error})"));
+            self.stop(std::slice::from_ref(&name))?;
+            self.base_backup(&state, &name, primary_port)?;
+            follow()?;
+        }
         self.configure(
             &state,
             &primary,

@@ -18,6 +18,17 @@ use std::time::Instant;
 /// Away from the ports of a stack in use.
 const PORTS_AWAY: u16 = 200;
 
+/// Milliseconds that a write waits for a cut-over at most, on whatever machine.
+const PAUSE_LIMIT_MS: f64 = 2000.0;
+/// What is moved, and the phase that its moves have when the step is over.
+const STEPS: [(&str, &str); 5] = [
+    ("move", "window"),
+    ("rollback", "rolled_back"),
+    ("isolate a tenant", "done"),
+    ("drain", "done"),
+    ("add a shard", "done"),
+];
+
 /// What one step found.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Outcome {
@@ -174,14 +185,16 @@ fn with_stack(verify: &mut Verify, options: &Options) -> Result<()> {
         let two = Options { proxies: Some(2), cores: Some(2), ..options.clone() };
         let mut vars = environment(&up::bring_up(&two, true)?.state())?;
         vars.push(("STACK_BIN".into(), std::env::current_exe()?.display().to_string()));
-        let words = "compare rebalance --steps move,rollback --buckets 256 --rate 100 --payments 1000 --baseline 2 --no-copy --no-jdbc --json";
-        let text = captured(Command::new(release("bench")?).envs(vars.clone()).args(words.split(' ')))?;
-        let mut outcome = judge_moves(&text.0)?;
-        // Another three each time would make somebody's unrelated change fail for what `cargo chaos` is there to find.
+        // Another three each time would make somebody's unrelated change fail for what `cargo chaos` is there to find. Before the
+        // steps: where a single tenant lives elsewhere than its bucket, zones of buckets do not go to and fro.
         let words = "--suite rebalance --runs 3 --seed 1 --json";
-        let struck = judge_chaos(&captured(Command::new(release("chaos")?).envs(vars).args(words.split(' ')))?.0)?;
-        outcome.passed += struck.passed;
-        outcome.failures.extend(struck.failures);
+        let text = captured(Command::new(release("chaos")?).envs(vars.clone()).args(words.split(' ')))?;
+        let mut outcome = judge_chaos(&text.0)?;
+        let words = "compare rebalance --steps move,rollback,isolate,drain,add --buckets 256 --rate 100 --payments 1000 --baseline 2 --no-copy --no-jdbc --json";
+        let text = captured(Command::new(release("bench")?).envs(vars).args(words.split(' ')))?;
+        let moved = judge_moves(&text.0)?;
+        outcome.passed += moved.passed;
+        outcome.failures.extend(moved.failures);
         Ok(outcome)
     });
     drop(stack);
@@ -303,7 +316,8 @@ fn judge_chaos(text: &str) -> Result<Outcome> {
     Ok(outcome)
 }
 
-/// There and back under payments. How long the pauses are depends on the machine, and is `cargo compare`'s to judge.
+/// Every step under payments. How long the pauses are depends on the machine, and is `cargo compare`'s to judge; but nobody
+/// waits for seconds.
 fn judge_moves(text: &str) -> Result<Outcome> {
     let value = json(text)?;
     let mut outcome = Outcome::default();
@@ -315,12 +329,18 @@ fn judge_moves(text: &str) -> Result<Outcome> {
         expect(&format!("no {key} while buckets moved"), value[key] == 0);
     }
     expect("the invariants hold", value["invariants"] == true);
+    let pause = value["pause_p99_ms_seen"].as_f64().zip(value["pause_p99_ms"].as_f64());
+    expect("no write waits for seconds", pause.is_some_and(|(_, ms)| ms <= PAUSE_LIMIT_MS));
     let steps = value["steps"].as_array().context("no steps in the answer")?;
-    let counted =
-        |step: &Value| ["payments", "writes", "counts"].iter().all(|key| step[key].as_u64() > Some(0));
-    expect("payments, writes and counts went on", steps.len() == 2 && steps.iter().all(counted));
-    let last = steps.last().and_then(|step| step["moves"].as_array()?.last());
-    expect("the move came back", last.is_some_and(|one| one["phase"] == "rolled_back"));
+    let went_on = ["payments", "writes", "counts", "writes_to_what_moves"];
+    let counted = |step: &Value| went_on.iter().all(|key| step[key].as_u64() > Some(0));
+    expect("payments, writes and counts went on", steps.iter().all(counted));
+    for (name, phase) in STEPS {
+        let step = steps.iter().find(|step| step["step"] == name);
+        let moves = step.and_then(|step| step["moves"].as_array()).filter(|moves| !moves.is_empty());
+        let over = moves.is_some_and(|moves| moves.iter().all(|one| one["phase"] == phase));
+        expect(&format!("{name}: every move is {phase}"), over);
+    }
     Ok(outcome)
 }
 
@@ -376,24 +396,33 @@ mod tests {
 
     #[test]
     fn a_move_that_lost_a_row_is_not_a_pass() {
-        let step = |phase: &str| {
-            format!(r#"{{"payments": 1, "writes": 2, "counts": 3, "moves": [{{"phase": "{phase}"}}]}}"#)
-        };
+        let steps = STEPS.map(|(name, phase)| {
+            format!(
+                r#"{{"step": "{name}", "payments": 1, "writes": 2, "counts": 3, "writes_to_what_moves": 4, "moves": [{{"phase": "{phase}"}}]}}"#
+            )
+        });
         let good = format!(
-            r#"{{"errors": 0, "lost": 0, "doubled": 0, "duplicate_rows": 0, "missing_rows": 0, "invariants": true, "steps": [{}, {}]}}"#,
-            step("window"),
-            step("rolled_back")
+            r#"{{"errors": 0, "lost": 0, "doubled": 0, "duplicate_rows": 0, "missing_rows": 0, "invariants": true,
+                "pause_p99_ms": 300.5, "pause_p99_ms_seen": 300.5, "steps": [{}]}}"#,
+            steps.join(", ")
         );
-        assert_eq!(judge_moves(&good).unwrap(), Outcome { passed: 8, failures: vec![] });
+        assert_eq!(judge_moves(&good).unwrap(), Outcome { passed: 13, failures: vec![] });
         for (from, to) in [
             ("\"lost\": 0", "\"lost\": 1"),
             ("\"missing_rows\": 0", "\"missing_rows\": 2"),
             ("\"invariants\": true", "\"invariants\": null"),
             ("\"counts\": 3", "\"counts\": 0"),
+            ("\"writes_to_what_moves\": 4", "\"writes_to_what_moves\": 0"),
+            ("\"pause_p99_ms\": 300.5", "\"pause_p99_ms\": 2001"),
+            ("\"pause_p99_ms_seen\": 300.5", "\"pause_p99_ms_seen\": null"),
             ("rolled_back", "window"),
+            ("isolate a tenant", "isolate"),
         ] {
             assert_eq!(judge_moves(&good.replace(from, to)).unwrap().failures.len(), 1, "{to}");
         }
+        let unfinished =
+            good.replace("[{\"phase\": \"done\"}]", "[{\"phase\": \"done\"}, {\"phase\": \"window\"}]");
+        assert_eq!(judge_moves(&unfinished).unwrap().failures.len(), 3);
     }
 
     #[test]

@@ -22,15 +22,8 @@ impl TempPostgres {
     /// # Panics
     /// When PostgreSQL is not installed (the message names the package) or does not start (with its log).
     pub fn start(settings: &[&str]) -> Self {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
         let bin = find_binaries();
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let data = std::env::temp_dir().join(format!("testpg-{}-{number}", std::process::id()));
-        let _ = std::fs::remove_dir_all(&data);
-        std::fs::create_dir_all(&data).expect("create the data directory");
-        if is_root() {
-            run(Command::new("chown").arg("postgres").arg(&data));
-        }
+        let data = directory();
         let cluster = data.join("pg");
         let options = ["-A", "trust", "-U", "postgres", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync", "-D"];
         run(as_postgres(&bin.join("initdb")).args(options).arg(&cluster));
@@ -43,13 +36,49 @@ impl TempPostgres {
             text.push_str(line);
             text.push('\n');
         }
-        let conf = cluster.join("postgresql.conf");
-        let mut all = std::fs::read_to_string(&conf).expect("read postgresql.conf");
-        all.push_str(&text);
-        std::fs::write(&conf, all).expect("write postgresql.conf");
+        configure(&cluster, &text);
         let server = Self { bin, data, port };
         server.boot();
         server
+    }
+
+    /// Starts a streaming standby of this server, with the same settings.
+    ///
+    /// # Panics
+    /// When it cannot be copied or does not start (with its log).
+    pub fn standby(&self) -> Self {
+        let (bin, data, port) = (self.bin.clone(), directory(), free_port());
+        let cluster = data.join("pg");
+        let copy = ["-R", "--no-sync", "-c", "fast", "-d"];
+        run(as_postgres(&bin.join("pg_basebackup"))
+            .args(copy)
+            .arg(self.url("postgres"))
+            .arg("-D")
+            .arg(&cluster));
+        configure(&cluster, &format!("port = {port}\n"));
+        let server = Self { bin, data, port };
+        server.boot();
+        server
+    }
+
+    /// Makes a standby a primary, of another timeline.
+    ///
+    /// # Panics
+    /// When it does not become one.
+    pub fn promote(&self) {
+        let cluster = self.data.join("pg");
+        run(as_postgres(&self.bin.join("pg_ctl")).args(["promote", "-w", "-D"]).arg(cluster));
+    }
+
+    /// Ends the server as a crash does, and lets a standby take over that has all of it: slots, too.
+    ///
+    /// # Panics
+    /// When it does not end, start or become a primary.
+    pub fn fail_over(&self) {
+        self.crash();
+        std::fs::write(self.data.join("pg/standby.signal"), "").expect("write standby.signal");
+        self.boot();
+        self.promote();
     }
 
     pub fn port(&self) -> u16 {
@@ -110,6 +139,27 @@ impl Drop for TempPostgres {
             let _ = std::fs::remove_dir_all(&self.data);
         }
     }
+}
+
+/// A new directory of the server's user.
+fn directory() -> PathBuf {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let data = std::env::temp_dir().join(format!("testpg-{}-{number}", std::process::id()));
+    let _ = std::fs::remove_dir_all(&data);
+    std::fs::create_dir_all(&data).expect("create the data directory");
+    if is_root() {
+        run(Command::new("chown").arg("postgres").arg(&data));
+    }
+    data
+}
+
+/// Adds lines to postgresql.conf; the last one of a setting holds.
+fn configure(cluster: &Path, lines: &str) {
+    let conf = cluster.join("postgresql.conf");
+    let mut all = std::fs::read_to_string(&conf).expect("read postgresql.conf");
+    all.push_str(lines);
+    std::fs::write(&conf, all).expect("write postgresql.conf");
 }
 
 /// The newest installed PostgreSQL 15 or later.

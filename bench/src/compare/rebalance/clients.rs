@@ -1,5 +1,6 @@
 //! Those who notice what happens: payments at a fixed rate, counts of all rows, and single writes.
 use super::foreground::{self, Foreground, WARM_UP};
+use super::scope::Scope;
 use super::watch::{Counts, Watch};
 use crate::measure::processors::Ticks;
 use crate::stack::Stack;
@@ -21,8 +22,8 @@ pub struct Noticed {
 }
 
 impl Clients {
-    /// Returns when they are warm. Single writes are to the buckets given, or to all when none are.
-    pub async fn start(rate: f64, stack: &Stack, scopes: &[(u16, u16)]) -> Result<Clients> {
+    /// Returns when they are warm. Single writes are to what is given, or to all buckets when nothing is.
+    pub async fn start(rate: f64, stack: &Stack, scopes: &[Scope]) -> Result<Clients> {
         let load = Foreground::start(rate)?;
         let watch = Watch::start(stack, scopes).await?;
         tokio::time::sleep(WARM_UP).await;

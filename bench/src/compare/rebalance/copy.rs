@@ -5,6 +5,7 @@
 use super::RebalanceArgs;
 use super::clients::{Clients, Noticed};
 use super::plan::{FROM, TO};
+use super::scope::Scope;
 use super::shardctl::Move;
 use crate::measure::wal::connect;
 use crate::stack::Stack;
@@ -41,7 +42,7 @@ pub struct Copied {
 impl Copied {
     /// `None` when the move copied nothing.
     pub fn new(by_copy: Yardstick, moved: &Move) -> Option<Copied> {
-        let (mover_seconds, mover_rows) = (moved.copy_s?, moved.rows()?);
+        let (mover_seconds, mover_rows) = (moved.copy_s?, moved.copied_rows()?);
         Some(Copied { by_copy, mover_rows, mover_seconds })
     }
 
@@ -64,7 +65,7 @@ SELECT c.oid::regclass::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.re
 /// Copies what the first step will move.
 pub async fn measure(args: &RebalanceArgs, stack: &Stack) -> Result<Yardstick> {
     // As beside that step.
-    let clients = Clients::start(args.rate, stack, &[args.range()]).await?;
+    let clients = Clients::start(args.rate, stack, &[Scope::buckets(args.range())]).await?;
     let copied = copy(args.range(), stack).await;
     let noticed = clients.stop().await;
     let (rows, bytes, all, seconds) = copied?;

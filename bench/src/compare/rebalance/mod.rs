@@ -1,19 +1,22 @@
 //! `bench compare rebalance`: buckets move between running shards under payments, and clients measure what they notice.
 //!
 //! [`plan`] says what is moved; [`shardctl`] moves it, as a DBA would, and reads the moves' own records. Meanwhile there
-//! are [`clients`]: payments run at a fixed rate ([`foreground`]), and [`watch`] counts rows over all shards and writes
-//! single rows of the moving buckets without a pause. A JDBC application is at work all the time ([`application`]).
+//! are [`clients`]: payments run at a fixed rate ([`foreground`]), [`watch`] counts rows over all shards, and [`probe`]
+//! writes single rows of what moves ([`scope`]) without a pause. A JDBC application is at work all the time ([`application`]).
 //! [`copy`] is the yardstick for the copy's speed, under the same load. [`phases`] tells what a move was doing when a
-//! payment was slow. [`report`] judges.
+//! payment was slow, [`pauses`] how long a write waited at a cut-over. [`report`] judges.
 //!
 //! Everything counted here is seen from outside, by SQL and HTTP: no code is shared with what moves the rows.
 pub mod application;
 pub mod clients;
 pub mod copy;
 pub mod foreground;
+pub mod pauses;
 pub mod phases;
 pub mod plan;
+pub mod probe;
 pub mod report;
+pub mod scope;
 pub mod shardctl;
 pub mod watch;
 
@@ -23,10 +26,11 @@ use crate::stack::Stack;
 use anyhow::{Context, Result};
 use clap::Args;
 use clients::Clients;
+use pauses::Pauses;
 use plan::{Kind, Step};
 use report::{Report, StepResult};
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 #[derive(Args, Clone, Debug)]
 pub struct RebalanceArgs {
@@ -150,6 +154,7 @@ async fn one(
     let before = tool.last_move().await?;
     let clients = Clients::start(args.rate, stack, &step.scopes).await?;
     let begun = Instant::now();
+    let begun_us = i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_micros())?;
     let done = step.run(tool).await;
     let seconds = begun.elapsed().as_secs_f64();
     // What was released at the very end is still measured.
@@ -159,6 +164,8 @@ async fn one(
     let (mut noticed, moves) = (noticed?, tool.moves_after(before).await?);
     // What they add up to is kept, they are not: there may be millions.
     let requests = std::mem::take(&mut noticed.load.requests);
+    let writes = std::mem::take(&mut noticed.seen.trace);
     let by_phase = phases::ByPhase::new(&requests, moves.iter().map(|one| one.history.as_slice()));
-    Ok(StepResult { kind: step.kind, seconds, moves, noticed, by_phase })
+    let pauses = Pauses::new(&writes, moves.iter().map(|one| one.since(begun_us)));
+    Ok(StepResult { kind: step.kind, seconds, moves, noticed, by_phase, pauses })
 }

@@ -1,8 +1,9 @@
 //! What is moved, step by step.
 use super::RebalanceArgs;
+use super::scope::Scope;
 use super::shardctl::{Shardctl, stack_now};
 use crate::stack::Stack;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -33,11 +34,11 @@ impl Kind {
     }
 }
 
-/// A step, and the buckets whose rows are watched while it runs (all when empty).
+/// A step, and what moves while it runs.
 pub struct Step {
     pub kind: Kind,
-    pub scopes: Vec<(u16, u16)>,
-    commands: Vec<Vec<String>>,
+    pub scopes: Vec<Scope>,
+    command: Vec<String>,
 }
 
 /// Of the first step.
@@ -47,17 +48,15 @@ const DRAINED: u16 = 2;
 
 const FOR_GOOD: &str = "--auto --finish";
 
-/// Makes a plan for the goal, and carries it out.
-fn planned(tool: &Shardctl, goal: &str, how: &str) -> Vec<Vec<String>> {
+/// Makes a plan for the goal; what is left is to carry it out.
+async fn planned(tool: &Shardctl, goal: &str, how: &str) -> Result<(Vec<Scope>, Vec<String>)> {
     let file = tool.plan_file().display().to_string();
-    let with_file = |line: &str| {
-        let mut all = words(line);
-        all.push(file.clone());
-        all
-    };
-    let mut apply = with_file("apply");
+    let mut plan = words(&format!("plan {goal} --save"));
+    plan.push(file.clone());
+    tool.run(&plan).await?;
+    let mut apply = vec!["apply".to_owned(), file];
     apply.extend(words(how));
-    vec![with_file(&format!("plan {goal} --save")), apply]
+    Ok((tool.planned()?, apply))
 }
 
 fn words(line: &str) -> Vec<String> {
@@ -66,40 +65,36 @@ fn words(line: &str) -> Vec<String> {
 
 impl Step {
     pub async fn of(kind: Kind, args: &RebalanceArgs, stack: &Stack, tool: &Shardctl) -> Result<Step> {
-        let range = args.range();
-        let mut scopes = Vec::new();
-        let commands = match kind {
+        let (scopes, command) = match kind {
             Kind::Move => {
-                scopes.push(range);
-                planned(tool, &format!("move --buckets {}-{} --to {TO}", range.0, range.1), "--auto")
+                let (first, last) = args.range();
+                planned(tool, &format!("move --buckets {first}-{last} --to {TO}"), "--auto").await?
             }
             Kind::Rollback => {
-                scopes.push(range);
                 let id = tool.last_move().await?.context("there is no move to roll back")?;
-                vec![words(&format!("rollback {id}"))]
+                let moved = tool.moves_after(Some(id)).await?.pop().context("the move to roll back")?;
+                (vec![moved.scope], words(&format!("rollback {id}")))
             }
-            Kind::Drain => planned(tool, &format!("drain {DRAINED}"), FOR_GOOD),
+            Kind::Drain => planned(tool, &format!("drain {DRAINED}"), FOR_GOOD).await?,
             Kind::Add => {
                 super::shardctl::add_shard().await?;
                 let now = stack_now(stack).await?;
                 if now.shards.len() <= stack.shards.len() {
                     bail!("no shard was added");
                 }
-                planned(tool, "rebalance", FOR_GOOD)
+                planned(tool, "rebalance", FOR_GOOD).await?
             }
             Kind::Isolate => {
                 let tenant = tool.busiest_tenant().await?;
                 let to = tool.other_shard(&tenant).await?;
-                planned(tool, &format!("isolate {tenant} --to {to}"), FOR_GOOD)
+                planned(tool, &format!("isolate {tenant} --to {to}"), FOR_GOOD).await?
             }
         };
-        Ok(Step { kind, scopes, commands })
+        ensure!(!scopes.is_empty(), "{}: nothing is to be moved", kind.name());
+        Ok(Step { kind, scopes, command })
     }
 
     pub async fn run(&self, tool: &Shardctl) -> Result<()> {
-        for command in &self.commands {
-            tool.run(command).await?;
-        }
-        Ok(())
+        tool.run(&self.command).await
     }
 }

@@ -1,5 +1,7 @@
 //! The operator's tool as a DBA runs it, and what the moves wrote about themselves.
+use super::pauses::Moved;
 use super::phases::Event;
+use super::scope::Scope;
 use crate::measure::wal::connect;
 use crate::stack::{Stack, authority};
 use anyhow::{Context, Result, bail};
@@ -25,6 +27,7 @@ pub struct Move {
     pub source: i32,
     pub target: i32,
     pub phase: String,
+    pub scope: Scope,
     pub detail: Value,
     /// Seconds that the first copy took.
     pub copy_s: Option<f64>,
@@ -33,15 +36,26 @@ pub struct Move {
 }
 
 impl Move {
-    /// Milliseconds of every attempt at a cut-over, failed ones too.
+    /// From then on, in microseconds since the UNIX epoch.
+    pub fn since(&self, us: i64) -> Moved<'_> {
+        let from = self.history.partition_point(|event| event.at_us < us);
+        Moved { scope: &self.scope, history: &self.history[from..], mover_ms: self.pauses_ms() }
+    }
+
+    /// Milliseconds of every attempt at a cut-over, failed ones too, as the mover has them.
     pub fn pauses_ms(&self) -> Vec<f64> {
         let pauses = self.detail["pauses"].as_array().map(Vec::as_slice).unwrap_or_default();
         pauses.iter().filter_map(|pause| pause["ms"].as_f64()).collect()
     }
 
-    /// Rows of the scope when both sides were compared.
+    /// Rows of the scope when both sides were compared: what was copied, and what replication has brought since.
     pub fn rows(&self) -> Option<i64> {
         self.detail["verify"]["rows"].as_i64()
+    }
+
+    /// Rows that the copy copied.
+    pub fn copied_rows(&self) -> Option<i64> {
+        self.detail["progress"]["rows"].as_i64()
     }
 }
 
@@ -64,6 +78,12 @@ impl Shardctl {
 
     pub fn plan_file(&self) -> &Path {
         &self.plan
+    }
+
+    /// What each step of the saved plan moves.
+    pub fn planned(&self) -> Result<Vec<Scope>> {
+        let text = std::fs::read_to_string(&self.plan).with_context(|| self.plan.display().to_string())?;
+        Scope::of_plan(&serde_json::from_str(&text)?)
     }
 
     /// Runs one verb to its end; its own words are the error.
@@ -93,7 +113,7 @@ impl Shardctl {
 
     /// The moves made after the one given; the one given, too, when there is none (it was rolled back).
     pub async fn moves_after(&self, last: Option<i64>) -> Result<Vec<Move>> {
-        let sql = "SELECT id, source, target, phase, detail,
+        let sql = "SELECT id, source, target, phase, scope, detail,
                 (SELECT extract(epoch FROM min(b.at) - min(a.at))::float8
                    FROM shard_catalog.move_event a, shard_catalog.move_event b
                   WHERE a.move_id = m.id AND a.phase = 'copying' AND b.move_id = m.id AND b.phase = 'catching_up')
@@ -105,8 +125,9 @@ impl Shardctl {
                 source: row.try_get(1)?,
                 target: row.try_get(2)?,
                 phase: row.try_get(3)?,
-                detail: row.try_get(4)?,
-                copy_s: row.try_get(5)?,
+                scope: Scope::from_json(&row.try_get(4)?)?,
+                detail: row.try_get(5)?,
+                copy_s: row.try_get(6)?,
                 history: Vec::new(),
             })
         };

@@ -240,8 +240,15 @@ pub(super) fn describe(place: &KeyPlace) -> String {
 }
 
 pub(super) fn opaque(name: &str) -> Refusal {
+    let text = format!("function {name} may touch any table, so it cannot be routed");
+    if name.starts_with("shard_catalog.") {
+        return Refusal::unsupported(
+            text,
+            "It is for the shard that keeps the shard catalog (shardctl catalog says which): SET shard.target = 'n', then say the same again.",
+        );
+    }
     Refusal::unsupported(
-        format!("function {name} may touch any table, so it cannot be routed"),
+        text,
         "Declare it in the configuration: [[function]] name=\"...\" route=\"key\", \"key_array\", \"local\" or \"default\".",
     )
 }

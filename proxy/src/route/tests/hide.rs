@@ -10,8 +10,17 @@ fn hidden() -> Hidden {
     let map = ShardMap::even(&[ShardId(1), ShardId(2)], 4096);
     let scope = Scope::new(&[(0, 1)], &[]).expect("a scope");
     let (source, target, stage) = (ShardId(1), ShardId(2), Stage::Copying);
-    let motion =
-        Motion { move_id: 1, scope, source, target, stage, since: 0, owner_since: 0, by_target: false };
+    let motion = Motion {
+        move_id: 1,
+        scope,
+        source,
+        target,
+        stage,
+        since: 0,
+        owner_since: 0,
+        by_target: false,
+        apart: vec![],
+    };
     let motions = Motions::new(1, &map, vec![motion], None).expect("well formed").expect("some");
     motions.hidden_on(target).expect("hides").clone()
 }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use tokio_postgres::error::SqlState;
 
+use super::copy::oldest;
 use super::job::Job;
 use super::scope::{ident, literal};
 use super::tables::{TREE, Table, tree};
@@ -21,6 +22,9 @@ const LOCK_WAIT: Duration = Duration::from_millis(100);
 const REST: Duration = Duration::from_millis(150);
 /// A table that is never free for a moment in all this time has a transaction that sits on it; the operator is told.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Definitions that are under way may take longer than this; it is said whose they are, and asked again.
+const DEFINITIONS: Duration = Duration::from_secs(5);
 
 const SHARD: &str = include_str!("sql/shard.sql");
 
@@ -42,16 +46,25 @@ fn trigger(job: &Job, what: &str) -> String {
     format!("zzz_shard_move_{}_{what}", job.id)
 }
 
-/// From now on the tables keep their shape on this shard.
+/// From now on the tables keep their shape on this shard. Definitions that are under way are waited for: what they make is not
+/// among `tables`.
 pub async fn register(db: &Db, job: &Job, tables: &[Table]) -> anyhow::Result<()> {
-    let sql = format!(
-        "INSERT INTO shard_catalog.guarded (move_id, relation, key_column) \
-         SELECT $2, t.relid, $3::text::name FROM {TREE} t ON CONFLICT DO NOTHING"
-    );
+    let mut sql = String::from("UPDATE shard_catalog.guards SET n = n + 1; ");
     for table in tables {
-        db.execute(&sql, &[&table.sql(), &job.id, &table.key_column]).await?;
+        sql += &format!(
+            "INSERT INTO shard_catalog.guarded (move_id, relation, key_column) \
+             SELECT {}, t.relid, {} FROM {} t ON CONFLICT DO NOTHING; ",
+            job.id,
+            literal(&table.key_column),
+            TREE.replace("$1", &literal(&table.sql()))
+        );
     }
-    Ok(())
+    let Err(error) = briefly(db, &sql, DEFINITIONS).await else { return Ok(()) };
+    let text = match is_code(&error, &SqlState::LOCK_NOT_AVAILABLE) {
+        true => format!("a transaction that changes definitions does not end; {}", oldest(db).await?),
+        false => "registering the tables".to_owned(),
+    };
+    Err(error.context(text))
 }
 
 /// Guards every table on one shard.
@@ -89,7 +102,7 @@ pub async fn arm(db: &Db, job: &Job, tables: &[Table], buckets: u16) -> anyhow::
                 );
             }
         }
-        briefly(db, &sql).await.with_context(|| format!("guarding {}", table.full_name()))?;
+        briefly(db, &sql, PATIENCE).await.with_context(|| format!("guarding {}", table.full_name()))?;
         check(db, job, &relations).await?;
     }
     Ok(())
@@ -121,7 +134,7 @@ pub async fn disarm(db: &Db, job: &Job) -> anyhow::Result<()> {
     for row in db.rows(sql, &[&trigger(job, "")]).await? {
         let (table, trigger): (String, String) = (row.try_get(0)?, row.try_get(1)?);
         let drop = format!("DROP TRIGGER IF EXISTS {} ON {table}; ", ident(&trigger));
-        briefly(db, &drop).await.with_context(|| format!("taking the guards off {table}"))?;
+        briefly(db, &drop, PATIENCE).await.with_context(|| format!("taking the guards off {table}"))?;
     }
     let id = job.id;
     db.run(&format!(
@@ -134,7 +147,7 @@ pub async fn disarm(db: &Db, job: &Job) -> anyhow::Result<()> {
 }
 
 /// Runs DDL in one transaction that waits for locks only briefly, until it has been free once.
-async fn briefly(db: &Db, sql: &str) -> anyhow::Result<()> {
+async fn briefly(db: &Db, sql: &str, patience: Duration) -> anyhow::Result<()> {
     let begun = Instant::now();
     loop {
         let wait = LOCK_WAIT.as_millis();
@@ -146,7 +159,7 @@ async fn briefly(db: &Db, sql: &str) -> anyhow::Result<()> {
         let _ = db.run("ROLLBACK").await;
         let busy = is_code(&error, &SqlState::LOCK_NOT_AVAILABLE)
             || is_code(&error, &SqlState::T_R_DEADLOCK_DETECTED);
-        if !busy || begun.elapsed() >= PATIENCE {
+        if !busy || begun.elapsed() >= patience {
             return Err(error);
         }
         tokio::time::sleep(REST).await;

@@ -52,7 +52,7 @@ pub(super) async fn attach<'a>(servers: &'a Servers, id: i64) -> anyhow::Result<
         anyhow::ensure!(
             known <= epoch,
             "shard {shard} knows of epoch {known} of the map, and the catalog of {epoch} only: the catalog has lost its end. \
-             Nothing is decided by it; insert the missing epochs into shard_catalog.map by what shard_catalog.ownership says on the shards"
+             Nothing is decided by it: shardctl repair --dry-run shows what the shards say is missing"
         );
     }
     Ok(Runner::new(servers, control, source, target, job, map))

@@ -7,12 +7,17 @@ use serde_json::{Value, json};
 use shard_config::{ShardId, ShardMap};
 
 use super::job::{Job, Way};
+use super::limit::MOTIONS;
 use super::machine::Phase;
+use super::preflight::{placement, told};
 use super::scope::{KeyHash, Scope};
 use crate::direct::Db;
 
 /// What proxies take while they make theirs (`proxy/src/control/schema.rs`): two that make a function at once fail.
-const INSTALL_LOCK: (i32, i32) = (1_936_224_868, 1);
+const INSTALL_LOCK: (i32, i32) = (PROXY_CLASS, 1);
+/// The class of the locks of proxies. Numbers below are not of backends.
+const PROXY_CLASS: i32 = 1_936_224_868;
+const BACKEND_TAG_LEAST: i64 = 1000;
 
 /// The map in use, with what makes two of one epoch different.
 #[derive(Debug, Clone)]
@@ -40,20 +45,48 @@ impl StoredMap {
         owners.all(|owner| owner == Some(first)).then_some(first)
     }
 
+    /// Whether what `shard` has of `scope` are copies: `owner` owns all of it, and no tenant of its buckets is pinned to `shard`.
+    /// An error otherwise: nothing of it is to be deleted there.
+    pub fn only_copies(&self, scope: &Scope, shard: ShardId, owner: ShardId) -> anyhow::Result<()> {
+        anyhow::ensure!(
+            self.owner_of(scope) == Some(owner),
+            "shard {owner} does not own {scope}: rows of shard {shard} are not deleted"
+        );
+        let within = |hash: KeyHash| {
+            let bucket = hash.bucket(self.map.buckets()).get();
+            scope.ranges().iter().any(|(from, to)| (*from..=*to).contains(&bucket))
+        };
+        let pinned = self.overrides.iter().find(|(hash, pinned_to)| *pinned_to == shard && within(*hash));
+        if let Some((hash, _)) = pinned {
+            anyhow::bail!(
+                "the tenant with hash {hash} of {scope} is pinned to shard {shard}: rows of shard {shard} are not deleted"
+            );
+        }
+        Ok(())
+    }
+
     fn from_row(row: &tokio_postgres::Row) -> anyhow::Result<Self> {
+        let buckets = u16::try_from(row.try_get::<_, i32>(1)?)?;
+        Self::stored(row.try_get(0)?, buckets, row.try_get(2)?, row.try_get(3)?, row.try_get(4)?)
+    }
+
+    /// Of what `shard_catalog.map` has.
+    pub(crate) fn stored(
+        epoch: i64,
+        buckets: u16,
+        ranges: Value,
+        overrides: Value,
+        id: String,
+    ) -> anyhow::Result<Self> {
         let ranges: Vec<(u16, u16, u16)> =
-            serde_json::from_value(row.try_get(2)?).context("shard_catalog.map: ranges")?;
+            serde_json::from_value(ranges).context("shard_catalog.map: ranges")?;
         let ranges: Vec<_> = ranges.into_iter().map(|(a, b, shard)| (a, b, ShardId(shard))).collect();
         let overrides: Vec<(i64, u16)> =
-            serde_json::from_value(row.try_get(3)?).context("shard_catalog.map: overrides")?;
-        let map = ShardMap::from_ranges(
-            u64::try_from(row.try_get::<_, i64>(0)?)?,
-            u16::try_from(row.try_get::<_, i32>(1)?)?,
-            &ranges,
-        )?;
+            serde_json::from_value(overrides).context("shard_catalog.map: overrides")?;
+        let map = ShardMap::from_ranges(u64::try_from(epoch)?, buckets, &ranges)?;
         let overrides =
             overrides.into_iter().map(|(hash, shard)| (KeyHash::new(hash), ShardId(shard))).collect();
-        Ok(Self { map, overrides, id: row.try_get(4)? })
+        Ok(Self { map, overrides, id })
     }
 
     /// Ranges and overrides after `scope` has gone to `to`, as they are stored.
@@ -101,8 +134,9 @@ pub async fn map_at(db: &Db, epoch: i64) -> anyhow::Result<StoredMap> {
 
 /// Makes what is missing of the catalog: a proxy that has not been started yet would have made it.
 pub async fn install(db: &Db) -> anyhow::Result<()> {
-    let there = "SELECT to_regprocedure('shard_catalog.unthrottle(bigint, text[])') IS NOT NULL AND EXISTS (SELECT FROM pg_attribute
-        WHERE attrelid = to_regclass('shard_catalog.proxy') AND attname = 'shards')";
+    let there = "SELECT to_regprocedure('shard_catalog.cutover(bigint, bigint)') IS NOT NULL
+        AND to_regprocedure('shard_catalog.moves_at_once(int)') IS NOT NULL AND EXISTS (SELECT FROM pg_trigger
+        WHERE tgrelid = to_regclass('shard_catalog.proxy') AND tgname = 'shard_catalog_moved')";
     if db.holds(there, &[]).await? {
         return Ok(());
     }
@@ -173,19 +207,27 @@ pub async fn end_motion(db: &Db, job: &Job) -> anyhow::Result<Option<i64>> {
     })
 }
 
-/// Makes the job's motion known, if nobody else moves rows of its scope and the source still owns all of it. Both are
-/// asked for in the transaction that says so: what preflight has seen may be long ago. Returns the version that says it.
+/// Makes the job's motion known, if nobody else moves rows of its scope, the source still owns all of it, and no tenant of it
+/// is pinned to either shard. All of it is asked for in the transaction that says so: what preflight has seen may be long ago.
+/// Returns the version that says it.
 pub async fn announce(db: &Db, job: &Job) -> anyhow::Result<Result<i64, String>> {
     // Behind every flip and every other announcement.
     db.run("BEGIN; LOCK TABLE shard_catalog.motion IN SHARE ROW EXCLUSIVE MODE").await?;
     let said = async {
         let now = map(db).await?;
-        if now.owner_of(&job.scope) != Some(job.source) {
-            let text = format!("shard {} does not own all of {} any more: plan again", job.source, job.scope);
-            return Ok(Err(text));
+        // Tenants that were pinned meanwhile, too: their rows would be taken for copies.
+        let problems = placement(&now, &job.scope, job.source, job.target);
+        if !problems.is_empty() {
+            return Ok(Err(told(&problems)));
         }
         if let Some(other) = others_in_motion(db, job.id, &job.scope, now.map.buckets()).await? {
             return Ok(Err(format!("move {} has {} under way", other.move_id, other.scope)));
+        }
+        // Proxies would not follow a catalog with more.
+        let open: i64 =
+            db.value("SELECT count(*) FROM shard_catalog.motion WHERE move_id <> $1", &[&job.id]).await?;
+        if open >= MOTIONS {
+            return Ok(Err(format!("{open} moves are open, and no more may be: finish some of them")));
         }
         anyhow::Ok(Ok(set_stage(db, job, Way::Out, "copying").await?))
     };
@@ -217,6 +259,9 @@ pub async fn others_in_motion(
         .find(|other| other.move_id != id && other.scope.intersects(scope, buckets)))
 }
 
+/// The flip may wait for others in the catalog so long: everybody is held meanwhile.
+const FLIP: Duration = Duration::from_millis(300);
+
 /// The flip: ONE transaction changes the map (if it is still the one that was read), the motion, the version and the
 /// move's own phase. `Ok(false)`: the map or the phase was another one, and nothing has changed. An error may mean
 /// either; whoever comes next reads the phase, behind this transaction's row lock.
@@ -238,7 +283,7 @@ pub async fn flip(db: &Db, job: &Job, seen: &StoredMap, next: &Flip<'_>) -> anyh
                          SELECT $2::bigint, $1::text, 'epoch ' || epoch || ': ' || $9::text FROM flipped),
                bumped AS (UPDATE shard_catalog.control SET version = version + 1 WHERE EXISTS (SELECT FROM motion) RETURNING version)
                SELECT version, pg_notify('shard_catalog', '') IS NULL FROM bumped";
-    db.run("BEGIN").await?;
+    db.run(&format!("BEGIN; SET LOCAL statement_timeout = {}", FLIP.as_millis())).await?;
     let flipped = db
         .first(
             sql,
@@ -314,12 +359,16 @@ pub async fn proxies(db: &Db) -> anyhow::Result<Vec<ProxyRow>> {
     rows.iter().map(proxy).collect()
 }
 
+/// The proxies with a lease that have not drained `version`.
+pub async fn late(db: &Db, version: i64) -> anyhow::Result<Vec<ProxyRow>> {
+    Ok(proxies(db).await?.into_iter().filter(|proxy| proxy.leased && proxy.drained < version).collect())
+}
+
 /// Waits until every proxy with a lease has drained `version`. The error names who has not, and whom it waits for.
 pub async fn drained(db: &Db, version: i64, within: Duration, poll: Duration) -> anyhow::Result<()> {
     let begun = Instant::now();
     loop {
-        let late: Vec<_> =
-            proxies(db).await?.into_iter().filter(|proxy| proxy.leased && proxy.drained < version).collect();
+        let late = late(db, version).await?;
         if late.is_empty() {
             return Ok(());
         }
@@ -337,24 +386,16 @@ pub async fn drained(db: &Db, version: i64, within: Duration, poll: Duration) ->
     }
 }
 
-/// Ends the server sessions on `db` of proxies that cannot be trusted to obey version `version`: their lease has run
-/// out, or they have not taken it up (H8). Returns how many.
+/// Ends the server sessions on `db` of every proxy that cannot be trusted to obey version `version`: its lease has run out, it
+/// has not taken it up, or its row is gone, as that of one that was stopped for long (H8). Returns how many.
 pub async fn end_sessions(catalog: &Db, db: &Db, version: i64) -> anyhow::Result<i64> {
-    let late: Vec<_> = proxies(catalog)
-        .await?
-        .into_iter()
-        .filter(|proxy| !proxy.leased || proxy.version < version)
-        .collect();
-    // A server that no proxy has set up yet serves none.
-    let known = "SELECT to_regprocedure('shard_catalog.backends_of(text)') IS NOT NULL";
-    if late.is_empty() || !db.holds(known, &[]).await? {
-        return Ok(0);
-    }
-    let mut ended = 0;
-    for proxy in late {
-        let sql = "SELECT count(*) FILTER (WHERE pg_terminate_backend(pid)) FROM shard_catalog.backends_of($1) pid \
-                   WHERE pid <> pg_backend_pid()";
-        ended += db.value::<i64>(sql, &[&proxy.backend_tag]).await?;
-    }
-    Ok(ended)
+    let trusted =
+        proxies(catalog).await?.into_iter().filter(|proxy| proxy.leased && proxy.version >= version);
+    let trusted =
+        trusted.map(|proxy| Ok(proxy.backend_tag.parse()?)).collect::<anyhow::Result<Vec<i64>>>()?;
+    // Each of their backends holds such a lock as long as it lives (`proxy/src/pool/connect.rs`).
+    let sql = "SELECT count(*) FILTER (WHERE pg_terminate_backend(pid)) FROM pg_locks \
+               WHERE locktype = 'advisory' AND classid::int8 = $1 AND objid::int8 >= $2 AND objid::int8 <> ALL ($3) AND objsubid = 2 \
+               AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) AND granted AND pid <> pg_backend_pid()";
+    db.value(sql, &[&i64::from(PROXY_CLASS), &BACKEND_TAG_LEAST, &trusted]).await
 }

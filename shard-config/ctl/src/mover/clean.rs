@@ -2,9 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use serde_json::json;
-
 use super::job::Job;
+use super::part::Part;
 use super::scope::literal;
 use super::tables::{Table, leaves, pages};
 use crate::direct::Db;
@@ -45,7 +44,7 @@ pub async fn any_row(db: &Db, job: &Job, tables: &[Table], buckets: u16) -> anyh
 /// Deletes every row of the scope. The session says that it is replication, by an origin that only a superuser can set:
 /// the guards let it pass, and no foreign key or trigger of the application acts on it. `control` is shown how far it is.
 pub async fn delete(db: &Db, job: &Job, tables: &[Table], buckets: u16, control: &Db) -> anyhow::Result<u64> {
-    let mut shown = Instant::now();
+    let mut part = Part::begin(job, control, &[db], tables).await?;
     let origin = literal(&job.origin());
     db.run(&format!(
         "SELECT pg_replication_origin_create({origin}) WHERE pg_replication_origin_oid({origin}) IS NULL; \
@@ -72,12 +71,9 @@ pub async fn delete(db: &Db, job: &Job, tables: &[Table], buckets: u16, control:
                 );
                 let rows = db.execute(&sql, &[]).await?;
                 total += rows;
+                part.done(to - from, rows).await?;
                 from = to;
                 if rows > 0 {
-                    if shown.elapsed() > Duration::from_secs(1) {
-                        shown = Instant::now();
-                        job.clone().set(control, json!({ "deleted": total })).await?;
-                    }
                     tokio::time::sleep(begun.elapsed().max(REST_LEAST)).await;
                 }
             }
@@ -88,5 +84,6 @@ pub async fn delete(db: &Db, job: &Job, tables: &[Table], buckets: u16, control:
          RESET session_replication_role; RESET synchronous_commit"
     ))
     .await?;
+    part.end().await?;
     Ok(total)
 }

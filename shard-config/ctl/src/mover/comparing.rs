@@ -25,7 +25,7 @@ impl Runner<'_> {
         if way == Way::Out {
             self.check_way_back().await?;
         }
-        let tables = self.tables().await?;
+        let tables = self.published().await?;
         let buckets = self.buckets();
         let slot = self.job.verify_slot(way);
         if !self.compared {
@@ -71,7 +71,18 @@ impl Runner<'_> {
         }
         let all = self.compare_again(way).await?;
         // One more look if much is left: rows that changed while the digests were made.
-        Ok((all && verify::count(&self.suspects) <= SUSPECTS_MOST).then_some(Event::Finished))
+        if !all || verify::count(&self.suspects) > SUSPECTS_MOST {
+            return Ok(None);
+        }
+        // The way back is fenced next.
+        if way == Way::Back {
+            if let Some(who) = self.undrained().await? {
+                self.wait_for(&who).await?;
+                return Ok(None);
+            }
+            self.job.set(&self.control, json!({ "waits_for": null })).await?;
+        }
+        Ok(Some(Event::Finished))
     }
 
     /// A round over what changed. A difference counts when two rounds find it. False when more has changed than one round

@@ -15,6 +15,9 @@ use crate::direct::{Db, is_code};
 /// A slot cannot begin before every transaction that writes now has ended. After that long it is said who it is.
 pub(super) const SLOT_PATIENCE: Duration = Duration::from_secs(10);
 
+/// Bytes of WAL that the target may be behind when a cut-over begins, unless its operator says otherwise.
+pub const LAG_MOST: i64 = 64 << 20;
+
 /// A slot that keeps no more WAL is read at once.
 const NEAR: i64 = 16 << 20;
 
@@ -85,13 +88,14 @@ pub async fn subscribed(taker: &Db, job: &Job, way: Way) -> anyhow::Result<bool>
     taker.holds(there, &[&job.publication(way)]).await
 }
 
-/// Begins with what the giver's slot has not passed yet. From where is told to the subscription, too: a slot that was
-/// advanced is on the giver's disk with its next checkpoint only, and after a crash before that it would send once more what
-/// had come from here.
+/// Begins with what the giver's slot has not passed yet; of the way back, with nothing that the giver had when it was opened. From
+/// where is told to the subscription, too: a slot that was advanced is on the giver's disk with its next checkpoint only, and
+/// after a crash before that it would send once more what had come from here.
 pub async fn begin(giver: &Db, taker: &Db, job: &Job, way: Way) -> anyhow::Result<()> {
     let name = job.publication(way);
-    let sql = "SELECT confirmed_flush_lsn::text FROM pg_replication_slots WHERE slot_name = $1";
-    let Some(row) = giver.first(sql, &[&name]).await? else { anyhow::bail!("slot {name} is gone") };
+    let opened = job.text("back_from").filter(|_| way == Way::Back);
+    let sql = "SELECT greatest(confirmed_flush_lsn, $2::text::pg_lsn)::text FROM pg_replication_slots WHERE slot_name = $1";
+    let Some(row) = giver.first(sql, &[&name, &opened]).await? else { anyhow::bail!("slot {name} is gone") };
     let position: String = row.try_get(0)?;
     let sql = "SELECT pg_replication_origin_advance(o.roname, $2::text::pg_lsn) FROM pg_subscription s \
                JOIN pg_replication_origin o ON o.roname = 'pg_' || s.oid WHERE s.subname = $1 AND NOT s.subenabled \

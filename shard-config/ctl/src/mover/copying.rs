@@ -117,7 +117,7 @@ impl Runner<'_> {
     async fn begin_copy(&mut self) -> anyhow::Result<()> {
         let again = self.job.flag("copy_begun");
         self.job.set(&self.control, json!({ "copied_to": null, "progress": null })).await?;
-        let tables = self.tables().await?;
+        let tables = self.published().await?;
         let (name, slot, buckets) = (self.job.session_name(), self.job.publication(Way::Out), self.buckets());
         end_others(&[&self.control, &self.source, &self.target], &name).await?;
         copy::take_down(&self.source, &self.target, &self.job, Way::Out).await?;
@@ -132,13 +132,7 @@ impl Runner<'_> {
             db.patience = clean::PATIENCE;
             // After the session was opened: what is true now is true of it.
             let map = catalog::map(&self.control).await?;
-            anyhow::ensure!(
-                map.owner_of(&self.job.scope) == Some(self.job.source),
-                "shard {} does not own {}: rows of shard {} are not deleted",
-                self.job.source,
-                self.job.scope,
-                self.job.target
-            );
+            map.only_copies(&self.job.scope, self.job.target, self.job.source)?;
             let rows = clean::delete(&db, &self.job, &tables, buckets, &self.control).await?;
             if let Some(table) = clean::any_row(&db, &self.job, &tables, buckets).await? {
                 anyhow::bail!("rows of {table} are left of an earlier copy");
@@ -165,6 +159,8 @@ impl Runner<'_> {
         self.slot_tried(made.is_ok()).await?;
         let snapshot = made?;
         subscribed?;
+        // The slot has waited for what was under way when it was begun, a definition too.
+        self.published().await?;
         reach(&self.job, "snapshot");
         self.job.set(&self.control, json!({ "copy_begun": true })).await?;
         self.transfer = Some(Transfer::new(snapshot, tables, &self.job.scope, buckets, name));

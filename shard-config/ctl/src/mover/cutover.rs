@@ -41,6 +41,7 @@ fn limit_after(undone_in: Option<Duration>) -> Duration {
 impl Runner<'_> {
     pub(super) async fn fence(&mut self) -> Step {
         let way = self.way();
+        reach(&self.job, "");
         let attempt = self.job.number("attempts").unwrap_or(0) + 1;
         // Never the number of an earlier one: that prepared transaction may still be there.
         let serial = self.job.number("fences").unwrap_or(0) + 1;
@@ -81,7 +82,7 @@ impl Runner<'_> {
             }
         }
         let epoch_id: String = self.control.value("SELECT gen_random_uuid()::text", &[]).await?;
-        let tables = self.tables().await?;
+        let tables = self.published().await?;
         let job = self.job.clone();
         anyhow::ensure!(self.compare_again(way).await?, "rows change faster than they are compared");
         // Nobody is held for an attempt that cannot succeed.
@@ -95,6 +96,7 @@ impl Runner<'_> {
             copy::near(&self.target, &back).await?;
             fence::advance(&self.target, &back).await?;
         }
+        reach(&self.job, "compared");
         let begun = std::time::Instant::now();
         let number = |name: &str| job.number(name).map(|ms| Duration::from_millis(ms.unsigned_abs()));
         let limit = number("fence_limit_ms").unwrap_or_else(|| limit_after(number("undone_in_ms")));
@@ -113,7 +115,7 @@ impl Runner<'_> {
         let outcome = fence::attempt(&seats, plan).await;
         drop(seats);
         let ms = begun.elapsed().as_millis();
-        let (ended, times, mut event) = match outcome {
+        let (mut ended, times, mut event) = match outcome {
             Outcome::Flipped(times) => (format!("cut over: {times}"), times, Ok(Some(Event::Flipped))),
             Outcome::Missed(why, times) => {
                 let text = format!("not cut over after {ms} ms: {why} [{times}]");
@@ -129,6 +131,7 @@ impl Runner<'_> {
         if event.is_err() {
             // First everybody goes on, then it is written down.
             if !self.undo(way).await? {
+                ended = format!("cut over, although no answer said so: {times}");
                 event = Ok(Some(Event::Flipped));
             }
         }
@@ -164,6 +167,10 @@ impl Runner<'_> {
 
     pub(super) async fn release(&mut self) -> Step {
         let way = self.way();
+        if fence::has_opened(&self.job) {
+            // Whoever knows the taker's address may have written there, and no slot tells of it: all of it is compared again.
+            self.compared = false;
+        }
         reach(&self.job, "");
         self.end_strays(way).await?;
         let (giver, taker) = (self.side(self.job.giver(way)), self.side(self.job.taker(way)));

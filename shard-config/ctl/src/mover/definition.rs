@@ -36,6 +36,7 @@ pub fn parts_sql(relations: &str) -> String {
     let using = expression("pg_get_expr(p.polqual, p.polrelid)");
     let check = expression("pg_get_expr(p.polwithcheck, p.polrelid)");
     let view = expression("pg_get_viewdef(c.oid)");
+    let types = types_sql();
     // MAINTAIN is not known to servers before 17, and a move may go from one version to another.
     let grants = "CASE WHEN x.grantee = 0 THEN 'PUBLIC' ELSE pg_get_userbyid(x.grantee) END
             || CASE WHEN x.is_grantable THEN ' with grant option' ELSE '' END";
@@ -66,6 +67,7 @@ pub fn parts_sql(relations: &str) -> String {
         UNION ALL SELECT {trigger} || CASE g.tgenabled WHEN 'O' THEN '' WHEN 'D' THEN ' (disabled)' WHEN 'A' THEN ' (always)' ELSE ' (replica)' END
             FROM pg_catalog.pg_trigger g WHERE g.tgrelid = c.oid AND NOT g.tgisinternal AND g.tgname NOT LIKE 'zzz_shard_move_%'
         UNION ALL SELECT 'defined as ' || {view} WHERE c.relkind IN ('v', 'm')
+        UNION ALL SELECT u.part FROM ({types}) u (part) WHERE NOT c.relispartition
         UNION ALL SELECT o.part FROM (
             SELECT 'row-level security' || CASE WHEN c.relforcerowsecurity THEN ' (forced)' ELSE '' END
                 || CASE WHEN c.relrowsecurity THEN '' ELSE ' (disabled)' END AS part
@@ -86,6 +88,55 @@ pub fn parts_sql(relations: &str) -> String {
                 WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
         ) o WHERE r.place = ''
     ) AS s (part)"
+    )
+}
+
+/// What the types of the columns of the relation `c` are, however deep (arrays, domains, ranges, composites): equal names say nothing
+/// of it, and a value that one shard does not take stops a copy and the way back. A partition has its root's types.
+fn types_sql() -> String {
+    let default = expression("pg_get_expr(t.typdefaultbin, 0)");
+    // Few relations have such a type; each of thousands is not to be joined with all types there are.
+    let of_used = "(SELECT * FROM pg_catalog.pg_type t WHERE t.oid = used.oid OFFSET 0)";
+    // An object with an oid below 16384 is PostgreSQL's own. Each label is told by the one before it, so that one more label is
+    // one part. The names of what a collation is by are not the same in all versions.
+    format!(
+        "WITH RECURSIVE used (oid) AS (
+            SELECT a.atttypid FROM pg_catalog.pg_attribute a
+                WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.atttypid >= 16384
+            UNION SELECT x.oid FROM used CROSS JOIN LATERAL {of_used} t CROSS JOIN LATERAL (
+                SELECT t.typelem UNION ALL SELECT t.typbasetype
+                UNION ALL SELECT g.rngsubtype FROM pg_catalog.pg_range g WHERE t.oid IN (g.rngtypid, g.rngmultitypid)
+                UNION ALL SELECT a.atttypid FROM pg_catalog.pg_attribute a
+                    WHERE t.typtype = 'c' AND a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped
+            ) x (oid) WHERE x.oid >= 16384
+        )
+        SELECT format('type %I.%I: ', n.nspname, t.typname) || y.part
+        FROM used CROSS JOIN LATERAL {of_used} t JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace CROSS JOIN LATERAL (
+            SELECT 'label ' || quote_literal(e.enumlabel)
+                || coalesce(' after ' || quote_literal(lag(e.enumlabel) OVER (ORDER BY e.enumsortorder)), ' first')
+                FROM pg_catalog.pg_enum e WHERE e.enumtypid = t.oid
+            UNION ALL SELECT 'domain over ' || format_type(t.typbasetype, t.typtypmod)
+                || coalesce((SELECT ' collate ' || l.collname FROM pg_catalog.pg_type b JOIN pg_catalog.pg_collation l ON l.oid = t.typcollation
+                              WHERE b.oid = t.typbasetype AND b.typcollation <> t.typcollation), '')
+                || CASE WHEN t.typnotnull THEN ' not null' ELSE '' END || coalesce(' default ' || {default}, '') WHERE t.typtype = 'd'
+            UNION ALL SELECT {CONSTRAINT_SQL} FROM pg_catalog.pg_constraint k WHERE k.contypid = t.oid AND k.contype = 'c'
+            UNION ALL SELECT 'attribute ' || row_number() OVER (ORDER BY a.attnum) || ' is ' || a.attname || ' '
+                || format_type(a.atttypid, a.atttypmod)
+                || coalesce((SELECT ' collate ' || l.collname FROM pg_catalog.pg_type b JOIN pg_catalog.pg_collation l ON l.oid = a.attcollation
+                              WHERE b.oid = a.atttypid AND b.typcollation <> a.attcollation), '')
+                FROM pg_catalog.pg_attribute a
+                WHERE t.typtype = 'c' AND a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped
+            UNION ALL SELECT 'range of ' || format_type(g.rngsubtype, NULL) || ' by ' || o.opcname
+                || coalesce(' collate ' || l.collname, '')
+                FROM pg_catalog.pg_range g JOIN pg_catalog.pg_opclass o ON o.oid = g.rngsubopc
+                LEFT JOIN pg_catalog.pg_collation l ON l.oid = g.rngcollation WHERE g.rngtypid = t.oid OR g.rngmultitypid = t.oid
+        ) y (part)
+        UNION SELECT format('collation %I.%I: ', n.nspname, l.collname) || CASE l.collprovider WHEN 'i' THEN 'icu ' WHEN 'c' THEN 'libc '
+            ELSE '' END || coalesce(to_jsonb(l) ->> 'colllocale', to_jsonb(l) ->> 'colliculocale', l.collcollate::text, '')
+            || CASE WHEN l.collisdeterministic THEN '' ELSE ' not deterministic' END
+            || coalesce(' rules ' || (to_jsonb(l) ->> 'collicurules'), '')
+        FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_collation l ON l.oid = a.attcollation AND l.oid >= 16384
+        JOIN pg_catalog.pg_namespace n ON n.oid = l.collnamespace WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped"
     )
 }
 

@@ -13,6 +13,7 @@ use tokio_postgres::types::ToSql;
 
 use super::changes::Key;
 use super::job::Job;
+use super::part::Part;
 use super::rounds::Rounds;
 use super::run::Different;
 use super::scope::hash_sql;
@@ -59,7 +60,11 @@ pub async fn digests(
     // Workers would take the processors that the application wants; and a plan for any list of chunks searches it for each row.
     let alone = "SET max_parallel_workers_per_gather = 0; SET plan_cache_mode = force_custom_plan";
     tokio::try_join!(giver.run(alone), taker.run(alone))?;
-    let mut sides = Sides { giver, taker, job, tables, buckets, rounds, suspects: Suspects::new() };
+    let part = match &rounds {
+        Some(rounds) => Some(Part::begin(job, rounds.control(), &[&*giver, &*taker], tables).await?),
+        None => None,
+    };
+    let mut sides = Sides { giver, taker, job, tables, buckets, rounds, part, suspects: Suspects::new() };
     let outcome = sides.digests().await;
     let suspects = sides.suspects;
     (giver.patience, taker.patience) = (patience, patience);
@@ -73,6 +78,7 @@ struct Sides<'a> {
     tables: &'a [Table],
     buckets: u16,
     rounds: Option<Rounds<'a>>,
+    part: Option<Part<'a>>,
     suspects: Suspects,
 }
 
@@ -105,6 +111,9 @@ impl Sides<'_> {
                 self.few_differ(table).await?;
             }
             digests.push(Digest { table: table.full_name(), rows, unequal: unequal.len() });
+        }
+        if let Some(part) = self.part.take() {
+            part.end().await?;
         }
         Ok(digests)
     }
@@ -170,6 +179,9 @@ impl Sides<'_> {
             );
             let statement = db.prepare(&sql).await?;
             let (file, pages) = (file_of(db, &leaf).await?, pages(db, &leaf).await?);
+            if let Some(part) = self.part.as_mut().filter(|_| chunks.is_some()) {
+                part.again(pages);
+            }
             let mut from = 0;
             while from < pages {
                 let begun = Instant::now();
@@ -182,6 +194,9 @@ impl Sides<'_> {
                 let rows = db.answered(db.client.query(&statement, &params)).await;
                 for row in rows.with_context(|| format!("the digest of {}", table.full_name()))? {
                     each(&row)?;
+                }
+                if let Some(part) = &mut self.part {
+                    part.done(to - from, 0).await?;
                 }
                 from = to;
                 self.between(begun.elapsed()).await?;

@@ -191,21 +191,19 @@ async fn steps(seats: &Seats, plan: Plan<'_>, clock: &mut Clock) -> anyhow::Resu
 
     // What changed is decoded here while the taker applies it.
     let left = clock.left("the target has caught up")?;
+    let mut suspects = plan.suspects;
+    let most = DELTA_MAX.saturating_sub(verify::count(&suspects));
     let (_, changed) = tokio::try_join!(
         copy::caught_up(taker, job, way, n, left),
-        verify::peek(giver, job, way, tables, DELTA_MAX)
+        verify::peek(giver, job, way, tables, most)
     )?;
     clock.lap("drain");
-    let mut suspects = plan.suspects;
     verify::add(&mut suspects, changed);
     clock.times.rows_compared = verify::count(&suspects);
-    anyhow::ensure!(
-        clock.times.rows_compared <= DELTA_MAX,
-        "{} rows are to be compared, more than fit into the pause",
-        clock.times.rows_compared
-    );
-    // Written down before the taker is opened: an attempt that has not come so far is undone without it.
-    let opening = json!({ "opening": plan.attempt, "epoch_id": plan.epoch_id });
+    // Written down before the taker is opened: an attempt that has not come so far is undone without it. What is in the taker's
+    // WAL by now has come from the giver, and is not to flow back.
+    let back_from: String = taker.value("SELECT pg_current_wal_insert_lsn()::text", &[]).await?;
+    let opening = json!({ "opening": plan.attempt, "epoch_id": plan.epoch_id, "back_from": back_from });
     let mut noted = job.clone();
     let (unequal, ()) = tokio::try_join!(
         verify::compare(giver, taker, job, tables, buckets, &suspects),
@@ -300,6 +298,17 @@ pub async fn advance(db: &Db, slot: &str) -> anyhow::Result<()> {
 pub async fn note_flipped(db: &Db, job: &Job) -> anyhow::Result<()> {
     let sql = "UPDATE shard_catalog.ownership SET flipped = true WHERE move_id = $1 AND epoch_id::text = $2 AND NOT flipped";
     db.execute(sql, &[&job.id, &job.text("epoch_id").unwrap_or_default()]).await.map(drop)
+}
+
+/// What a shard has written of owners before a flip: it has become true if the map says so, and otherwise is no more (H6).
+pub async fn settle_ownership(control: &Db, db: &Db, job: &Job) -> anyhow::Result<()> {
+    let flipped = "SELECT EXISTS (SELECT FROM shard_catalog.map WHERE id::text = $1)";
+    if control.holds(flipped, &[&job.text("epoch_id").unwrap_or_default()]).await? {
+        note_flipped(db, job).await?;
+    }
+    db.execute("DELETE FROM shard_catalog.ownership WHERE move_id = $1 AND NOT flipped", &[&job.id])
+        .await
+        .map(drop)
 }
 
 /// Whether the last attempt came so far that the taker may have been opened.

@@ -156,7 +156,11 @@ impl Job {
 
     /// Names of everything that the move makes on servers.
     pub fn publication(&self, way: Way) -> String {
-        format!("shard_{}_{}", way.word(), self.id)
+        Self::publication_of(self.id, way)
+    }
+
+    pub fn publication_of(id: i64, way: Way) -> String {
+        format!("shard_{}_{id}", way.word())
     }
 
     pub fn verify_slot(&self, way: Way) -> String {

@@ -1,6 +1,7 @@
 //! One of a move's two shards is gone, and nobody knows for how long. The other one is freed of everything that the move
 //! keeps on it: the fence, the guards, slots that keep WAL. The motion stays, because copies on the lost shard must not be seen
-//! should it come back; whoever resumes the move then deletes them.
+//! should it come back; whoever resumes the move then deletes them. Of a shard that never comes back the move is ended, so that
+//! its buckets can be moved again.
 
 use serde_json::json;
 use shard_config::ShardId;
@@ -11,13 +12,36 @@ use super::job::{Job, Way};
 use super::machine::{Phase, Wish};
 use super::scope::ident;
 use super::{arm, catalog, fence};
-use crate::direct::Servers;
+use crate::direct::{Db, Servers};
 
 /// Frees the shard that owns the scope, after the other one was lost. `wish`: abort, or finish when the target owns.
 pub async fn free(servers: &Servers, id: i64, wish: Wish) -> anyhow::Result<(Job, ShardId)> {
     let control = servers.control("shardctl").await?;
-    let mut job = Job::load(&control, id).await?;
-    lock_runner(&control, id).await?;
+    freed(servers, &control, id, wish).await
+}
+
+/// The same, and the move is over: the operator says that what the lost shard has is never going to be reached again. Nothing
+/// hides its copies from then on.
+pub async fn end(servers: &Servers, id: i64, wish: Wish) -> anyhow::Result<(Job, ShardId)> {
+    let control = servers.control("shardctl").await?;
+    let (mut job, lost) = freed(servers, &control, id, wish).await?;
+    let over = match job.phase {
+        Phase::Returning | Phase::Emptying => Phase::RolledBack,
+        phase if phase.target_owns() => Phase::Done,
+        _ => Phase::Aborted,
+    };
+    control.run("BEGIN").await?;
+    catalog::end_motion(&control, &job).await?;
+    let why = format!("shard {lost} never comes back: what it has of {} is left there", job.scope);
+    let ended = job.go(&control, over, &why).await?;
+    control.run(if ended { "COMMIT" } else { "ROLLBACK" }).await?;
+    anyhow::ensure!(ended, "the move went on meanwhile: look at shardctl history {id}");
+    Ok((job, lost))
+}
+
+async fn freed(servers: &Servers, control: &Db, id: i64, wish: Wish) -> anyhow::Result<(Job, ShardId)> {
+    let mut job = Job::load(control, id).await?;
+    lock_runner(control, id).await?;
     let name = job.session_name();
     control.execute("SELECT set_config('application_name', $1, false)", &[&name]).await?;
     let phase = job.phase.resumed();
@@ -32,31 +56,32 @@ pub async fn free(servers: &Servers, id: i64, wish: Wish) -> anyhow::Result<(Job
             anyhow::bail!("shard {} owns the rows: abort --target-lost if the target is lost", job.source)
         }
     };
-    anyhow::ensure!(
-        !phase.is_over()
-            && !matches!(phase, Phase::Returning | Phase::Emptying | Phase::Cleaning | Phase::Clearing),
-        "move {id} is in phase {}: it only waits to delete rows on shard {lost}, and keeps nothing on shard {kept}",
-        phase.name()
-    );
+    anyhow::ensure!(!phase.is_over(), "move {id} is over: {}", phase.name());
+    let next = match phase {
+        // What is left to do is done when the other one is back. The guards are taken off last, so they are still here.
+        Phase::Returning | Phase::Emptying | Phase::Cleaning | Phase::Clearing => phase,
+        _ => next,
+    };
     if let Ok(db) = servers.primary(lost, "shardctl").await {
         anyhow::bail!("{} answers: shardctl {} {id} is enough", db.place(), wish.name());
     }
     let db = servers.primary(kept, &name).await?;
-    end_others(&[&control, &db], &name).await?;
+    end_others(&[control, &db], &name).await?;
     let why = format!("shard {lost} is lost; {} was asked for", wish.name());
     anyhow::ensure!(
-        job.go(&control, next, &why).await?,
+        job.go(control, next, &why).await?,
         "the move went on meanwhile: look at shardctl history {id}"
     );
-    job.refresh(&control).await?;
+    job.refresh(control).await?;
 
-    db.execute("DELETE FROM shard_catalog.ownership WHERE move_id = $1 AND NOT flipped", &[&job.id]).await?;
+    // The flip may be the last thing that came about: then this shard's word of it is the only one beside the catalog's (H6).
+    fence::settle_ownership(control, &db, &job).await?;
     db.execute("DELETE FROM shard_catalog.fence WHERE move_id = $1", &[&job.id]).await?;
     fence::unlock(&db, &job).await?;
     // Of a move that was never announced nothing is anywhere, and what the target has of the scope may be another's.
-    if catalog::motions(&control).await?.iter().any(|motion| motion.move_id == id) {
-        let stage = if next == Phase::Closing { "flipped" } else { "copying" };
-        catalog::set_stage(&control, &job, Way::Out, stage).await?;
+    if catalog::motions(control).await?.iter().any(|motion| motion.move_id == id) {
+        let stage = if next.target_owns() { "flipped" } else { "copying" };
+        catalog::set_stage(control, &job, Way::Out, stage).await?;
     }
     for way in [Way::Out, Way::Back] {
         copy::forget(&db, &job, way).await?;
@@ -66,6 +91,6 @@ pub async fn free(servers: &Servers, id: i64, wish: Wish) -> anyhow::Result<(Job
         db.run(&format!("DROP PUBLICATION IF EXISTS {}", ident(&job.publication(way)))).await?;
     }
     arm::disarm(&db, &job).await?;
-    job.set(&control, json!({ "wish": null })).await?;
+    job.set(control, json!({ "wish": null })).await?;
     Ok((job, lost))
 }

@@ -264,6 +264,12 @@ impl Phase {
             // Asked for while a roll-back is on its way: that roll-back is given up where nothing is fenced.
             (Self::BackVerifying, Finish) => Ok(Some(Self::Closing)),
             (Self::Reversing | Self::Closing | Self::Cleaning | Self::Done, Finish) => Ok(None),
+            (Self::Closing | Self::Cleaning, Abort) => {
+                Err("the window is closed, and it goes on to its end: plan a move in the other direction")
+            }
+            (Self::Returning | Self::Emptying, Abort) => {
+                Err("it has been rolled back, and goes on to its end")
+            }
             (phase, Abort) if phase.target_owns() => {
                 Err("the target owns the scope already: use rollback (until finish), or finish")
             }

@@ -1,9 +1,9 @@
 //! Moves rows of buckets, or of single tenants, from one running shard to another while the application writes them.
 //!
 //! Rooms, in reading order: `machine` (PURE: phases and what follows what), `job` (the durable record), `attach` (takes a move up), `run`
-//! (does the step of the phase that is written down), `steps`; each step's work: `preflight` with `newcomer` and `warnings`, `catalog` (what proxies obey), `arm` (guards),
+//! (does the step of the phase that is written down), `steps`; each step's work: `preflight` with `newcomer` and `warnings`, `catalog` (what proxies obey), `arm` (guards), `published` (the tables that it is about),
 //! `copying` (the first copy: `snapshot`, `transfer` with `pace` and `throttle`), `copy` (native logical replication from there on), `comparing`: `verify` with `digest`, `rounds`, `changes` (PURE) and `tables` with `definition`, `cutover` and `fence`,
-//! `clean`. `scope` (PURE) says which rows; `lost` frees one shard when the other one is gone;
+//! `clean`. `part` says how far they are, `scope` (PURE) says which rows; `lost` frees one shard when the other one is gone; `limit` keeps too many moves from copying at once;
 //! `fault` stops a runner for tests.
 //!
 //! Invariants:
@@ -28,11 +28,14 @@ pub mod digest;
 pub mod fault;
 pub mod fence;
 pub mod job;
+mod limit;
 pub mod lost;
 pub mod machine;
 mod newcomer;
 mod pace;
+pub mod part;
 pub mod preflight;
+mod published;
 pub mod rounds;
 pub mod run;
 pub mod scope;

@@ -1,20 +1,30 @@
 //! What must hold before a move begins. Nothing is changed here; every reason not to begin is reported at once, with what
 //! to do about it.
 
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use futures_util::future::join_all;
 use shard_config::{Config, ShardId};
+use tokio_postgres::error::SqlState;
 
 use super::catalog::{self, StoredMap};
 use super::definition::{definitions, difference};
 use super::job::Job;
 use super::scope::{Scope, literal};
 use super::tables::{TREE, Table, deferrable_key, misfits, obscure, sharded};
-use crate::direct::{Db, Servers};
+use crate::direct::{Db, Servers, is_code};
 
 /// Why not, and what to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
     pub what: String,
     pub remedy: String,
+}
+
+/// All of them in one line.
+pub fn told(problems: &[Problem]) -> String {
+    problems.iter().map(|p| format!("{}: {}", p.what, p.remedy)).collect::<Vec<_>>().join("; ")
 }
 
 #[derive(Debug, Default)]
@@ -26,8 +36,6 @@ impl Findings {
     }
 }
 
-/// A prepared transaction of this age is an orphan.
-const IN_DOUBT: &str = "interval '1 minute'";
 /// The target wants this much more room than the rows and their indexes have on the source: WAL, and the application's growth.
 const ROOM: i64 = 2;
 
@@ -79,6 +87,38 @@ pub fn placement(map: &StoredMap, scope: &Scope, source: ShardId, target: ShardI
     found.0
 }
 
+/// Shards whose primary cannot be asked, or on which nothing could be committed.
+pub async fn unreachable(servers: &Servers, shards: impl IntoIterator<Item = ShardId>) -> Vec<Problem> {
+    let shards: BTreeSet<ShardId> = shards.into_iter().collect();
+    // All at once: each may take seconds to say nothing.
+    let asked = join_all(shards.iter().map(|shard| servers.primary(*shard, "shardctl"))).await;
+    let mut found = Findings::default();
+    for (shard, asked) in shards.iter().zip(asked) {
+        let waits = match asked {
+            Ok(db) => commits_wait(&db).await,
+            Err(error) => Err(error),
+        };
+        match waits {
+            Ok(None) => {}
+            Ok(Some(why)) => found.add(format!("shard {shard}: {why}"), WAIT_REMEDY),
+            Err(error) => found.add(
+                format!("{error:#}"),
+                "start it, or mend its address in the configuration, then say the same again",
+            ),
+        }
+    }
+    found.0
+}
+
+/// What keeps the catalog's shard from writing anything down.
+pub async fn unwritable(control: &Db) -> anyhow::Result<Vec<Problem>> {
+    let mut found = Findings::default();
+    if let Some(why) = commits_wait(control).await? {
+        found.add(format!("the shard of the catalog: {why}"), WAIT_REMEDY);
+    }
+    Ok(found.0)
+}
+
 /// Everything that the servers must say.
 pub async fn servers(
     servers: &Servers,
@@ -97,7 +137,7 @@ pub async fn servers(
         );
     }
     for (shard, db) in [(job.source, source), (job.target, target)] {
-        server(db, &format!("shard {shard}"), &mut found).await?;
+        server(db, &format!("shard {shard}"), servers.in_doubt, &mut found).await?;
         if let Some(who) = replicated_into(db).await? {
             found.add(
                 format!("shard {shard} receives rows by subscription {who}: the fence lets replicated rows through"),
@@ -129,14 +169,14 @@ pub async fn servers(
                 ),
             },
         };
-        found.add(problem, "run shardctl migrate, or repair it by hand");
+        found.add(problem, DRIFT_REMEDY);
     }
     // A table that only the target has may hold rows of the scope.
     let there = sharded(target, &servers.config).await?;
     for table in there.iter().filter(|table| !tables.iter().any(|known| known.sql() == table.sql())) {
         found.add(
             format!("{} is on shard {} and not on shard {}", table.full_name(), job.target, job.source),
-            "run shardctl migrate, or repair it by hand",
+            DRIFT_REMEDY,
         );
     }
     let known = obscure(source, &servers.config).await?;
@@ -161,24 +201,22 @@ pub async fn servers(
 pub async fn shard(servers: &Servers, shard: ShardId) -> anyhow::Result<Vec<Problem>> {
     let mut found = Findings::default();
     let db = servers.primary(shard, "shardctl doctor").await?;
-    server(&db, &format!("shard {shard}"), &mut found).await?;
+    server(&db, &format!("shard {shard}"), servers.in_doubt, &mut found).await?;
     let tables = sharded(&db, &servers.config).await?;
     of_tables(&db, &servers.config, &tables, &mut found).await?;
     foreign_keys(&db, &tables, &mut found).await?;
     Ok(found.0)
 }
 
-async fn server(db: &Db, name: &str, found: &mut Findings) -> anyhow::Result<()> {
-    let sql = format!(
-        "SELECT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user), current_setting('wal_level'),
+async fn server(db: &Db, name: &str, in_doubt: Duration, found: &mut Findings) -> anyhow::Result<()> {
+    let sql = "SELECT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user), current_setting('wal_level'),
             current_setting('max_prepared_transactions')::int, current_setting('synchronous_standby_names'),
             (SELECT string_agg(gid, ', ') FROM pg_prepared_xacts WHERE database = current_database()
-              AND prepared < clock_timestamp() - {IN_DOUBT} AND NOT starts_with(gid, 'shard_move:')),
+              AND prepared < clock_timestamp() - $1::float8 * interval '1 s' AND NOT starts_with(gid, 'shard_move:')),
             current_user::text, current_setting('fsync'),
             (SELECT string_agg(DISTINCT split_part(gid, ':', 2), ', ') FROM pg_prepared_xacts
-              WHERE database = current_database() AND starts_with(gid, 'shard_move:'))"
-    );
-    let row = db.one(&sql, &[]).await?;
+              WHERE database = current_database() AND starts_with(gid, 'shard_move:'))";
+    let row = db.one(sql, &[&in_doubt.as_secs_f64()]).await?;
     if !row.try_get::<_, bool>(0)? {
         let user: String = row.try_get(5)?;
         found.add(
@@ -204,9 +242,12 @@ async fn server(db: &Db, name: &str, found: &mut Findings) -> anyhow::Result<()>
             "name the standbys: * would take a subscription for one",
         );
     }
+    if let Some(why) = commits_wait(db).await? {
+        found.add(format!("{name}: {why}"), WAIT_REMEDY);
+    }
     if let Some(gids) = row.try_get::<_, Option<String>>(4)? {
         found.add(
-            format!("{name}: in doubt for over a minute: {gids}"),
+            format!("{name}: in doubt for over {in_doubt:?}: {gids}"),
             "a running proxy finishes its own; look at its log, or end it by hand: no slot can begin before",
         );
     }
@@ -246,6 +287,7 @@ async fn slots(source: &Db, target: &Db, job: &Job, found: &mut Findings) -> any
     Ok(())
 }
 
+const DRIFT_REMEDY: &str = "make it alike by hand (SET shard.target = 'n' reaches one shard); shardctl migrate does it for the payment schema's own tables";
 const OBSCURE: &str = "seems to be placed by the sharding key, and cannot be moved";
 const OBSCURE_REMEDY: &str = "declare it ([[table]] kind = \"plain\"), change the column's type, or drop it";
 
@@ -305,15 +347,43 @@ async fn foreign_keys(source: &Db, tables: &[Table], found: &mut Findings) -> an
 }
 
 /// Free bytes where the server keeps its data, as the machine says; `None` when it does not.
-pub async fn free_bytes(db: &Db) -> Option<i64> {
-    let sql = "CREATE TEMP TABLE shard_move_df (line text); COPY pg_temp.shard_move_df FROM PROGRAM 'df -Pk .' WITH (FORMAT csv, DELIMITER E'\\x01')";
-    db.run(sql).await.ok()?;
-    let rows = db.rows("SELECT line FROM pg_temp.shard_move_df", &[]).await.ok()?;
-    db.run("DROP TABLE pg_temp.shard_move_df").await.ok()?;
-    let line: String = rows.last()?.try_get(0).ok()?;
-    let kilobytes: i64 = line.split_whitespace().nth(3)?.parse().ok()?;
-    Some(kilobytes * 1024)
+pub async fn free_bytes(db: &Db) -> anyhow::Result<Option<i64>> {
+    // Never committed: a commit would wait for a standby that may be away.
+    let sql = "BEGIN; CREATE TEMP TABLE shard_move_df (line text); COPY pg_temp.shard_move_df FROM PROGRAM 'df -Pk .' WITH (FORMAT csv, DELIMITER E'\\x01')";
+    let asked = async {
+        db.run(sql).await?;
+        db.rows("SELECT line FROM pg_temp.shard_move_df", &[]).await
+    };
+    let asked = asked.await;
+    db.run("ROLLBACK").await?;
+    let rows = match asked {
+        // There is no such program.
+        Err(error) if is_code(&error, &SqlState::EXTERNAL_ROUTINE_EXCEPTION) => return Ok(None),
+        rows => rows?,
+    };
+    let Some(row) = rows.last() else { return Ok(None) };
+    let line: String = row.try_get(0)?;
+    let kilobytes = line.split_whitespace().nth(3).and_then(|field| field.parse::<i64>().ok());
+    Ok(kilobytes.map(|kilobytes| kilobytes * 1024))
 }
+
+/// Why every commit on this server waits, if it does: standbys that it is told to wait for are away. A subscription's worker
+/// is none.
+pub async fn commits_wait(db: &Db) -> anyhow::Result<Option<String>> {
+    let sql = "SELECT names, wanted, there FROM (SELECT current_setting('synchronous_standby_names') AS names,
+            coalesce(substring(current_setting('synchronous_standby_names') FROM '(?i)^\\s*(?:FIRST|ANY)?\\s*(\\d+)\\s*\\(')::int8, 1) AS wanted,
+            (SELECT count(*) FROM pg_stat_replication WHERE sync_state IN ('sync', 'quorum') AND pid NOT IN (
+                SELECT active_pid FROM pg_replication_slots WHERE slot_type = 'logical' AND active_pid IS NOT NULL)) AS there) s
+        WHERE names <> '' AND there < wanted AND current_setting('synchronous_commit') NOT IN ('off', 'local')";
+    let Some(row) = db.first(sql, &[]).await? else { return Ok(None) };
+    let (names, wanted, there): (String, i64, i64) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+    Ok(Some(format!(
+        "writes wait for a standby: synchronous_standby_names is {names}, and {there} of {wanted} stream"
+    )))
+}
+
+/// See `commits_wait`.
+const WAIT_REMEDY: &str = "start the standby, or empty synchronous_standby_names, then say the same again";
 
 async fn room(
     source: &Db,
@@ -337,7 +407,7 @@ async fn room(
     let share = if job.scope.hashes().is_empty() { moving as f64 / owned } else { 1.0 };
     let estimate = (bytes as f64 * share.min(1.0)) as i64;
     for (shard, db, need) in [(job.target, target, estimate * ROOM), (job.source, source, estimate)] {
-        if let Some(free) = free_bytes(db).await
+        if let Some(free) = free_bytes(db).await?
             && free < need
         {
             found.add(

@@ -38,6 +38,10 @@ impl<'a> Rounds<'a> {
         Self { way, control, next: Instant::now() + EVERY }
     }
 
+    pub fn control(&self) -> &'a Db {
+        self.control
+    }
+
     /// A round if it is time for one. [`Interrupted`] if the operator wants the move to go elsewhere.
     pub async fn look(
         &mut self,

@@ -13,6 +13,7 @@ use super::attach::{Attached, attach, end_others};
 use super::catalog::{self, StoredMap};
 use super::job::{Job, Way};
 use super::machine::{Event, Phase, Wish};
+use super::preflight::{Problem, placement, told};
 use super::tables::{Table, sharded};
 use super::transfer::Transfer;
 use super::verify::Suspects;
@@ -39,7 +40,7 @@ pub enum End {
     /// The cut-over, or the roll-back, is given up for now. Everything is as before it.
     GivenUp(String),
     /// The preflight found reasons not to begin; nothing was changed.
-    Refused(Vec<super::preflight::Problem>),
+    Refused(Vec<Problem>),
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -97,7 +98,13 @@ pub(super) struct Runner<'a> {
     /// The first copy, while it is under way.
     pub(super) transfer: Option<Transfer>,
     pub(super) shown: Instant,
-    problems: Vec<super::preflight::Problem>,
+    /// Among the moves that copy at the same time, of both shards.
+    pub(super) places: Option<[i32; 2]>,
+    /// When everything that has to hold before a move begins was last looked at.
+    pub(super) checked: Option<Instant>,
+    /// The version that proxies were last told just to see whether it drains.
+    pub(super) probed: Option<i64>,
+    problems: Vec<Problem>,
     backoff: Duration,
 }
 
@@ -144,6 +151,9 @@ impl<'a> Runner<'a> {
             compared_on: (None, None),
             transfer: None,
             shown: Instant::now(),
+            places: None,
+            checked: None,
+            probed: None,
             problems: Vec::new(),
             backoff: BACKOFF_FIRST,
         }
@@ -187,6 +197,10 @@ impl Runner<'_> {
                 tokio::time::sleep(LOOK).await;
                 continue;
             }
+            if !self.has_place().await? {
+                tokio::time::sleep(LOOK).await;
+                continue;
+            }
             let phase = self.job.phase;
             let done = self.step(phase).await;
             if let Some(end) = self.note(phase, done).await? {
@@ -195,6 +209,8 @@ impl Runner<'_> {
             }
             // A lock that waits for old snapshots is not left to itself.
             let idle = phase.waits() && self.job.wish().is_none() && self.job.text("old_snapshots").is_none();
+            // Nor is a window that is to be closed once the pause ends.
+            let idle = idle && !(self.job.paused() && self.wanted(options).1);
             if self.job.phase == phase && idle && !options.stay {
                 self.leave_slot().await?;
                 return Ok(End::Waiting);
@@ -223,21 +239,28 @@ impl Runner<'_> {
         super::copy::drop_slot(giver, &self.job.verify_slot(way)).await
     }
 
+    /// Whether it cuts over, and closes the window, by itself.
+    fn wanted(&self, options: Options) -> (bool, bool) {
+        let wanted = |told: bool, flag: &str| match told {
+            // What was taken back meanwhile (abort, rollback, a cut-over step by step) is not done by who was told so before.
+            true if self.job.detail[flag] != json!(false) => true,
+            // Who stays does what was wanted of the move, whoever wrote it down.
+            _ => options.stay && self.job.flag(flag),
+        };
+        (wanted(options.auto, "auto"), wanted(options.finish, "finish"))
+    }
+
     /// Follows the operator's wish; true when the phase has changed.
     async fn obey(&mut self, options: Options) -> anyhow::Result<bool> {
-        // Who stays does what was wanted of the move, whoever wrote it down.
-        let wanted = |flag: &str| options.stay && self.job.flag(flag);
-        // What was taken back meanwhile (abort, rollback, a cut-over step by step) is not done by who was told so before.
-        let allowed = |flag: &str| self.job.detail[flag] != json!(false);
-        let auto = (options.auto && allowed("auto")) || wanted("auto");
-        let finish = (options.finish && allowed("finish")) || wanted("finish");
+        let (auto, finish) = self.wanted(options);
         let wish = match (self.job.wish(), self.job.phase) {
             (Some(wish), _) => wish,
             (None, Phase::Ready) if auto => {
                 self.job.set(&self.control, json!({ "wish": Wish::Cutover.name() })).await?;
                 Wish::Cutover
             }
-            (None, Phase::Window) if finish => Wish::Finish,
+            // What is paused does not begin to delete.
+            (None, Phase::Window) if finish && !self.job.paused() => Wish::Finish,
             _ => return Ok(false),
         };
         if wish == Wish::Cutover && self.job.phase == Phase::Ready {
@@ -306,7 +329,9 @@ impl Runner<'_> {
         } else if self.job.text("error").is_some() {
             self.job.set(&self.control, json!({ "error": null })).await?;
         }
-        if next != phase {
+        if next != phase && next == self.job.phase {
+            // A fence that has undone itself has said so, and why.
+        } else if next != phase {
             let text = if why.is_empty() { format!("{} is done", phase.name()) } else { why.clone() };
             self.job.go(&self.control, next, &text).await?;
         } else if event == Event::Failed {
@@ -386,28 +411,40 @@ impl Runner<'_> {
     }
 
     async fn preflight(&mut self) -> anyhow::Result<Option<Event>> {
-        let mut problems =
-            super::preflight::placement(&self.map, &self.job.scope, self.job.source, self.job.target);
-        if problems.is_empty() {
-            let (servers, control) = (self.servers, &self.control);
-            let (source, target) = (&self.source, &self.target);
-            let found =
-                super::preflight::servers(servers, control, source, target, &self.job, &self.map).await;
-            // Nothing is begun on servers that cannot even be asked.
-            let found = found.map_err(|error| Hopeless(format!("{error:#}")))?;
-            problems = found.0;
-            let total: i64 = found.1.iter().map(|table| table.bytes).sum();
-            self.job.set(&self.control, json!({ "source_bytes": total, "tables": found.1.len() })).await?;
-        }
+        // Nothing is begun on servers that cannot even be asked.
+        let problems = self.look_at_all().await.map_err(|error| Hopeless(format!("{error:#}")))?;
         if problems.is_empty() {
             for text in super::warnings::all(&self.job, &self.source, &self.target).await? {
                 self.job.note(&self.control, &text).await?;
             }
             return Ok(Some(Event::Finished));
         }
-        let text: Vec<_> = problems.iter().map(|p| format!("{}: {}", p.what, p.remedy)).collect();
+        let text = told(&problems);
         self.problems = problems;
-        Err(Hopeless(text.join("; ")).into())
+        Err(Hopeless(text).into())
+    }
+
+    /// Everything that has to hold before a move begins, as it is now; what does not.
+    async fn look_at_all(&mut self) -> anyhow::Result<Vec<Problem>> {
+        let mut problems = placement(&self.map, &self.job.scope, self.job.source, self.job.target);
+        if problems.is_empty() {
+            let (servers, control) = (self.servers, &self.control);
+            let (source, target) = (&self.source, &self.target);
+            let found =
+                super::preflight::servers(servers, control, source, target, &self.job, &self.map).await?;
+            problems = found.0;
+            let total: i64 = found.1.iter().map(|table| table.bytes).sum();
+            self.job.set(&self.control, json!({ "source_bytes": total, "tables": found.1.len() })).await?;
+        }
+        self.checked = Some(Instant::now());
+        Ok(problems)
+    }
+
+    /// Once more, when what was seen may not be true any more and nothing has been copied yet.
+    pub(super) async fn check_again(&mut self) -> anyhow::Result<()> {
+        self.map = catalog::map(&self.control).await?;
+        let problems = self.look_at_all().await?;
+        if problems.is_empty() { Ok(()) } else { Err(Hopeless(told(&problems)).into()) }
     }
 
     pub(super) fn buckets(&self) -> u16 {
@@ -424,7 +461,8 @@ impl Runner<'_> {
     }
 }
 
-/// A pause holds back work that costs the shards something; it never holds a fence, or proxies.
+/// A pause holds back work that costs the shards something; it never holds a fence, or proxies. The window goes on: a lock that
+/// waits for old snapshots keeps VACUUM and new slots waiting.
 fn may_pause(phase: Phase) -> bool {
     matches!(
         phase,
@@ -433,7 +471,6 @@ fn may_pause(phase: Phase) -> bool {
             | Phase::Copying
             | Phase::CatchingUp
             | Phase::Verifying
-            | Phase::Window
             | Phase::BackVerifying
             | Phase::Emptying
             | Phase::Cleaning

@@ -1,6 +1,6 @@
 //! The steps of a move, each safe to repeat. `Ok(None)`: it goes on, look again soon.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 use shard_config::ShardId;
@@ -14,22 +14,43 @@ use super::job::Way;
 use super::machine::{Event, Phase, Wish};
 use super::preflight::human;
 use super::run::{Different, Hopeless, Runner, Step};
-use super::{arm, clean};
+use super::tables::Table;
+use super::{arm, clean, published};
 
+/// What was checked so long ago at most need not be checked again before the move is announced.
+const FRESH: Duration = Duration::from_secs(5);
 /// How long statements that began before a motion was announced may still run before the step says who it waits for.
 const DRAIN: Duration = Duration::from_secs(30);
 /// The target is called caught up when a mark takes no longer.
 const CAUGHT_UP: Duration = Duration::from_secs(2);
 /// Within this time a proxy without a lease has asked the shards what they know of moves.
 const UNTOLD: Duration = Duration::from_secs(2);
+/// Transactions that end within this time are waited for on the spot before a cut-over.
+const READERS: Duration = Duration::from_secs(1);
 /// WAL that may be read within the pause: a quarter of a second.
 const FAR: i64 = 128 << 20;
 /// A subscription that stopped more often than this, each time within so long after the time before, cannot go on.
 const STOPS_MOST: i64 = 5;
 const STOPS_WITHIN: Duration = Duration::from_secs(60);
 
+/// A proxy's note of whom it waits for, without the figure at its end, which is another one each time.
+fn whom(note: &str) -> String {
+    match note.rsplit_once(" for ") {
+        Some((who, age)) if age.ends_with(" ms)") => format!("{who})"),
+        _ => note.to_owned(),
+    }
+}
+
 impl Runner<'_> {
+    async fn is_announced(&self) -> anyhow::Result<bool> {
+        Ok(catalog::motions(&self.control).await?.iter().any(|motion| motion.move_id == self.job.id))
+    }
+
     pub(super) async fn announce(&mut self) -> Step {
+        // What the preflight has seen may be long ago: the move was paused, or in line, or its runner is another one.
+        if !self.is_announced().await? && self.checked.is_none_or(|at| at.elapsed() > FRESH) {
+            self.check_again().await?;
+        }
         let announced = catalog::announce(&self.control, &self.job).await?;
         let version = announced.map_err(Hopeless)?;
         reach(&self.job, "");
@@ -41,12 +62,20 @@ impl Runner<'_> {
     }
 
     pub(super) async fn arm(&mut self) -> Step {
-        let tables = self.tables().await?;
+        let known = self.tables().await?;
         arm::install(&self.source).await?;
         arm::install(&self.target).await?;
         arm::fence_row(&self.target, &self.job, self.buckets()).await?;
-        arm::register(&self.source, &self.job, &tables).await?;
-        arm::register(&self.target, &self.job, &tables).await?;
+        arm::register(&self.source, &self.job, &known).await?;
+        arm::register(&self.target, &self.job, &known).await?;
+        // Definitions that were under way have been waited for.
+        let tables = self.tables().await?;
+        if tables.iter().map(Table::full_name).ne(known.iter().map(Table::full_name)) {
+            self.check_again().await?;
+            arm::register(&self.source, &self.job, &tables).await?;
+            arm::register(&self.target, &self.job, &tables).await?;
+        }
+        self.note_tables(&tables).await?;
         reach(&self.job, "");
         // A proxy without a lease was not told. It asks the shards themselves, and finds the fence row (H6).
         if catalog::proxies(&self.control).await?.iter().any(|proxy| !proxy.leased) {
@@ -106,7 +135,7 @@ impl Runner<'_> {
             self.job.set(&self.control, json!({ "lag": format!("{error:#}") })).await?;
             return Ok(None);
         }
-        let tables = self.tables().await?;
+        let tables = self.published().await?;
         // Once more: a partition that was made by a transaction older than the guards has none.
         arm::arm(&self.source, &self.job, &tables, self.buckets()).await?;
         // Not before the copy: a row trigger would make it row by row.
@@ -131,10 +160,33 @@ impl Runner<'_> {
         Err(Hopeless(text.into()).into())
     }
 
-    async fn show_lag(&mut self, way: Way) -> anyhow::Result<()> {
+    async fn show_lag(&mut self, way: Way) -> anyhow::Result<Option<i64>> {
         let giver = self.side(self.job.giver(way));
-        if let Some(lag) = copy::lag(giver, &self.job.publication(way)).await? {
+        let lag = copy::lag(giver, &self.job.publication(way)).await?;
+        if lag.is_some() {
             self.job.set(&self.control, json!({ "lag_bytes": lag })).await?;
+        }
+        Ok(lag)
+    }
+
+    /// What the cut-over waits for while the target is further behind than its operator allows, also if it comes by itself.
+    async fn far_behind(&mut self) -> anyhow::Result<Option<String>> {
+        let most = self.job.number("max_lag").unwrap_or(copy::LAG_MOST);
+        let lag = self.show_lag(Way::Out).await?.filter(|lag| *lag > most);
+        // Without the figure, which is another one each time and shown beside it.
+        Ok(lag.map(|_| format!("the target, which is more than {} of WAL behind", human(most))))
+    }
+
+    /// A pause holds the cut-over, and not what keeps the slots small.
+    fn may_cut_over(&self) -> bool {
+        self.job.wish() == Some(Wish::Cutover) && !self.job.paused()
+    }
+
+    pub(super) async fn wait_for(&mut self, what: &str) -> anyhow::Result<()> {
+        let text = format!("the cut-over waits for {what}");
+        if self.job.text("waits_for") != Some(&text) {
+            self.job.note(&self.control, &text).await?;
+            self.job.set(&self.control, json!({ "waits_for": text })).await?;
         }
         Ok(())
     }
@@ -154,32 +206,61 @@ impl Runner<'_> {
         }
         self.check_flow(Way::Out).await?;
         self.check_way_back().await?;
+        // Said before the comparison, which waits for the same.
+        let behind = self.far_behind().await?;
+        if let Some(what) = behind.filter(|_| self.may_cut_over()) {
+            self.wait_for(&what).await?;
+        }
         let all = self.compare_again(Way::Out).await?;
         let back = self.job.publication(Way::Back);
         copy::near(&self.target, &back).await?;
         fence::advance(&self.target, &back).await?;
-        self.show_lag(Way::Out).await?;
-        // A pause holds the cut-over, and not what keeps the slots small.
-        if !all || self.job.paused() || self.job.wish() != Some(Wish::Cutover) {
+        let behind = self.far_behind().await?;
+        if !all || !self.may_cut_over() {
             return Ok(None);
         }
         let writer = fence::in_the_way(&self.source, &self.job).await?;
         let waits_for = match writer {
             Some(who) => Some(format!("a transaction that wrote rows of the scope: {who}")),
-            None => self.far_slot().await?,
+            None => behind.or(self.far_slot().await?),
+        };
+        // Last: proxies are told, and it takes a while.
+        let waits_for = match waits_for {
+            None => self.undrained().await?,
+            found => found,
         };
         if let Some(what) = waits_for {
-            let text = format!("the cut-over waits for {what}");
-            if self.job.text("waits_for") != Some(&text) {
-                self.job.note(&self.control, &text).await?;
-                self.job.set(&self.control, json!({ "waits_for": text })).await?;
-            }
+            self.wait_for(&what).await?;
             return Ok(None);
         }
         self.job.set(&self.control, json!({ "waits_for": null })).await?;
         let attempt = self.job.number("attempts").unwrap_or(0) + 1;
         self.job.go(&self.control, Phase::Fencing, &format!("attempt {attempt}")).await?;
         Ok(None)
+    }
+
+    /// Who would make the attempt fail although he only reads, or has locked rows: proxies wait for the end of his transaction
+    /// while they hold everybody else. So they are told a version that holds nobody first, and whether they drain it soon is
+    /// seen.
+    pub(super) async fn undrained(&mut self) -> anyhow::Result<Option<String>> {
+        let mut late = Vec::new();
+        if let Some(version) = self.probed {
+            // Who has not drained that one will not drain another.
+            late = catalog::late(&self.control, version).await?;
+        }
+        if late.is_empty() {
+            let version = self.control.value("SELECT shard_catalog.bump()", &[]).await?;
+            self.probed = Some(version);
+            let begun = Instant::now();
+            late = catalog::late(&self.control, version).await?;
+            while !late.is_empty() && begun.elapsed() < READERS {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                late = catalog::late(&self.control, version).await?;
+            }
+        }
+        let late: Vec<_> =
+            late.iter().map(|proxy| format!("proxy {}: {}", proxy.name, whom(&proxy.note))).collect();
+        Ok((!late.is_empty()).then(|| format!("a transaction that began before: {}", late.join("; "))))
     }
 
     /// A slot that is read within the pause, and reads too much.
@@ -251,6 +332,11 @@ impl Runner<'_> {
     }
 
     pub(super) async fn close(&mut self) -> Step {
+        // One of them may have been lost right after the flip, and be back with all that was there then.
+        for db in [&self.source, &self.target] {
+            fence::settle_ownership(&self.control, db, &self.job).await?;
+        }
+        copy::take_down(&self.source, &self.target, &self.job, Way::Out).await?;
         copy::take_down(&self.target, &self.source, &self.job, Way::Back).await?;
         Ok(Some(Event::Finished))
     }
@@ -269,16 +355,10 @@ impl Runner<'_> {
     pub(super) async fn clean(&mut self, shard: ShardId) -> Step {
         let version: i64 = self.control.value("SELECT version FROM shard_catalog.control", &[]).await?;
         // A move that was never announced has no rows anywhere; those of its scope may be another's.
-        let moving =
-            catalog::motions(&self.control).await?.iter().any(|motion| motion.move_id == self.job.id);
-        if moving {
+        if self.is_announced().await? {
             let map = catalog::map(&self.control).await?;
             let owner = if shard == self.job.source { self.job.target } else { self.job.source };
-            anyhow::ensure!(
-                map.owner_of(&self.job.scope) == Some(owner),
-                "shard {owner} does not own {}: rows of shard {shard} are not deleted",
-                self.job.scope
-            );
+            map.only_copies(&self.job.scope, shard, owner)?;
             catalog::drained(&self.control, version, DRAIN, Duration::from_millis(50)).await?;
             let db = self.side(shard);
             catalog::end_sessions(&self.control, db, version).await?;
@@ -290,7 +370,7 @@ impl Runner<'_> {
             arm::fence_row(self.side(shard), &self.job, self.buckets()).await?;
             let mut db = self.servers.primary(shard, &self.job.session_name()).await?;
             db.patience = clean::PATIENCE;
-            let tables = super::tables::sharded(&db, &self.servers.config).await?;
+            let (tables, others) = published::of_move(&db, &self.job, &self.servers.config).await?;
             let buckets = self.map.map.buckets();
             let total = clean::delete(&db, &self.job, &tables, buckets, &self.control).await?;
             reach(&self.job, "deleted");
@@ -298,6 +378,13 @@ impl Runner<'_> {
                 anyhow::bail!("rows of {table} came while it was cleaned");
             }
             self.job.note(&self.control, &format!("{total} rows deleted from shard {shard}")).await?;
+            if let Some(table) = clean::any_row(&db, &self.job, &others, buckets).await? {
+                let text = format!(
+                    "rows of {table} were never moved, and are on shard {shard} still, where nobody sees them: it has become a \
+                     sharded table since the move began. Copy them to shard {owner} by hand, then delete them"
+                );
+                self.job.note(&self.control, &text).await?;
+            }
         }
         arm::disarm(&self.source, &self.job).await?;
         reach(&self.job, "disarmed");

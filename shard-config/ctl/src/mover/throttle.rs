@@ -13,7 +13,7 @@ use crate::direct::Db;
 /// application wants, too.
 const PARALLEL: usize = 1;
 /// Each takes a connection on either shard.
-const PARALLEL_MOST: usize = 8;
+pub const PARALLEL_MOST: usize = 8;
 
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Throttle {

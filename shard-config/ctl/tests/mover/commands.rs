@@ -10,26 +10,26 @@ use shardctl::mover::machine::{Phase, Wish};
 
 use crate::bed::{BUCKETS, Bed};
 
-struct Tool {
-    directory: PathBuf,
+pub struct Tool {
+    pub directory: PathBuf,
 }
 
 /// How a command ended: its status, and all that it said.
-struct Said {
-    status: u8,
-    text: String,
+pub struct Said {
+    pub status: u8,
+    pub text: String,
 }
 
 impl Said {
     #[track_caller]
-    fn check(&self, status: u8, text: &str) {
+    pub fn check(&self, status: u8, text: &str) {
         assert_eq!(self.status, status, "{}", self.text);
         assert!(self.text.contains(text), "not \"{text}\" but: {}", self.text);
     }
 }
 
 impl Tool {
-    fn new(bed: &Bed) -> Self {
+    pub fn new(bed: &Bed) -> Self {
         let directory = std::env::temp_dir().join(format!(
             "shardctl-commands-{}-{}",
             std::process::id(),
@@ -48,27 +48,27 @@ impl Tool {
         Self { directory }
     }
 
-    fn file(&self, name: &str) -> String {
+    pub fn file(&self, name: &str) -> String {
         self.directory.join(name).to_str().unwrap().to_owned()
     }
 
-    fn command(&self, words: &str) -> Command {
+    pub fn command(&self, words: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_shardctl"));
         command.arg("--config").arg(self.directory.join("proxy.toml")).args(words.split(' '));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     }
 
-    fn run(&self, words: &str) -> Said {
+    pub fn run(&self, words: &str) -> Said {
         ended(self.command(words).spawn().unwrap())
     }
 
-    fn start(&self, words: &str) -> Child {
+    pub fn start(&self, words: &str) -> Child {
         self.command(words).spawn().unwrap()
     }
 
     /// Starts it, and ends it when it has said `wanted`; how long that took.
-    fn until_it_says(&self, words: &str, wanted: &str) -> Duration {
+    pub fn until_it_says(&self, words: &str, wanted: &str) -> Duration {
         let begun = Instant::now();
         let mut child = self.start(words);
         let mut all = String::new();
@@ -91,7 +91,7 @@ impl Drop for Tool {
     }
 }
 
-fn ended(child: Child) -> Said {
+pub fn ended(child: Child) -> Said {
     let output = child.wait_with_output().unwrap();
     let text = String::from_utf8_lossy(&output.stderr) + String::from_utf8_lossy(&output.stdout);
     Said { status: output.status.code().unwrap().try_into().unwrap(), text: text.into_owned() }

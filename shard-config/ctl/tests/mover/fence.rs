@@ -113,6 +113,74 @@ async fn h1_the_lock_stays_while_a_snapshot_is_older_than_the_fence() {
     fence::release(&bed.control, &giver, Some(&bed.shard(2).await), &job, Way::Out, BUCKETS).await.unwrap();
 }
 
+/// H1: a writer that saw no fence, and then waited for the lock, looks again when it has it. (By then it may be too late to
+/// wait: as when somebody ends the prepared transaction by hand.)
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn h1_who_waited_for_the_lock_looks_at_the_fence_again() {
+    let bed = Bed::start(2).await;
+    let job = bed.plan(&Scope::of_range(0, 31), 1, 2).await;
+    assert_eq!(bed.run(job.id, Options::default()).await, End::Waiting);
+    let job = bed.load(job.id).await;
+    let inside = (0..200).map(tenant).find(|t| bucket(t) < 32).unwrap();
+    let giver = bed.shard(1).await;
+    fence::lock(&bed.shard(1).await, &job, 1, Duration::from_millis(200)).await.unwrap();
+    let writer = bed.direct(1).await;
+    let insert = tokio::spawn(async move {
+        let sql = "INSERT INTO public.accounts (tenant_id, id) VALUES ($1, 77)";
+        writer.execute(sql, &[&inside]).await
+    });
+    let waits = "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted)";
+    while !giver.holds(waits, &[]).await.unwrap() {
+        assert!(!insert.is_finished(), "the writer does not wait for the lock");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    fence::shut(&giver, &job, Way::Out, BUCKETS).await.unwrap();
+    fence::unlock(&giver, &job).await.unwrap();
+    let refused = insert.await.unwrap().expect_err("it has the lock, and the row is there");
+    assert_eq!(code(&refused), "40001", "{refused:?}");
+    bed.ask(job.id, Wish::Abort).await;
+    fence::release(&bed.control, &giver, Some(&bed.shard(2).await), &job, Way::Out, BUCKETS).await.unwrap();
+    assert_eq!(bed.run(job.id, Options::default()).await, End::Over);
+    bed.check_rows(0).await;
+    bed.check_clean().await;
+}
+
+/// H14: nobody sees what a prepared transaction is about to do; it is waited for like an open one, and its rows move.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn h14_a_prepared_transaction_is_waited_for_and_its_row_moves() {
+    let bed = Bed::start(2).await;
+    let job = bed.plan(&Scope::of_range(0, 31), 1, 2).await;
+    let runner = bed.spawn(job.id, Options { stay: true, ..Options::default() });
+    bed.until(job.id, Phase::Ready).await;
+    let inside = (0..200).map(tenant).find(|t| bucket(t) < 32).unwrap();
+    let client = bed.direct(1).await;
+    client.batch_execute("BEGIN").await.unwrap();
+    let update = "UPDATE public.accounts SET note = '\"prepared\"' WHERE tenant_id = $1";
+    assert_eq!(client.execute(update, &[&inside]).await.unwrap(), 3);
+    client.batch_execute("PREPARE TRANSACTION 'of the application'").await.unwrap();
+    bed.ask(job.id, Wish::Cutover).await;
+    let begun = std::time::Instant::now();
+    loop {
+        let now = bed.load(job.id).await;
+        if now.text("waits_for").is_some_and(|text| text.contains("a prepared transaction")) {
+            break;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(30), "{}", bed.story(job.id).await);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let job = bed.load(job.id).await;
+    assert_eq!((job.phase, job.number("fences")), (Phase::Ready, None), "{}", bed.story(job.id).await);
+    client.batch_execute("COMMIT PREPARED 'of the application'").await.unwrap();
+    bed.until(job.id, Phase::Window).await;
+    let moved = "SELECT count(*) FROM public.accounts WHERE tenant_id = $1 AND note = '\"prepared\"'";
+    assert_eq!(bed.shard(2).await.value::<i64>(moved, &[&inside]).await.unwrap(), 3);
+    bed.ask(job.id, Wish::Finish).await;
+    assert_eq!(runner.await.unwrap().unwrap(), End::Over);
+    bed.check_rows(0).await;
+    bed.check_clean().await;
+}
+
 /// A writer that does not end keeps the fence away, and nobody waits behind the attempt for longer than it may take.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn h14_an_open_transaction_is_waited_for_without_holding_anybody() {
@@ -173,6 +241,12 @@ async fn h3_truncate_and_ddl_are_refused_while_rows_move() {
         db.run("CREATE TABLE public.other (id int); TRUNCATE public.plain; DROP TABLE public.other; CREATE TEMP TABLE t (tenant_id uuid)")
             .await
             .expect("what has no rows in motion is as ever");
+    }
+    // Without the guards (taken off by hand) it would be published without the row filter, and empty the other shard's table.
+    for shard in [1, 2] {
+        let sql = "SELECT count(*), count(*) FILTER (WHERE pubtruncate) FROM pg_publication";
+        let row = bed.shard(shard).await.one(sql, &[]).await.unwrap();
+        assert_eq!((row.get::<_, i64>(0), row.get::<_, i64>(1)), (1, 0), "the publication of shard {shard}");
     }
     bed.ask(job.id, Wish::Abort).await;
     assert_eq!(bed.run(job.id, Options::default()).await, End::Over);

@@ -8,8 +8,8 @@ use shardctl::mover::machine::Phase;
 use shardctl::serve::serve;
 use tokio::task::JoinHandle;
 
-use crate::bed::Bed;
-use crate::proxy::Proxy;
+use crate::bed::{Bed, tenant};
+use crate::proxy::{Proxy, hash};
 
 fn server(bed: &Bed) -> JoinHandle<()> {
     let servers = bed.servers.clone();
@@ -97,4 +97,79 @@ async fn what_sql_asks_for_is_done_by_whoever_serves() {
         assert!(format!("{error:#}").contains(text), "{sql}: {error:#}");
     }
     second.abort();
+}
+
+/// The other verbs on one move, and a tenant: each as `shardctl` does it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tenant_and_a_way_back_are_asked_for_by_sql() {
+    let bed = Bed::start(3).await;
+    let _proxy = Proxy::start(&bed.servers).await;
+    let one = tenant(7);
+    let home = catalog::map(&bed.control).await.unwrap().owner_of_hash(hash(&one));
+    let tell =
+        async |sql: String| bed.control.value::<String>(&format!("SELECT shard_catalog.{sql}"), &[]).await;
+    let phase = "SELECT (SELECT phase FROM shard_catalog.moves ORDER BY id DESC LIMIT 1)";
+    let owner = async || catalog::map(&bed.control).await.unwrap().owner_of_hash(hash(&one));
+    let serving = server(&bed);
+
+    let sql = "SELECT shard_catalog.isolate($1, 3, auto => true)";
+    bed.control.value::<i64>(sql, &[&one.to_string()]).await.unwrap();
+    until(&bed, phase, "window").await;
+    assert_eq!(owner().await.0, 3);
+    assert_eq!(tell("roll_back(1)".into()).await.unwrap(), "move 1 in phase window: rollback was asked for");
+    until(&bed, phase, "rolled_back").await;
+    assert_eq!(owner().await, home);
+
+    bed.control.value::<i64>("SELECT shard_catalog.move_buckets(0, 7, 3)", &[]).await.unwrap();
+    until(&bed, phase, "ready").await;
+    assert_eq!(tell("abort(2)".into()).await.unwrap(), "move 2 in phase ready: abort was asked for");
+    until(&bed, phase, "aborted").await;
+
+    bed.control.value::<i64>("SELECT shard_catalog.move_buckets(0, 7, 3)", &[]).await.unwrap();
+    until(&bed, phase, "ready").await;
+    serving.abort();
+    _ = serving.await;
+    // As it was when it was last looked at.
+    let far = "UPDATE shard_catalog.move SET detail = detail || '{\"lag_bytes\": 100000000}' WHERE id = 3";
+    bed.control.run(far).await.unwrap();
+    for (sql, limit) in [("cutover(3)", "64 MB"), ("cutover(3, max_lag => 99999999)", "95 MB")] {
+        let error = format!("{:#}", tell(sql.into()).await.unwrap_err());
+        let said = format!("the target of move 3 is up to 95 MB behind, limit {limit}; nothing was changed");
+        assert!(error.contains(&said) && error.contains("55000"), "{error}");
+    }
+    assert_eq!(bed.load(3).await.wish(), None);
+    let sql = "cutover(3, max_lag => 100000000)";
+    assert_eq!(tell(sql.into()).await.unwrap(), "move 3 in phase ready: cutover was asked for");
+    // Nobody takes up what is paused; what was asked for is not forgotten.
+    assert_eq!(tell("pause(3)".into()).await.unwrap(), "move 3 in phase ready: paused");
+    let serving = server(&bed);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(bed.load(3).await.phase, Phase::Ready);
+    assert_eq!(tell("resume(3)".into()).await.unwrap(), "move 3 in phase ready: resumed");
+    until(&bed, phase, "window").await;
+    tell("finish(3)".into()).await.unwrap();
+    until(&bed, phase, "done").await;
+    for verb in ["cutover", "abort", "roll_back", "resume"] {
+        let error = format!("{:#}", tell(format!("{verb}(3)")).await.unwrap_err());
+        assert!(error.contains("move 3 is over: done"), "{verb}: {error}");
+    }
+    serving.abort();
+    bed.check_rows(0).await;
+    bed.check_clean().await;
+}
+
+/// It is not begun hours later, when the shard is back and nobody thinks of it any more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_to_an_unreachable_shard_fails_and_leaves_no_move() {
+    let bed = Bed::start(3).await;
+    let serving = server(&bed);
+    bed.pg[2].crash();
+    bed.control.value::<i64>("SELECT shard_catalog.move_buckets(0, 7, 3, auto => true)", &[]).await.unwrap();
+    until(&bed, "SELECT max(state) FROM shard_catalog.requests", "failed").await;
+    let sql = "SELECT answer ->> 'error' FROM shard_catalog.requests";
+    let error: String = bed.control.value(sql, &[]).await.unwrap();
+    assert!(error.contains("no primary of shard 3 can be reached") && error.contains("start it"), "{error}");
+    assert_eq!(bed.control.value::<i64>("SELECT count(*) FROM shard_catalog.move", &[]).await.unwrap(), 0);
+    bed.pg[2].resume();
+    serving.abort();
 }

@@ -9,7 +9,7 @@ use shardctl::mover::scope::Scope;
 use crate::bed::{Bed, bucket, tenant};
 
 /// A table with so many rows of the scope, and an index that their changes must keep.
-async fn wide_table(bed: &Bed, rows: i64) {
+pub async fn wide_table(bed: &Bed, rows: i64) {
     for shard in [1, 2] {
         let sql = "CREATE TABLE public.many (tenant_id uuid, id int, n int NOT NULL, PRIMARY KEY (tenant_id, id)) WITH (fillfactor = 50)";
         bed.shard(shard).await.run(sql).await.unwrap();

@@ -49,6 +49,12 @@ pub async fn map(catalog: &Client) -> Result<Vec<(i32, i32, u16)>> {
     Ok(ranges)
 }
 
+/// Of a tenant.
+pub async fn bucket(shard: &Client, tenant: &str) -> Result<i32> {
+    let sql = format!("SELECT {BUCKET}");
+    Ok(shard.query_one(&sql, &[&tenant]).await.context("a tenant's bucket")?.try_get(0)?)
+}
+
 impl Field {
     pub async fn open(stack: &Stack, seed: &Seed) -> Result<Field> {
         if stack.proxies()?.len() < 2 || stack.shards() < 3 {
@@ -82,8 +88,7 @@ impl Field {
         let mut zones: Vec<Range> = Vec::new();
         for shard in SIDES {
             for tenant in &seed.tenants[usize::from(shard) - 1] {
-                let bucket: i32 =
-                    catalog.query_one(&format!("SELECT {BUCKET}"), &[&tenant.id]).await?.try_get(0)?;
+                let bucket = bucket(&catalog, &tenant.id).await?;
                 let owned = map(&catalog)
                     .await?
                     .into_iter()

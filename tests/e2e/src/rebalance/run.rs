@@ -1,6 +1,7 @@
 //! One move, one blow, at most one command of the operator, and the judgement.
 
-use super::cell::{self, Cell, Phase};
+use super::asleep;
+use super::cell::{self, Cell, Component, Phase};
 use super::field::{CATALOG, Field, SIDES, in_sync, map};
 use super::shardctl::{Driver, Ended};
 use super::watch::{Counts, Watch};
@@ -18,9 +19,12 @@ use tokio::time::sleep;
 /// Payments before the move begins.
 const BEFORE: Duration = Duration::from_millis(1500);
 /// A mover that gets no further than this has hung: the longest wait that it may make is 60 s, for a slot.
-const DRIVER_LIMIT: Duration = Duration::from_secs(180);
+pub const DRIVER_LIMIT: Duration = Duration::from_secs(180);
 const REACHED_LIMIT: Duration = Duration::from_secs(120);
 const POLL: Duration = Duration::from_millis(5);
+/// A loose bar for one attempt at a cut-over, as the mover has it, where nothing was struck that it needs: the machine is
+/// busy, and `cargo compare` judges by a client's clock.
+const PAUSE_LIMIT_MS: f64 = 2000.0;
 /// Payments go through again within this time after everything is over.
 const SERVED_LIMIT: Duration = Duration::from_secs(20);
 
@@ -33,19 +37,58 @@ pub struct Verdict {
     pub counts: Counts,
 }
 
+/// What is done while a move goes on.
+#[derive(Clone, Copy)]
+pub enum Act<'a> {
+    Strike(&'a Cell),
+    /// The first proxy sleeps from before the fence until after the flip.
+    Asleep,
+}
+
 /// What became of the move.
-struct Outcome {
-    hit: bool,
-    id: Option<i64>,
-    ended: String,
-    command: Option<String>,
+pub struct Outcome {
+    pub hit: bool,
+    pub id: Option<i64>,
+    pub ended: String,
+    pub command: Option<String>,
+    /// What clients of a proxy that slept were told.
+    pub clients: Value,
+}
+
+impl Act<'_> {
+    pub fn name(self) -> String {
+        match self {
+            Act::Strike(cell) => cell.name(),
+            Act::Asleep => super::ASLEEP.to_owned(),
+        }
+    }
+
+    fn told(self) -> Value {
+        match self {
+            Act::Strike(cell) => json!({
+                "component": cell.component.name(), "phase": cell.phase.name(), "place": cell.place, "blow": cell.blow.name(),
+            }),
+            Act::Asleep => json!({ "component": "proxy", "phase": "fencing", "blow": super::ASLEEP }),
+        }
+    }
+
+    /// No server is struck, and the mover stands nowhere while it holds the fence (but where it is killed, and has no figure).
+    fn has_bar(self) -> bool {
+        match self {
+            Act::Strike(cell) => {
+                matches!(cell.component, Component::Shardctl | Component::Proxy)
+                    && !matches!(cell.phase, Phase::Fencing | Phase::BackFencing)
+            }
+            Act::Asleep => true,
+        }
+    }
 }
 
 pub async fn one(
     stack: &Stack,
     field: &Field,
     seed: &Seed,
-    cell: &Cell,
+    act: Act<'_>,
     run_seed: u64,
     rate: u32,
 ) -> Result<Verdict> {
@@ -60,7 +103,10 @@ pub async fn one(
     let watch = Watch::start(&stack.proxies()?).await?;
     sleep(BEFORE).await;
     let mut violations = Vec::new();
-    let outcome = carry(stack, field, cell, &mut random, &mut violations).await;
+    let outcome = match act {
+        Act::Strike(cell) => carry(stack, field, cell, &mut random, &mut violations).await,
+        Act::Asleep => asleep::carry(stack, field, seed, &mut violations).await,
+    };
     if outcome.is_ok() {
         served(stack, seed, &load, &mut violations).await;
     }
@@ -79,18 +125,30 @@ pub async fn one(
         violations
             .push(format!("the move is {phase} after {}", outcome.command.as_deref().unwrap_or("its end")));
     }
+    let pauses_ms = match outcome.id {
+        Some(id) => pauses_ms(stack, id).await?,
+        None => Vec::new(),
+    };
+    for ms in pauses_ms.iter().filter(|ms| act.has_bar() && **ms > PAUSE_LIMIT_MS) {
+        violations.push(format!("an attempt at a cut-over took {ms:.0} ms, more than {PAUSE_LIMIT_MS:.0}"));
+    }
     violations.extend(super::judge::judge(stack).await?);
     crate::judge::moved(stack, &load).await?;
     violations.extend(load.violations.lock().map(|all| all.clone()).unwrap_or_default());
     let rounded = |seconds: f64| (seconds * 10.0).round() / 10.0;
     let (acknowledged, retries) = (load.acks().len() as u64, load.retries.load(Relaxed));
-    let told = json!({
-        "seed": run_seed, "component": cell.component.name(), "phase": cell.phase.name(), "place": cell.place,
-        "blow": cell.blow.name(), "hit": outcome.hit, "move": outcome.id, "outcome": phase, "ended": outcome.ended,
+    let mut told = json!({
+        "seed": run_seed, "hit": outcome.hit, "move": outcome.id, "outcome": phase, "ended": outcome.ended,
         "command": outcome.command, "seconds": rounded(begun.elapsed().as_secs_f64()), "judged_s": rounded(begun.elapsed().as_secs_f64() - moved_s),
         "acknowledged": acknowledged, "retries": retries, "counts": counts.right, "count_errors": counts.errors,
-        "violations": violations.len(),
+        "pauses_ms": pauses_ms, "violations": violations.len(),
     });
+    if let (Some(told), Value::Object(of_act)) = (told.as_object_mut(), act.told()) {
+        told.extend(of_act);
+        if !outcome.clients.is_null() {
+            told.insert("clients".into(), outcome.clients.clone());
+        }
+    }
     Ok(Verdict { hit: outcome.hit, violations, told, acknowledged, retries, counts })
 }
 
@@ -126,7 +184,7 @@ async fn carry(
         field.tool.ask(cell.place)?;
         field.tool.start(&words)?
     };
-    let Some(id) = reached(field, cell, &mut driver).await? else {
+    let Some(id) = reached(field, cell.place, &mut driver).await? else {
         let ended = driver.ended(DRIVER_LIMIT).await?;
         let id = last_move(stack).await?;
         return conclude(stack, field, random, violations, false, id, ended, &driver.words).await;
@@ -146,10 +204,10 @@ async fn carry(
 }
 
 /// The number of the move when its mover stands where it is to be struck; `None` when it ended without.
-async fn reached(field: &Field, cell: &Cell, driver: &mut Driver) -> Result<Option<i64>> {
+pub async fn reached(field: &Field, place: &str, driver: &mut Driver) -> Result<Option<i64>> {
     let begun = Instant::now();
     loop {
-        if let Some(id) = field.tool.stands(cell.place) {
+        if let Some(id) = field.tool.stands(place) {
             return Ok(Some(id));
         }
         if !driver.running()? || begun.elapsed() > REACHED_LIMIT {
@@ -175,7 +233,7 @@ async fn conclude(
         Some(ended) => format!("{:?}: {}", ended.code, ended.text),
         None => "hung".into(),
     };
-    let mut outcome = Outcome { hit, id, ended, command: None };
+    let mut outcome = Outcome { hit, id, ended, command: None, clients: Value::Null };
     let Some(number) = id else {
         violations.push(format!("shardctl {words} made no move: {}", outcome.ended));
         return Ok(outcome);
@@ -211,15 +269,23 @@ fn is_over(phase: &str) -> bool {
     ["done", "rolled_back", "aborted", "refused"].contains(&phase)
 }
 
-async fn recorded(stack: &Stack, id: i64) -> Result<String> {
+pub async fn recorded(stack: &Stack, id: i64) -> Result<String> {
     let sql = "SELECT phase FROM shard_catalog.move WHERE id = $1";
     let row = stack.shard(CATALOG).await?.query_one(sql, &[&id]).await;
     Ok(row.with_context(|| format!("move {id}"))?.try_get(0)?)
 }
 
-async fn last_move(stack: &Stack) -> Result<Option<i64>> {
+pub async fn last_move(stack: &Stack) -> Result<Option<i64>> {
     let catalog = stack.shard(CATALOG).await?;
     Ok(catalog.query_one("SELECT max(id) FROM shard_catalog.move", &[]).await?.try_get(0)?)
+}
+
+/// Of every attempt at a cut-over, as the mover wrote it down.
+async fn pauses_ms(stack: &Stack, id: i64) -> Result<Vec<f64>> {
+    let sql = "SELECT coalesce(detail -> 'pauses', '[]') FROM shard_catalog.move WHERE id = $1";
+    let pauses: Value = stack.shard(CATALOG).await?.query_one(sql, &[&id]).await?.try_get(0)?;
+    let pauses = pauses.as_array().context("the move's pauses")?;
+    pauses.iter().map(|one| one["ms"].as_f64().context("a pause has ms")).collect()
 }
 
 /// Every shard's tenants pay again.

@@ -84,5 +84,9 @@ async fn watch(url: &str, expected: [i64; 3], stop: &AtomicBool) -> Counts {
         }
         sleep(REST).await;
     }
+    if seen.right == 0 {
+        // Then nothing was looked at, and nothing can be said to be right.
+        seen.wrong.push(format!("no count through {url} was the right one, of {} that failed", seen.errors));
+    }
     seen
 }

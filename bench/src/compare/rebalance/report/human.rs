@@ -10,8 +10,9 @@ impl Report {
             "step",
             "seconds",
             "moves",
-            "pauses ms",
-            "longest write ms",
+            "longest write at cut-overs ms",
+            "mover's ms",
+            "beside ms",
             "payments/s",
             "p50 ms",
             "p99 ms",
@@ -21,19 +22,28 @@ impl Report {
             "busy %",
         ]);
         let none = || String::from("-");
-        table.row(row(CALM, [none(), none(), none()], &self.baseline));
+        let calm = |noticed: &Noticed| format!("{:.0}", noticed.seen.longest_write_ms);
+        let without = |seconds, noticed| [seconds, none(), none(), none(), calm(noticed)];
+        table.row(row(CALM, without(none(), &self.baseline), &self.baseline));
         for step in &self.steps {
-            let moving = [format!("{:.1}", step.seconds), step.moves.len().to_string(), step.pauses_text()];
+            let moving = [
+                format!("{:.1}", step.seconds),
+                step.moves.len().to_string(),
+                step.seen_text(),
+                step.mover_text(),
+                format!("{:.0}", step.pauses.beside_ms),
+            ];
             table.row(row(step.kind.name(), moving, &step.noticed));
         }
         if let Some(copy) = &self.copy {
-            table.row(row(
-                COPY,
-                [format!("{:.1}", copy.by_copy.seconds), none(), none()],
-                &copy.by_copy.noticed,
-            ));
+            let noticed = &copy.by_copy.noticed;
+            table.row(row(COPY, without(format!("{:.1}", copy.by_copy.seconds), noticed), noticed));
         }
         let mut text = format!("\n{}\n{}", table.render(), self.phases().render());
+        let unseen = self.steps.iter().map(|step| step.pauses.gap_ms()).fold(0.0, f64::max);
+        text.push_str(&format!(
+            "\na write that was held first may have waited up to {unseen:.0} ms longer than those seen\n"
+        ));
         if let Some(ratio) = self.step_ratio() {
             text.push_str(&format!(
                 "\nover the whole of the worst step: {ratio:.2} times that without a move\n"
@@ -79,14 +89,10 @@ impl Report {
 }
 
 /// One row of the table.
-fn row(what: &str, [seconds, moves, pauses]: [String; 3], noticed: &Noticed) -> Vec<String> {
+fn row(what: &str, moving: [String; 5], noticed: &Noticed) -> Vec<String> {
     let Noticed { load, seen, busy } = noticed;
-    vec![
-        what.to_owned(),
-        seconds,
-        moves,
-        pauses,
-        format!("{:.1}", seen.longest_write_ms),
+    let what = std::iter::once(what.to_owned());
+    let rest = [
         format!("{:.1}", load.rate),
         format!("{:.1}", load.p50_ms),
         format!("{:.1}", load.p99_ms),
@@ -94,5 +100,6 @@ fn row(what: &str, [seconds, moves, pauses]: [String; 3], noticed: &Noticed) -> 
         thousands(seen.counts),
         thousands(seen.writes),
         busy.map_or_else(|| "-".to_owned(), |busy| format!("{busy:.0}")),
-    ]
+    ];
+    what.chain(moving).chain(rest).collect()
 }

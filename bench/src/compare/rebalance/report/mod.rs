@@ -5,6 +5,7 @@ use super::RebalanceArgs;
 use super::application;
 use super::clients::Noticed;
 use super::copy::Copied;
+use super::pauses::Pauses;
 use super::phases::{ByPhase, Phase, p99};
 use super::plan::Kind;
 use super::shardctl::Move;
@@ -12,7 +13,7 @@ use crate::check::report::CheckReport;
 use crate::output::{load_average, optional, rounded};
 use serde_json::{Value, json};
 
-/// Milliseconds without writes of a moving bucket, a cut-over attempt.
+/// Milliseconds that a write to what moves waits at most for an attempt at a cut-over.
 const PAUSE_BAR_MS: f64 = 500.0;
 /// The 99th percentile of payments while rows are copied, as a multiple of that without a move.
 const P99_BAR: f64 = 2.0;
@@ -28,6 +29,7 @@ pub struct StepResult {
     pub moves: Vec<Move>,
     pub noticed: Noticed,
     pub by_phase: ByPhase,
+    pub pauses: Pauses,
 }
 
 pub struct Report {
@@ -40,28 +42,38 @@ pub struct Report {
 }
 
 impl StepResult {
-    fn pauses(&self) -> impl Iterator<Item = f64> + '_ {
-        self.moves.iter().flat_map(Move::pauses_ms)
-    }
-
     pub fn line(&self) -> String {
         format!(
-            "{}: {:.0} s, {} move(s), pauses {} ms, longest write {:.0} ms, payments p99 {:.0} ms (copying: {}), {} errors",
+            "{}: {:.0} s, {} move(s), longest writes at cut-overs {} ms (the mover: {}), beside them {:.0} ms, payments p99 {:.0} ms (copying: {}), {} errors",
             self.kind.name(),
             self.seconds,
             self.moves.len(),
-            self.pauses_text(),
-            self.noticed.seen.longest_write_ms,
+            self.seen_text(),
+            self.mover_text(),
+            self.pauses.beside_ms,
             self.noticed.load.p99_ms,
             optional(self.by_phase.of(Phase::Copying).p99_ms, 0),
             self.noticed.errors()
         )
     }
 
-    fn pauses_text(&self) -> String {
-        let pauses: Vec<String> = self.pauses().map(|ms| format!("{ms:.0}")).collect();
-        pauses.join(" ")
+    /// What a client waited for at each attempt.
+    fn seen_text(&self) -> String {
+        list(self.pauses.attempts.iter().map(|attempt| attempt.seen_ms))
     }
+
+    fn mover_text(&self) -> String {
+        list(self.pauses.mover_ms.iter().copied().map(Some))
+    }
+}
+
+fn longest(all_ms: Vec<f64>) -> Option<f64> {
+    all_ms.into_iter().max_by(f64::total_cmp)
+}
+
+fn list(all_ms: impl Iterator<Item = Option<f64>>) -> String {
+    let texts: Vec<String> = all_ms.map(|ms| optional(ms, 0)).collect();
+    texts.join(" ")
 }
 
 impl Report {
@@ -90,8 +102,18 @@ impl Report {
         self.sum(Noticed::errors) + self.application.as_ref().map_or(0, |app| app.errors)
     }
 
-    fn pauses(&self) -> Vec<f64> {
-        self.steps.iter().flat_map(StepResult::pauses).collect()
+    /// Of every attempt, what a client waited for.
+    fn seen_ms(&self) -> Vec<f64> {
+        self.steps.iter().flat_map(|step| step.pauses.seen_ms()).collect()
+    }
+
+    fn mover_ms(&self) -> Vec<f64> {
+        self.steps.iter().flat_map(|step| step.pauses.mover_ms.iter().copied()).collect()
+    }
+
+    /// The larger one of what clients and the mover say.
+    fn pause_ms(&self, of: impl Fn(Vec<f64>) -> Option<f64>) -> Option<f64> {
+        [of(self.seen_ms()), of(self.mover_ms())].into_iter().flatten().max_by(f64::total_cmp)
     }
 
     /// The worst step's, of the payments that began while its rows were copied. A roll-back copies none.
@@ -126,8 +148,17 @@ impl Report {
             );
             bars.push((app.ok > 0 && app.errors == 0 && app.wrong == 0, text));
         }
-        if let Some(worst) = self.pauses().into_iter().max_by(f64::total_cmp) {
-            let text = format!("longest pause of a cut-over attempt: {worst:.0} ms (bar {PAUSE_BAR_MS:.0})");
+        for step in self.steps.iter().filter(|step| !step.pauses.is_whole()) {
+            let text =
+                format!("{}: no cut-over in which a write to what moved was under way", step.kind.name());
+            bars.push((false, text));
+        }
+        if let Some(worst) = self.pause_ms(longest) {
+            let figures = [self.seen_ms(), self.mover_ms()].map(|all| optional(longest(all), 0));
+            let text = format!(
+                "longest wait at an attempt at a cut-over: {} ms as a client saw it, {} as the mover did (bar {PAUSE_BAR_MS:.0})",
+                figures[0], figures[1]
+            );
             bars.push((worst <= PAUSE_BAR_MS, text));
         } else {
             bars.push((false, "no cut-over was attempted".to_owned()));
@@ -172,15 +203,17 @@ impl Report {
                 let Noticed { load, seen, busy } = &step.noticed;
                 json!({
                     "step": step.kind.name(), "seconds": rounded(step.seconds),
-                    "pauses_ms": step.pauses().collect::<Vec<_>>(),
+                    "pauses_ms": &step.pauses.mover_ms, "pauses_seen_ms": step.pauses.seen_ms().collect::<Vec<_>>(),
+                    "unseen_ms": rounded(step.pauses.gap_ms()), "longest_write_beside_ms": rounded(step.pauses.beside_ms),
                     "longest_write_ms": rounded(seen.longest_write_ms), "writes": seen.writes,
+                    "writes_to_what_moves": step.pauses.writes,
                     "counts": seen.counts, "payments": load.ok, "payments_per_second": load.rate,
                     "p99_ms": load.p99_ms, "max_ms": load.max_ms, "errors": load.errors_by_kind,
                     "p99_ms_by_phase": step.by_phase.json(|part| part.p99_ms.into()),
                     "payments_by_phase": step.by_phase.json(|part| part.requests.into()),
                     "sql_errors": seen.texts, "busy_percent": busy.map(rounded),
                     "moves": step.moves.iter().map(|m| json!({
-                        "id": m.id, "source": m.source, "target": m.target, "phase": m.phase, "rows": m.rows(), "copy_s": m.copy_s,
+                        "id": m.id, "source": m.source, "target": m.target, "phase": m.phase, "rows": m.rows(), "copied_rows": m.copied_rows(), "copy_s": m.copy_s,
                     })).collect::<Vec<_>>(),
                 })
             })
@@ -193,8 +226,11 @@ impl Report {
             "doubled": self.sum(|n| n.seen.doubled),
             "duplicate_rows": self.sum(|n| n.seen.duplicate_rows),
             "missing_rows": self.sum(|n| n.seen.missing_rows),
-            "pause_p99_ms": p99(self.pauses()),
-            "pause_max_ms": self.pauses().into_iter().max_by(f64::total_cmp),
+            "pause_p99_ms": self.pause_ms(p99),
+            "pause_p99_ms_seen": p99(self.seen_ms()),
+            "pause_p99_ms_mover": p99(self.mover_ms()),
+            "pause_max_ms": self.pause_ms(longest),
+            "baseline_longest_write_ms": rounded(self.baseline.seen.longest_write_ms),
             "foreground_p99_ratio": self.copying_ratio().map(rounded),
             "foreground_p99_ratio_step": self.step_ratio().map(rounded),
             "baseline_p99_ms": self.baseline.load.p99_ms,
@@ -220,7 +256,9 @@ impl Report {
 #[cfg(test)]
 mod tests {
     use super::super::foreground::Seen;
+    use super::super::pauses::Attempt;
     use super::super::phases::Event;
+    use super::super::scope::Scope;
     use super::super::watch::Counts;
     use super::*;
     use crate::compare::rebalance::copy::Yardstick;
@@ -247,13 +285,20 @@ mod tests {
                 source: 1,
                 target: 3,
                 phase: "window".into(),
-                detail: json!({"pauses": [{"ms": pause}]}),
-                copy_s: None,
+                scope: Scope::default(),
+                detail: json!({"progress": {"rows": 700}, "verify": {"rows": 900}}),
+                copy_s: Some(0.5),
                 history: history.to_vec(),
             }],
             noticed: noticed(30.0, lost),
             by_phase: ByPhase::new(&requests, std::iter::once(history.as_slice())),
+            pauses: paused(pause, pause),
         }
+    }
+
+    fn paused(seen: f64, mover: f64) -> Pauses {
+        let attempt = Attempt { seen_ms: Some(seen), gap_ms: 8.0 };
+        Pauses { mover_ms: vec![mover], attempts: vec![attempt], writes: 1, beside_ms: 700.0 }
     }
 
     fn report(steps: Vec<StepResult>) -> Report {
@@ -275,8 +320,38 @@ mod tests {
         let failed = with(application::Seen { errors: 2, ..app });
         assert!(!failed.well());
         assert_eq!(failed.json()["errors"], 2);
-        assert!(!moved(0, 501.0).well());
-        assert_eq!(moved(0, 300.0).json()["pause_p99_ms"], 300.0);
+    }
+
+    #[test]
+    fn a_pause_is_what_a_client_waits_for() {
+        let with = |pauses| {
+            let mut report = moved(0, 1.0);
+            report.steps[0].pauses = pauses;
+            report
+        };
+        let judged = |seen, mover| {
+            let report = with(paused(seen, mover));
+            let json = report.json();
+            (
+                report.well(),
+                [&json["pause_p99_ms"], &json["pause_p99_ms_seen"]].map(|ms| ms.as_f64().unwrap()),
+            )
+        };
+        assert_eq!(judged(400.0, 90.0), (true, [400.0, 400.0]));
+        assert_eq!(judged(501.0, 90.0), (false, [501.0, 501.0]));
+        assert_eq!(judged(90.0, 501.0), (false, [501.0, 90.0]));
+        // What nobody waited in was not seen, however long the mover says that it was.
+        let unseen = Pauses { attempts: vec![Attempt::default()], ..paused(1.0, 90.0) };
+        assert!(!with(unseen).well());
+        assert!(!with(Pauses { attempts: Vec::new(), ..paused(1.0, 90.0) }).well());
+    }
+
+    #[test]
+    fn the_copy_is_as_fast_as_the_rows_that_it_copied() {
+        let by_copy = Yardstick { rows: 4000, seconds: 2.0, ..Yardstick::default() };
+        let copied = Copied::new(by_copy, moved(0, 1.0).first_move().unwrap()).unwrap();
+        // 700 rows in half a second; 900 were there when they were compared.
+        assert_eq!(copied.mover_rows_per_s(), 1400.0);
     }
 
     #[test]

@@ -12,6 +12,13 @@ CREATE TABLE IF NOT EXISTS shard_catalog.guarded (
     key_column name NOT NULL,
     PRIMARY KEY (move_id, relation)
 );
+-- One row. Who defines tables has it locked to the end of his transaction; a move that begins to guard tables changes it. So the
+-- move waits for definitions under way, and a REPEATABLE READ transaction whose snapshot is older than the guards is found out.
+CREATE TABLE IF NOT EXISTS shard_catalog.guards (
+    only_row bool PRIMARY KEY DEFAULT true CHECK (only_row),
+    n bigint NOT NULL DEFAULT 0
+);
+INSERT INTO shard_catalog.guards DEFAULT VALUES ON CONFLICT DO NOTHING;
 
 -- BEFORE each row that belongs to the scope of move TG_ARGV[0] (the trigger's WHEN says which), ENABLE ALWAYS.
 --
@@ -40,6 +47,17 @@ BEGIN
             PERFORM set_config('lock_timeout', v_timeout, true);
         END IF;
         IF v_fenced OR EXISTS (SELECT FROM shard_catalog.fence WHERE move_id = v_move) THEN
+            -- A change of a row that is the same on every shard comes to copies, too, by a foreign key that acts on it: that is no
+            -- matter of where the rows are, and does not pass by trying again.
+            IF pg_trigger_depth() > 1 AND EXISTS (
+                SELECT FROM pg_constraint c WHERE c.conrelid = TG_RELID AND c.contype = 'f'
+                   AND (c.confdeltype IN ('c', 'n', 'd') OR c.confupdtype IN ('c', 'n', 'd'))
+                   AND NOT EXISTS (SELECT FROM shard_catalog.guarded g WHERE g.move_id = v_move AND g.relation = c.confrelid)) THEN
+                RAISE EXCEPTION 'a foreign key of % would change rows that are being moved', TG_TABLE_NAME
+                    USING ERRCODE = 'object_in_use',
+                          DETAIL = format('Nothing was written. Move %s.', v_move),
+                          HINT = format('Wait for the move to end: shardctl watch %s.', v_move);
+            END IF;
             RAISE EXCEPTION 'this shard does not take writes of these rows of %: they are being moved to another shard',
                     TG_TABLE_NAME
                 USING ERRCODE = 'serialization_failure',
@@ -74,11 +92,33 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_move bigint;
     v_what text;
+    v_known boolean;
 BEGIN
-    IF NOT EXISTS (SELECT FROM shard_catalog.guarded)
-        OR (current_setting('shard_catalog.mover', true) = 'on'
-            AND (SELECT rolsuper FROM pg_roles WHERE rolname = session_user)) THEN
+    IF current_setting('shard_catalog.mover', true) = 'on'
+        AND (SELECT rolsuper FROM pg_roles WHERE rolname = session_user) THEN
         RETURN;
+    END IF;
+    -- Temporary tables come and go, and are nobody's matter.
+    IF tg_event = 'sql_drop' THEN
+        v_known := NOT EXISTS (SELECT FROM pg_event_trigger_dropped_objects() d
+            WHERE d.classid = 'pg_class'::regclass AND d.object_type IN ('table', 'table column') AND NOT d.is_temporary);
+    ELSE
+        v_known := NOT EXISTS (SELECT FROM pg_event_trigger_ddl_commands() d
+            WHERE d.classid = 'pg_class'::regclass AND d.schema_name IS DISTINCT FROM 'pg_temp'
+              AND d.command_tag IN ('ALTER TABLE', 'CREATE TABLE', 'CREATE TABLE AS', 'SELECT INTO'));
+    END IF;
+    IF v_known THEN
+        RETURN;
+    END IF;
+    BEGIN
+        PERFORM FROM shard_catalog.guards FOR SHARE;
+        v_known := FOUND;
+    EXCEPTION WHEN serialization_failure THEN
+        v_known := false;
+    END;
+    IF NOT v_known THEN
+        RAISE EXCEPTION '% is refused: the transaction is older than a move of rows between shards, and cannot see which tables it is about', tg_tag
+            USING ERRCODE = 'serialization_failure', HINT = 'Try the transaction again.';
     END IF;
     IF tg_event = 'sql_drop' THEN
         SELECT g.move_id, d.object_identity INTO v_move, v_what
