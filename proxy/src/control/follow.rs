@@ -150,6 +150,11 @@ impl Follower {
                 return Ok(());
             }
             self.step(self.world.home().settle(&client, &row)).await?;
+            if self.world.remembers_nothing()
+                && let Some(home) = home::later(&self.servers, &self.world, position, row.try_get(3)?).await
+            {
+                return self.world.go_home(home);
+            }
             let (said, now) = (Said::default(), Instant::now());
             let mut session =
                 Session { client, version, snapshot, renewal, said, renewed: now, looked: now, tidied: None };
@@ -195,7 +200,11 @@ impl Follower {
             let note = Some(self.complaint.lock().clone()).filter(|why| !why.is_empty());
             self.say(session, Said { version: 0, drained: 0, note, ..self.progress() }).await?;
             self.read(session).await?;
-            self.shared.gate.joined(began);
+            // A session that was only opened anew is no gap: nobody has gone on without this proxy.
+            match self.shared.gate.is_leased(began) {
+                true => self.shared.gate.renewed(began),
+                false => self.shared.gate.joined(began),
+            }
             if !*self.known.borrow() {
                 self.known.send_replace(true);
                 self.nudge.notify_one();

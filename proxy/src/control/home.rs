@@ -17,7 +17,8 @@ pub(super) struct Home {
 }
 
 /// With what `Home::after` needs.
-pub(super) const VERSION: &str = "SELECT version, moved_to, moved_generation FROM shard_catalog.control";
+pub(super) const VERSION: &str =
+    "SELECT version, moved_to, moved_generation, generation FROM shard_catalog.control";
 
 /// Ends the pointer back of a hand-over that broke off behind its decision: who has come here knows that it was one.
 const CLEAR: &str =
@@ -54,6 +55,13 @@ impl World {
         remembered.unwrap_or(Home { shard: parts.config.proxy.default_shard.0, generation: 0 })
     }
 
+    /// Whether neither a catalog's place nor a map is known from before.
+    pub(super) fn remembers_nothing(&self) -> bool {
+        let parts = self.parts.lock();
+        let memory = parts.memory.get();
+        memory.home.is_none() && memory.map.is_none()
+    }
+
     pub(super) fn go_home(&self, home: Home) -> anyhow::Result<()> {
         tracing::info!(shard = home.shard, generation = home.generation, "the shard catalog has moved");
         let mut parts = self.parts.lock();
@@ -66,35 +74,63 @@ impl World {
     }
 }
 
+/// What a shard says of the catalog, if it has a map.
+struct Kept {
+    generation: i64,
+    moved_to: Option<i32>,
+}
+
 /// Asked before a first map is written: whether another shard keeps one. The default shard may have been named anew, or
 /// its server made anew, after the catalog had moved. A shard that cannot be asked is an error: nothing is guessed.
 pub(super) async fn elsewhere(servers: &Servers, world: &World, here: usize) -> anyhow::Result<Option<Home>> {
+    let us = i32::from(servers.shards[here].id.0);
     for (position, shard) in servers.shards.iter().enumerate() {
         if position == here || world.config().shard(shard.id).is_none() {
             continue;
         }
-        let asked = async {
-            let primary = world.primary(position).context("it has no primary")?;
-            keeps(&*servers.server(position, primary.slot).client().await?).await
-        };
-        let kept = asked.await.with_context(|| format!("whether shard {} keeps a shard map", shard.id))?;
-        if let Some(generation) = kept {
-            // One before: a pointer from there is news.
-            return Ok(Some(Home { shard: shard.id.0, generation: generation - 1 }));
+        let kept = kept(servers, world, position).await;
+        match kept.with_context(|| format!("whether shard {} keeps a shard map", shard.id))? {
+            // Of one that was left for this one, which has lost it.
+            Some(kept) if kept.moved_to == Some(us) => {}
+            // Its pointer, if it has one, is news to who begins there.
+            Some(_) => return Ok(Some(Home { shard: shard.id.0, generation: 0 })),
+            None => {}
         }
     }
     Ok(None)
 }
 
-async fn keeps(client: &Client) -> anyhow::Result<Option<i64>> {
+/// Asked by who remembers nothing: whether a shard keeps a later catalog than the one that was found, which may have lost the
+/// pointer to it with a failover or a restored backup. Shards that do not answer are passed over.
+pub(super) async fn later(servers: &Servers, world: &World, here: usize, generation: i64) -> Option<Home> {
+    let mut latest: Option<Home> = None;
+    for (position, shard) in servers.shards.iter().enumerate() {
+        if position == here || world.config().shard(shard.id).is_none() {
+            continue;
+        }
+        let Ok(Some(Kept { generation: theirs, moved_to: None })) = kept(servers, world, position).await
+        else {
+            continue;
+        };
+        if theirs > latest.map_or(generation, |home| home.generation) {
+            latest = Some(Home { shard: shard.id.0, generation: theirs });
+        }
+    }
+    latest
+}
+
+async fn kept(servers: &Servers, world: &World, position: usize) -> anyhow::Result<Option<Kept>> {
+    let primary = world.primary(position).context("it has no primary")?;
+    let client = servers.server(position, primary.slot).client().await?;
     let there = "SELECT EXISTS (SELECT FROM pg_catalog.pg_attribute WHERE attrelid = to_regclass('shard_catalog.control') \
                  AND attname = 'generation')";
     if !client.query_one(there, &[]).await?.try_get::<_, bool>(0)? {
         return Ok(None);
     }
-    let kept = "SELECT generation FROM shard_catalog.control WHERE EXISTS (SELECT FROM shard_catalog.map)";
+    let kept =
+        "SELECT generation, moved_to FROM shard_catalog.control WHERE EXISTS (SELECT FROM shard_catalog.map)";
     Ok(match client.query_opt(kept, &[]).await? {
-        Some(row) => Some(row.try_get(0)?),
+        Some(row) => Some(Kept { generation: row.try_get(0)?, moved_to: row.try_get(1)? }),
         None => None,
     })
 }

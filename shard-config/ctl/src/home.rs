@@ -23,27 +23,64 @@ struct Said {
     has_map: bool,
 }
 
-/// Beginning at the default shard; at the others if it is gone, or was made anew and knows nothing.
+/// Beginning at the default shard; at the others if it is gone, was made anew and knows nothing, or leads nowhere. Whatever has a
+/// map and is not the one that counts has a pointer, so it does not matter where one begins.
 pub(crate) async fn find(servers: &Servers, name: &str) -> anyhow::Result<Keeper> {
     let default = servers.config.proxy.default_shard;
-    let first = servers.primary(default, name).await;
-    let first = match first {
-        Ok(db) => match ask(&db).await? {
-            Some(said) if said.has_map || said.pointer.is_some() => {
-                return follow(servers, name, default, db, said).await;
+    let others = servers.shards().into_iter().filter(|shard| *shard != default);
+    let (mut fresh, mut wrong) = (None, None);
+    for shard in std::iter::once(default).chain(others) {
+        let found = async {
+            let db = servers.primary(shard, name).await?;
+            match ask(&db).await? {
+                Some(said) if said.has_map || said.pointer.is_some() => {
+                    follow(servers, name, shard, db, said).await.map(Ok)
+                }
+                _ => Ok(Err(db)),
             }
-            _ => Ok(db),
-        },
-        Err(error) => Err(error),
-    };
-    for shard in servers.shards().into_iter().filter(|shard| *shard != default) {
-        let Ok(db) = servers.primary(shard, name).await else { continue };
-        if let Some(said) = ask(&db).await?.filter(|said| said.has_map) {
-            return follow(servers, name, shard, db, said).await;
+        };
+        match found.await {
+            Ok(Ok(keeper)) => return Ok(keeper),
+            Ok(Err(db)) if shard == default => fresh = Some(db),
+            Ok(Err(_)) => {}
+            Err(error) => _ = wrong.get_or_insert(error),
         }
     }
-    // No proxy has written a map yet.
-    Ok(Keeper { shard: default, db: first?, generation: 1 })
+    match (fresh, wrong) {
+        // No proxy has written a map yet.
+        (Some(db), None) => Ok(Keeper { shard: default, db, generation: 1 }),
+        (_, Some(error)) => Err(error),
+        (None, None) => anyhow::bail!("the configuration has no shard {default}"),
+    }
+}
+
+/// Every shard that says that it keeps the catalog, with its generation: more than one when a shard that was left has lost the
+/// pointer with a failover or a restored backup. Shards that do not answer are passed over.
+pub(crate) async fn keepers(servers: &Servers, name: &str) -> anyhow::Result<Vec<Keeper>> {
+    let asked = servers.shards().into_iter().map(async |shard| {
+        let Ok(db) = servers.primary(shard, name).await else { return Ok(None) };
+        let said = ask(&db).await?.filter(|said| said.has_map && said.pointer.is_none());
+        anyhow::Ok(said.map(|said| Keeper { shard, db, generation: said.generation }))
+    });
+    let mut found: Vec<_> = futures_util::future::try_join_all(asked).await?.into_iter().flatten().collect();
+    found.sort_by_key(|keeper| keeper.generation);
+    Ok(found)
+}
+
+/// An error while there are two catalogs.
+pub(crate) async fn insist_on_one(servers: &Servers, name: &str) -> anyhow::Result<()> {
+    let found = keepers(servers, name).await?;
+    let told: Vec<_> = found
+        .iter()
+        .map(|keeper| format!("shard {} (generation {})", keeper.shard, keeper.generation))
+        .collect();
+    anyhow::ensure!(
+        told.len() <= 1,
+        "{} both say that they keep the shard catalog: one has lost that it was moved. Nothing is decided by either; \
+         shardctl repair leaves it to the later one",
+        told.join(" and ")
+    );
+    Ok(())
 }
 
 async fn follow(

@@ -68,7 +68,21 @@ pub async fn move_to(servers: &Servers, to: ShardId, dry_run: bool) -> anyhow::R
         return Ok((Report { json, text, well: true }, 0));
     }
     catalog::install(&new).await?;
+    home::insist_on_one(servers, NAME).await?;
+    // Those that were left before point to the one that is left now.
+    let mut others = Vec::new();
+    for shard in servers.shards().into_iter().filter(|shard| *shard != to && *shard != old.shard) {
+        let db = servers.primary(shard, NAME).await;
+        others.push(db.map_err(|error| {
+            Failure::refused(format!(
+                "shard {shard} cannot be told, and may lead to a shard that is gone later: {error:#}"
+            ))
+        })?);
+    }
     let version = hand_over(&old, &new, to).await?;
+    for db in &others {
+        lead(db, to, old.generation + 1).await?;
+    }
     let keeper = home::find(servers, NAME).await?;
     let late = followed(&keeper.db, version).await?;
     let mut json = described(&keeper).await?;
@@ -121,7 +135,15 @@ async fn hand_over(old: &Keeper, new: &Db, to: ShardId) -> anyhow::Result<i64> {
          IN SHARE ROW EXCLUSIVE MODE",
     )
     .await?;
-    // Whatever was begun before the lock is seen now.
+    // Whatever was begun before the lock is seen now; that somebody else has moved it, first of all.
+    let ours =
+        "SELECT version FROM shard_catalog.control WHERE moved_to IS NULL AND generation = $1 FOR UPDATE";
+    if from.first(ours, &[&old.generation]).await?.is_none() {
+        from.run("ROLLBACK").await?;
+        return Err(
+            Failure::refused("somebody else has just moved it: shardctl catalog shows where it is").into()
+        );
+    }
     let problems = obstacles(from, to).await?;
     if !problems.is_empty() {
         from.run("ROLLBACK").await?;
@@ -182,6 +204,16 @@ async fn copy(old: &Keeper, new: &Db) -> anyhow::Result<i64> {
     .await?;
     new.run("COMMIT").await?;
     Ok(next)
+}
+
+/// A shard that the catalog has left earlier leads to where it is.
+async fn lead(db: &Db, to: ShardId, generation: i64) -> anyhow::Result<()> {
+    let there = "SELECT EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass('shard_catalog.control') AND attname = 'moved_to')";
+    if db.holds(there, &[]).await? {
+        let sql = "UPDATE shard_catalog.control SET moved_to = $1, moved_generation = $2 WHERE moved_to IS NOT NULL AND moved_generation < $2";
+        db.execute(sql, &[&i32::from(to.0), &generation]).await?;
+    }
+    Ok(())
 }
 
 /// Waits for the proxies; the names of those that hold a lease and have not come.

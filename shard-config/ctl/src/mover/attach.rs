@@ -32,6 +32,7 @@ impl std::fmt::Display for Attached {
 impl std::error::Error for Attached {}
 
 pub(super) async fn attach<'a>(servers: &'a Servers, id: i64) -> anyhow::Result<Runner<'a>> {
+    crate::home::insist_on_one(servers, "shardctl").await?;
     let control = servers.control("shardctl").await?;
     // An older shardctl may have begun the move.
     catalog::install(&control).await?;

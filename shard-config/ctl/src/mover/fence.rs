@@ -302,13 +302,15 @@ pub async fn note_flipped(db: &Db, job: &Job) -> anyhow::Result<()> {
 
 /// What a shard has written of owners before a flip: it has become true if the map says so, and otherwise is no more (H6).
 pub async fn settle_ownership(control: &Db, db: &Db, job: &Job) -> anyhow::Result<()> {
-    let flipped = "SELECT EXISTS (SELECT FROM shard_catalog.map WHERE id::text = $1)";
-    if control.holds(flipped, &[&job.text("epoch_id").unwrap_or_default()]).await? {
-        note_flipped(db, job).await?;
-    }
-    db.execute("DELETE FROM shard_catalog.ownership WHERE move_id = $1 AND NOT flipped", &[&job.id])
-        .await
-        .map(drop)
+    let said = "SELECT coalesce(array_agg(epoch_id::text), '{}') FROM shard_catalog.ownership WHERE move_id = $1 AND NOT flipped";
+    let said: Vec<String> = db.value(said, &[&job.id]).await?;
+    let flipped =
+        "SELECT coalesce(array_agg(id::text), '{}') FROM shard_catalog.map WHERE id::text = ANY ($1)";
+    let flipped: Vec<String> = control.value(flipped, &[&said]).await?;
+    let sql = "UPDATE shard_catalog.ownership SET flipped = true WHERE move_id = $1 AND epoch_id::text = ANY ($2) AND NOT flipped";
+    db.execute(sql, &[&job.id, &flipped]).await?;
+    let sql = "DELETE FROM shard_catalog.ownership WHERE move_id = $1 AND NOT flipped";
+    db.execute(sql, &[&job.id]).await.map(drop)
 }
 
 /// Whether the last attempt came so far that the taker may have been opened.

@@ -102,6 +102,8 @@ pub(super) struct Runner<'a> {
     pub(super) places: Option<[i32; 2]>,
     /// When everything that has to hold before a move begins was last looked at.
     pub(super) checked: Option<Instant>,
+    /// Since when something is in the way of its beginning.
+    unfit: Option<Instant>,
     /// The version that proxies were last told just to see whether it drains.
     pub(super) probed: Option<i64>,
     problems: Vec<Problem>,
@@ -153,6 +155,7 @@ impl<'a> Runner<'a> {
             shown: Instant::now(),
             places: None,
             checked: None,
+            unfit: None,
             probed: None,
             problems: Vec::new(),
             backoff: BACKOFF_FIRST,
@@ -440,11 +443,22 @@ impl Runner<'_> {
         Ok(problems)
     }
 
-    /// Once more, when what was seen may not be true any more and nothing has been copied yet.
-    pub(super) async fn check_again(&mut self) -> anyhow::Result<()> {
+    /// Once more, when what was seen may not be true any more and nothing has been copied yet. Who owns what decides at once; what
+    /// else is in the way (slots and workers that another move has, its fence) may pass, and has so long to do so.
+    pub(super) async fn check_again(&mut self, patience: Duration) -> anyhow::Result<()> {
         self.map = catalog::map(&self.control).await?;
+        let moved = placement(&self.map, &self.job.scope, self.job.source, self.job.target);
+        if !moved.is_empty() {
+            return Err(Hopeless(told(&moved)).into());
+        }
         let problems = self.look_at_all().await?;
-        if problems.is_empty() { Ok(()) } else { Err(Hopeless(told(&problems)).into()) }
+        if problems.is_empty() {
+            self.unfit = None;
+            return Ok(());
+        }
+        let unfit = *self.unfit.get_or_insert_with(Instant::now);
+        anyhow::ensure!(unfit.elapsed() >= patience, "it cannot begin yet: {}", told(&problems));
+        Err(Hopeless(told(&problems)).into())
     }
 
     pub(super) fn buckets(&self) -> u16 {

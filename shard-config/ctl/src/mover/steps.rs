@@ -19,6 +19,8 @@ use super::{arm, clean, published};
 
 /// What was checked so long ago at most need not be checked again before the move is announced.
 const FRESH: Duration = Duration::from_secs(5);
+/// What is in the way of a move that was in line may take so long to pass: others cut over, and give back their slots.
+const PASSING: Duration = Duration::from_secs(120);
 /// How long statements that began before a motion was announced may still run before the step says who it waits for.
 const DRAIN: Duration = Duration::from_secs(30);
 /// The target is called caught up when a mark takes no longer.
@@ -49,7 +51,7 @@ impl Runner<'_> {
     pub(super) async fn announce(&mut self) -> Step {
         // What the preflight has seen may be long ago: the move was paused, or in line, or its runner is another one.
         if !self.is_announced().await? && self.checked.is_none_or(|at| at.elapsed() > FRESH) {
-            self.check_again().await?;
+            self.check_again(PASSING).await?;
         }
         let announced = catalog::announce(&self.control, &self.job).await?;
         let version = announced.map_err(Hopeless)?;
@@ -71,7 +73,7 @@ impl Runner<'_> {
         // Definitions that were under way have been waited for.
         let tables = self.tables().await?;
         if tables.iter().map(Table::full_name).ne(known.iter().map(Table::full_name)) {
-            self.check_again().await?;
+            self.check_again(Duration::ZERO).await?;
             arm::register(&self.source, &self.job, &tables).await?;
             arm::register(&self.target, &self.job, &tables).await?;
         }

@@ -53,8 +53,6 @@ struct Epoch {
 }
 
 pub async fn repair(servers: &Servers, dry_run: bool) -> anyhow::Result<Ended> {
-    let control = home::find(servers, NAME).await?.db;
-    catalog::install(&control).await?;
     let mut shards = BTreeMap::new();
     for shard in servers.shards() {
         let db = servers.primary(shard, NAME).await;
@@ -65,6 +63,8 @@ pub async fn repair(servers: &Servers, dry_run: bool) -> anyhow::Result<Ended> {
         })?;
         shards.insert(shard, db);
     }
+    let control = one_catalog(servers, dry_run).await?;
+    catalog::install(&control).await?;
     // Nobody moves anything meanwhile, nor between what is read and what is written.
     control.run("BEGIN; SET LOCAL lock_timeout = '5s'; LOCK TABLE shard_catalog.map, shard_catalog.motion, shard_catalog.move IN SHARE ROW EXCLUSIVE MODE").await?;
     let newest = catalog::map(&control).await?;
@@ -78,7 +78,7 @@ pub async fn repair(servers: &Servers, dry_run: bool) -> anyhow::Result<Ended> {
     }
     let most = said.iter().map(|owned| owned.move_id).chain(puts.iter().map(|put| put.id)).max().unwrap_or(0);
     let report = report(&newest, &epochs, &puts, dry_run);
-    if dry_run || (epochs.is_empty() && puts.is_empty()) {
+    if dry_run {
         control.run("ROLLBACK").await?;
         return Ok((report, 0));
     }
@@ -94,12 +94,40 @@ pub async fn repair(servers: &Servers, dry_run: bool) -> anyhow::Result<Ended> {
     }
     let sql = "SELECT setval('shard_catalog.move_id_seq', greatest($1, (SELECT last_value FROM shard_catalog.move_id_seq)))";
     control.value::<i64>(sql, &[&most.max(1)]).await?;
+    // Also if nothing else is missing: versions alone may be.
     control
         .run(&format!(
             "UPDATE shard_catalog.control SET version = version + {VERSIONS}; SELECT pg_notify('shard_catalog', ''); COMMIT"
         ))
         .await?;
     Ok((report, 0))
+}
+
+/// The catalog that counts. Of two the later one does, and the other is told so.
+async fn one_catalog(servers: &Servers, dry_run: bool) -> anyhow::Result<Db> {
+    let mut keepers = home::keepers(servers, NAME).await?;
+    let Some(last) = keepers.pop().filter(|_| !keepers.is_empty()) else {
+        return Ok(home::find(servers, NAME).await?.db);
+    };
+    for keeper in &keepers {
+        let what =
+            format!("shards {} and {} both say that they keep the shard catalog", keeper.shard, last.shard);
+        if keeper.generation == last.generation {
+            return Err(Failure::refused(format!(
+                "{what}, of the same generation: keep the one that the proxies follow"
+            ))
+            .into());
+        }
+        if dry_run {
+            let text =
+                format!("{what}; without --dry-run it is left to shard {}, and then repaired", last.shard);
+            return Err(Failure::refused(text).into());
+        }
+        let sql =
+            "UPDATE shard_catalog.control SET moved_to = $1, moved_generation = $2 WHERE moved_to IS NULL";
+        keeper.db.execute(sql, &[&i32::from(last.shard.0), &last.generation]).await?;
+    }
+    Ok(last.db)
 }
 
 /// What each shard says of flips that became true.
@@ -158,6 +186,7 @@ async fn moves(
     let known: BTreeMap<i64, Job> =
         Job::list(control, i64::MAX).await?.into_iter().map(|job| (job.id, job)).collect();
     let last: BTreeMap<i64, &Lost> = lost.iter().map(|lost| (lost.flip.move_id, lost)).collect();
+    let traces = traces(shards).await?;
     for (id, Lost { flip, shards: both }) in &last {
         let first = said.iter().filter(|owned| owned.move_id == *id).min_by_key(|owned| owned.epoch);
         let target = known.get(id).map(|job| job.target).or(first.map(|owned| owned.owner));
@@ -170,15 +199,20 @@ async fn moves(
         };
         let went_back = flip.owner != target;
         let phase = match went_back {
+            // What the move keeps on its shards goes last of all.
+            true if !traces.contains_key(id) => Phase::RolledBack,
             true => Phase::Returning,
-            false if has_way_back(&shards[&target], *id).await? => Phase::Reversing,
-            false => Phase::Closing,
+            false if !traces.contains_key(id) => Phase::Done,
+            false => match shards.get(&target) {
+                Some(target) if has_way_back(target, *id).await? => Phase::Reversing,
+                _ => Phase::Closing,
+            },
         };
         let why =
             format!("epoch {} was lost by the catalog, and is told by shard {}", flip.epoch, flip.said_by);
         puts.push(Put { id: *id, scope: flip.scope.clone(), source, target, phase, why });
     }
-    for (id, traces) in traces(shards).await? {
+    for (id, traces) in traces {
         if known.contains_key(&id) || last.contains_key(&id) {
             continue;
         }
@@ -207,7 +241,13 @@ async fn moves(
             )),
         }
     }
-    for put in &puts {
+    let open: Vec<_> = puts.iter().filter(|put| !put.phase.is_over()).collect();
+    for (n, put) in open.iter().enumerate() {
+        if let Some(other) =
+            open[n + 1..].iter().find(|other| other.scope.intersects(&put.scope, rebuilt.map.buckets()))
+        {
+            unclear.push(format!("moves {} and {} both left things of {}", put.id, other.id, put.scope));
+        }
         if let Some(other) =
             catalog::others_in_motion(control, put.id, &put.scope, rebuilt.map.buckets()).await?
         {
@@ -256,6 +296,12 @@ async fn write(control: &Db, put: &Put, epoch: i64) -> anyhow::Result<()> {
     control.execute(sql, &[&put.id, &put.scope.json(), &source, &target, &put.phase.name(), &epoch]).await?;
     let sql = "INSERT INTO shard_catalog.move_event (move_id, phase, text) VALUES ($1, $2, $3)";
     control.execute(sql, &[&put.id, &put.phase.name(), &put.why]).await?;
+    if put.phase.is_over() {
+        return control
+            .execute("DELETE FROM shard_catalog.motion WHERE move_id = $1", &[&put.id])
+            .await
+            .map(drop);
+    }
     let stage = if put.phase.target_owns() { "flipped" } else { "copying" };
     let sql = "INSERT INTO shard_catalog.motion (move_id, scope, source, target, stage) VALUES ($1, $2, $3, $4, $5) \
                ON CONFLICT (move_id) DO UPDATE SET source = excluded.source, target = excluded.target, stage = excluded.stage, \
@@ -273,16 +319,12 @@ fn report(newest: &StoredMap, epochs: &[Epoch], puts: &[Put], dry_run: bool) -> 
         text += &format!("  epoch {}: {}\n", epoch.map.map.epoch(), epoch.reason);
     }
     for put in puts {
-        text += &format!(
-            "  move {} of {}, {} -> {}: {}; goes on in phase {} with shardctl resume {}\n",
-            put.id,
-            put.scope,
-            put.source,
-            put.target,
-            put.why,
-            put.phase.name(),
-            put.id
-        );
+        text +=
+            &format!("  move {} of {}, {} -> {}: {}; ", put.id, put.scope, put.source, put.target, put.why);
+        text += &match put.phase.is_over() {
+            true => format!("it is over: {}\n", put.phase.name()),
+            false => format!("goes on in phase {} with shardctl resume {}\n", put.phase.name(), put.id),
+        };
     }
     let list: Vec<Value> = epochs
         .iter()

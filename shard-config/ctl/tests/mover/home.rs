@@ -75,6 +75,15 @@ async fn h6_the_catalog_goes_to_another_shard() {
     bed.ask(second.id, Wish::Finish).await;
     assert_eq!(bed.run(second.id, Options::default()).await, End::Over);
 
+    // Whoever was left before leads to where it is now.
+    let (json, _) = said(relocate::move_to(&bed.servers, ShardId(2), false).await).await;
+    assert_eq!(json["shard"], Value::from(2));
+    let leads = "SELECT moved_to = 2 FROM shard_catalog.control";
+    assert!(bed.shard(1).await.holds(leads, &[]).await.unwrap(), "left before the last time");
+    assert!(bed.shard(3).await.holds(leads, &[]).await.unwrap());
+    let (json, _) = said(relocate::move_to(&bed.servers, ShardId(3), false).await).await;
+    assert_eq!((&json["shard"], &json["generation"]), (&Value::from(3), &Value::from(4)));
+
     // Who serves requests follows it.
     let servers = bed.servers.clone();
     let serving = tokio::spawn(async move { shardctl::serve::serve(|| Ok(servers.clone()), |_| {}).await });
@@ -89,21 +98,31 @@ async fn h6_the_catalog_goes_to_another_shard() {
     one.run(ask).await.unwrap();
     answered(&one).await;
     serving.abort();
-    one.run("UPDATE shard_catalog.control SET moved_to = 3, moved_generation = 2").await.unwrap();
+    one.run("UPDATE shard_catalog.control SET moved_to = 3, moved_generation = 4").await.unwrap();
     let (json, _) = said(relocate::show(&bed.servers).await).await;
     assert_eq!(json["shard"], Value::from(1));
     assert!(one.holds("SELECT moved_to IS NULL FROM shard_catalog.control", &[]).await.unwrap());
-    // And before it: the copy is not believed, also by who cannot reach the one that keeps it.
+    // One that was left has lost that it was.
     let three = bed.shard(3).await;
+    three.run("UPDATE shard_catalog.control SET moved_to = NULL, moved_generation = NULL").await.unwrap();
+    bed.control = bed.shard(1).await;
+    let late = bed.plan(&Scope::of_range(20, 20), 1, 2).await;
+    let error = format!("{:#}", run(&bed.servers, late.id, Options::default()).await.unwrap_err());
+    assert!(error.contains("both say that they keep the shard catalog"), "{error}");
+    said(repair::repair(&bed.servers, false).await).await;
+    assert!(three.holds("SELECT moved_to = 1 FROM shard_catalog.control", &[]).await.unwrap());
+    bed.ask(late.id, Wish::Abort).await;
+    bed.run(late.id, Options::default()).await;
+    // And before it: the copy is not believed, also by who cannot reach the one that keeps it.
     three
-        .run("UPDATE shard_catalog.control SET generation = 4, moved_to = 1, moved_generation = 3")
+        .run("UPDATE shard_catalog.control SET generation = 6, moved_to = 1, moved_generation = 5")
         .await
         .unwrap();
     let (json, _) = said(relocate::show(&bed.servers).await).await;
     assert_eq!(json["shard"], Value::from(1));
     bed.pg[0].crash();
     let error = format!("{:#}", relocate::show(&bed.servers).await.err().unwrap());
-    assert!(error.contains("the shard catalog is on shard 1 now"), "{error}");
+    assert!(error.contains("no primary of shard 1 can be reached"), "{error}");
     bed.pg[0].resume();
     bed.control = bed.servers.control("test").await.unwrap();
     bed.check_rows(0).await;
@@ -146,7 +165,8 @@ async fn h6_a_catalog_is_told_what_it_has_lost() {
     // Moves of which it knows nothing any more: one over, one that has flipped, one that copies.
     let over = bed.plan(&Scope::of_range(0, 3), 1, 2).await;
     assert_eq!(bed.run(over.id, Options { finish: true, ..AUTO }).await, End::Over);
-    let flipped = bed.plan(&Scope::of_range(8, 9), 1, 2).await;
+    // The same buckets have gone on since.
+    let flipped = bed.plan(&Scope::of_range(2, 3), 2, 1).await;
     assert_eq!(bed.run(flipped.id, AUTO).await, End::Waiting);
     let copied = bed.plan(&Scope::of_range(12, 13), 1, 2).await;
     assert_eq!(bed.run(copied.id, Options::default()).await, End::Waiting);
@@ -162,13 +182,11 @@ async fn h6_a_catalog_is_told_what_it_has_lost() {
         .unwrap();
     let (json, text) = said(repair::repair(&bed.servers, false).await).await;
     let phases: Vec<_> = json["moves"].as_array().unwrap().iter().map(|put| put["phase"].clone()).collect();
-    assert_eq!(phases, ["closing", "reversing", "aborting"], "{text}");
+    assert_eq!(phases, ["done", "reversing", "aborting"], "{text}");
     let after = catalog::map(&bed.control).await.unwrap();
     assert_eq!((after.map, after.id), (before.map, before.id));
-    for (id, end) in [(over.id, Phase::Done), (copied.id, Phase::Aborted)] {
-        assert_eq!(bed.run(id, Options::default()).await, End::Over);
-        assert_eq!(bed.load(id).await.phase, end, "{}", bed.story(id).await);
-    }
+    assert_eq!(bed.run(copied.id, Options::default()).await, End::Over);
+    assert_eq!(bed.load(copied.id).await.phase, Phase::Aborted, "{}", bed.story(copied.id).await);
     assert_eq!(bed.run(flipped.id, Options::default()).await, End::Waiting);
     bed.ask(flipped.id, Wish::Finish).await;
     assert_eq!(bed.run(flipped.id, Options::default()).await, End::Over);

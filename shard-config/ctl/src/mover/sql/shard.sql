@@ -49,7 +49,7 @@ BEGIN
         IF v_fenced OR EXISTS (SELECT FROM shard_catalog.fence WHERE move_id = v_move) THEN
             -- A change of a row that is the same on every shard comes to copies, too, by a foreign key that acts on it: that is no
             -- matter of where the rows are, and does not pass by trying again.
-            IF pg_trigger_depth() > 1 AND EXISTS (
+            IF TG_OP <> 'INSERT' AND pg_trigger_depth() > 1 AND EXISTS (
                 SELECT FROM pg_constraint c WHERE c.conrelid = TG_RELID AND c.contype = 'f'
                    AND (c.confdeltype IN ('c', 'n', 'd') OR c.confupdtype IN ('c', 'n', 'd'))
                    AND NOT EXISTS (SELECT FROM shard_catalog.guarded g WHERE g.move_id = v_move AND g.relation = c.confrelid)) THEN
