@@ -11,7 +11,7 @@ use shard_config::ShardId;
 use crate::direct::{Db, Servers};
 use crate::exit::Failure;
 use crate::home::{self, Keeper};
-use crate::mover::catalog;
+use crate::mover::{catalog, preflight};
 use crate::moves::Ended;
 use crate::output::{Report, table};
 
@@ -48,6 +48,11 @@ pub async fn move_to(servers: &Servers, to: ShardId, dry_run: bool) -> anyhow::R
     let new = servers.primary(to, NAME).await?;
     if old.shard == to {
         return show(servers).await;
+    }
+    // While one of them waits for a standby, proxies could not renew their leases.
+    let waits = preflight::unreachable(servers, [old.shard, to]).await;
+    if !waits.is_empty() {
+        return Err(Failure::refused(preflight::told(&waits)).into());
     }
     catalog::install(&old.db).await?;
     let problems = obstacles(&old.db, to).await?;
