@@ -8,7 +8,7 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use serde_json::json;
-use shard_config::{KeyType, ShardId, ShardMap};
+use shard_config::{KeyType, ShardId, ShardMap, hash_of_uuid};
 use shard_proxy::catalog::{Catalog, Column, Table, TableKind};
 use shard_proxy::route::{NoParams, ParamValue, Params, RouteContext, Router, SearchPath, resolve};
 
@@ -98,6 +98,28 @@ fn measure(name: &'static str, mut run: impl FnMut(u64)) -> Measured {
     Measured { name, hot_ns, cold_ns: single[single.len() / 2] as f64 }
 }
 
+/// Spread over all buckets, as random UUIDs are.
+fn tenant(n: u64) -> u128 {
+    u128::from(n + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835)
+}
+
+/// Four shards each: a bucket for each; 4,096 of which no two neighbours are together; these and as many tenants, none of
+/// them a measured one, that live elsewhere.
+fn maps() -> [(&'static str, ShardMap); 3] {
+    let shards = [1, 2, 3, 4].map(ShardId);
+    let ranges: Vec<_> = (0..4096u16).map(|n| (n, n, shards[usize::from(n) % 4])).collect();
+    let scattered = ShardMap::from_ranges(1, 4096, &ranges).expect("a map");
+    let elsewhere: Vec<_> = (0..4096)
+        .map(|n| (hash_of_uuid(&tenant(n + 1_000_000).to_be_bytes()), shards[n as usize % 4]))
+        .collect();
+    let pinned = scattered.clone().with_overrides(&elsewhere).expect("overrides");
+    [
+        ("prepared, map of 4 buckets", ShardMap::even(&shards, 4)),
+        ("prepared, map of 4096 ranges", scattered),
+        ("prepared, map of 4096 ranges and 4096 tenants", pinned),
+    ]
+}
+
 fn main() {
     let catalog = catalog();
     let search_path = SearchPath::parse("\"$user\", public", "app");
@@ -140,6 +162,14 @@ fn main() {
         let _ =
             black_box(resolve(&prepared.plan, &prepared.literals, join.as_bytes(), black_box(&bound), &map));
     }));
+    // The same statement for a thousand tenants, by maps of more and more parts: what a map costs a query.
+    let tenants: Vec<Bound> = (0..1024u64).map(|n| Bound(tenant(n).to_be_bytes())).collect();
+    for (name, map) in maps() {
+        all.push(measure(name, |i| {
+            let tenant = black_box(&tenants[i as usize % tenants.len()]);
+            let _ = black_box(resolve(&prepared.plan, &prepared.literals, join.as_bytes(), tenant, &map));
+        }));
+    }
     let mut cold = Router::new(8);
     let mut version = catalog.clone();
     all.push(measure("unseen", |i| {

@@ -1,5 +1,6 @@
-//! Those who notice what happens: payments at a fixed rate, counts of all rows, and single writes.
+//! Those who notice what happens: payments at a fixed rate, counts of all rows, single writes, and who asks for the map.
 use super::foreground::{self, Foreground, WARM_UP};
+use super::maps::{Followers, Sights};
 use super::scope::Scope;
 use super::watch::{Counts, Watch};
 use crate::measure::processors::Ticks;
@@ -9,6 +10,7 @@ use anyhow::Result;
 pub struct Clients {
     load: Foreground,
     watch: Watch,
+    followers: Followers,
     /// When they were warm.
     warm: Option<Ticks>,
 }
@@ -17,6 +19,8 @@ pub struct Clients {
 pub struct Noticed {
     pub load: foreground::Seen,
     pub seen: Counts,
+    /// Of every proxy.
+    pub sights: Vec<Sights>,
     /// Per cent of the machine's processors, everything included.
     pub busy: Option<f64>,
 }
@@ -26,14 +30,16 @@ impl Clients {
     pub async fn start(rate: f64, stack: &Stack, scopes: &[Scope]) -> Result<Clients> {
         let load = Foreground::start(rate)?;
         let watch = Watch::start(stack, scopes).await?;
+        let followers = Followers::start(stack).await?;
         tokio::time::sleep(WARM_UP).await;
-        Ok(Clients { load, watch, warm: Ticks::now() })
+        Ok(Clients { load, watch, followers, warm: Ticks::now() })
     }
 
     pub async fn stop(self) -> Result<Noticed> {
         let busy = Ticks::now().zip(self.warm).and_then(|(now, warm)| now.busy_since(warm));
-        let (seen, load) = (self.watch.stop().await, self.load.stop().await);
-        Ok(Noticed { load: load?, seen: seen?, busy })
+        let (sights, seen, load) =
+            (self.followers.stop().await, self.watch.stop().await, self.load.stop().await);
+        Ok(Noticed { load: load?, seen: seen?, sights: sights?, busy })
     }
 }
 

@@ -4,13 +4,15 @@
 //! are [`clients`]: payments run at a fixed rate ([`foreground`]), [`watch`] counts rows over all shards, and [`probe`]
 //! writes single rows of what moves ([`scope`]) without a pause. A JDBC application is at work all the time ([`application`]).
 //! [`copy`] is the yardstick for the copy's speed, under the same load. [`phases`] tells what a move was doing when a
-//! payment was slow, [`pauses`] how long a write waited at a cut-over. [`report`] judges.
+//! payment was slow, [`pauses`] how long a write waited at a cut-over, [`maps`] how long a change of the map took to the
+//! proxies. [`report`] judges.
 //!
 //! Everything counted here is seen from outside, by SQL and HTTP: no code is shared with what moves the rows.
 pub mod application;
 pub mod clients;
 pub mod copy;
 pub mod foreground;
+pub mod maps;
 pub mod pauses;
 pub mod phases;
 pub mod plan;
@@ -167,5 +169,6 @@ async fn one(
     let writes = std::mem::take(&mut noticed.seen.trace);
     let by_phase = phases::ByPhase::new(&requests, moves.iter().map(|one| one.history.as_slice()));
     let pauses = Pauses::new(&writes, moves.iter().map(|one| one.since(begun_us)));
-    Ok(StepResult { kind: step.kind, seconds, moves, noticed, by_phase, pauses })
+    let followed_ms = maps::followed_ms(&tool.maps().await?, &noticed.sights);
+    Ok(StepResult { kind: step.kind, seconds, moves, noticed, by_phase, pauses, followed_ms })
 }

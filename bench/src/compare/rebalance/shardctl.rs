@@ -1,4 +1,5 @@
 //! The operator's tool as a DBA runs it, and what the moves wrote about themselves.
+use super::maps::Map;
 use super::pauses::Moved;
 use super::phases::Event;
 use super::scope::Scope;
@@ -145,6 +146,13 @@ impl Shardctl {
             }
         }
         Ok(moves)
+    }
+
+    /// All that the catalog has had.
+    pub async fn maps(&self) -> Result<Vec<Map>> {
+        let sql = "SELECT epoch, (extract(epoch FROM created_at) * 1000000)::int8 FROM shard_catalog.map ORDER BY 1";
+        let rows = self.control.query(sql, &[]).await?;
+        rows.iter().map(|row| Ok(Map { epoch: row.try_get(0)?, made_us: row.try_get(1)? })).collect()
     }
 
     pub async fn busiest_tenant(&self) -> Result<Uuid> {

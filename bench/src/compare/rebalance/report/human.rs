@@ -90,7 +90,7 @@ impl Report {
 
 /// One row of the table.
 fn row(what: &str, moving: [String; 5], noticed: &Noticed) -> Vec<String> {
-    let Noticed { load, seen, busy } = noticed;
+    let Noticed { load, seen, busy, .. } = noticed;
     let what = std::iter::once(what.to_owned());
     let rest = [
         format!("{:.1}", load.rate),

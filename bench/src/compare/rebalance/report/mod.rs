@@ -18,6 +18,8 @@ const PAUSE_BAR_MS: f64 = 500.0;
 /// The 99th percentile of payments while rows are copied, as a multiple of that without a move.
 const P99_BAR: f64 = 2.0;
 const COPY_BAR: f64 = 0.7;
+/// Milliseconds until every proxy serves by a new map.
+const MAP_BAR_MS: f64 = 250.0;
 
 /// What the rows of the table are called that are no steps.
 const CALM: &str = "no move";
@@ -30,6 +32,8 @@ pub struct StepResult {
     pub noticed: Noticed,
     pub by_phase: ByPhase,
     pub pauses: Pauses,
+    /// Of every change of the map; `None`: some proxy never served by it.
+    pub followed_ms: Vec<Option<f64>>,
 }
 
 pub struct Report {
@@ -116,6 +120,15 @@ impl Report {
         [of(self.seen_ms()), of(self.mover_ms())].into_iter().flatten().max_by(f64::total_cmp)
     }
 
+    /// Of the slowest change of the map; `None`: some proxy did not follow one, or a step changed nothing.
+    fn followed_ms(&self) -> Option<f64> {
+        let all = self.steps.iter().map(|step| {
+            let all: Option<Vec<f64>> = step.followed_ms.iter().copied().collect();
+            longest(all?)
+        });
+        longest(all.collect::<Option<Vec<f64>>>()?)
+    }
+
     /// The worst step's, of the payments that began while its rows were copied. A roll-back copies none.
     fn copying_ratio(&self) -> Option<f64> {
         self.worst_ratio(self.steps.iter().filter_map(|step| step.by_phase.of(Phase::Copying).p99_ms))
@@ -163,6 +176,13 @@ impl Report {
         } else {
             bars.push((false, "no cut-over was attempted".to_owned()));
         }
+        let maps: usize = self.steps.iter().map(|step| step.followed_ms.len()).sum();
+        let followed = self.followed_ms();
+        let text = format!(
+            "every proxy served by each of {maps} changed maps after {} ms at most (bar {MAP_BAR_MS:.0})",
+            optional(followed, 0)
+        );
+        bars.push((followed.is_some_and(|ms| ms <= MAP_BAR_MS), text));
         if let Some(ratio) = self.copying_ratio() {
             bars.push((
                 ratio <= P99_BAR,
@@ -200,13 +220,14 @@ impl Report {
             .steps
             .iter()
             .map(|step| {
-                let Noticed { load, seen, busy } = &step.noticed;
+                let Noticed { load, seen, busy, .. } = &step.noticed;
                 json!({
                     "step": step.kind.name(), "seconds": rounded(step.seconds),
                     "pauses_ms": &step.pauses.mover_ms, "pauses_seen_ms": step.pauses.seen_ms().collect::<Vec<_>>(),
                     "unseen_ms": rounded(step.pauses.gap_ms()), "longest_write_beside_ms": rounded(step.pauses.beside_ms),
                     "longest_write_ms": rounded(seen.longest_write_ms), "writes": seen.writes,
                     "writes_to_what_moves": step.pauses.writes,
+                    "map_change_ms": &step.followed_ms,
                     "counts": seen.counts, "payments": load.ok, "payments_per_second": load.rate,
                     "p99_ms": load.p99_ms, "max_ms": load.max_ms, "errors": load.errors_by_kind,
                     "p99_ms_by_phase": step.by_phase.json(|part| part.p99_ms.into()),
@@ -230,6 +251,7 @@ impl Report {
             "pause_p99_ms_seen": p99(self.seen_ms()),
             "pause_p99_ms_mover": p99(self.mover_ms()),
             "pause_max_ms": self.pause_ms(longest),
+            "map_change_max_ms": self.followed_ms(),
             "baseline_longest_write_ms": rounded(self.baseline.seen.longest_write_ms),
             "foreground_p99_ratio": self.copying_ratio().map(rounded),
             "foreground_p99_ratio_step": self.step_ratio().map(rounded),
@@ -268,7 +290,7 @@ mod tests {
         Noticed {
             load: Seen { p99_ms, ..Seen::default() },
             seen: Counts { lost, ..Counts::default() },
-            busy: None,
+            ..Noticed::default()
         }
     }
 
@@ -293,6 +315,7 @@ mod tests {
             noticed: noticed(30.0, lost),
             by_phase: ByPhase::new(&requests, std::iter::once(history.as_slice())),
             pauses: paused(pause, pause),
+            followed_ms: vec![Some(40.0)],
         }
     }
 
@@ -344,6 +367,20 @@ mod tests {
         let unseen = Pauses { attempts: vec![Attempt::default()], ..paused(1.0, 90.0) };
         assert!(!with(unseen).well());
         assert!(!with(Pauses { attempts: Vec::new(), ..paused(1.0, 90.0) }).well());
+    }
+
+    #[test]
+    fn every_proxy_follows_every_map() {
+        let with = |followed_ms: &[Option<f64>]| {
+            let mut report =
+                report(vec![step(Kind::Move, Some(20), 0, 1.0), step(Kind::Rollback, None, 0, 1.0)]);
+            report.steps[1].followed_ms = followed_ms.to_vec();
+            (report.well(), report.json()["map_change_max_ms"].as_f64())
+        };
+        assert_eq!(with(&[Some(250.0), Some(10.0)]), (true, Some(250.0)));
+        assert_eq!(with(&[Some(10.0), Some(250.1)]), (false, Some(250.1)));
+        assert_eq!(with(&[Some(10.0), None]), (false, None));
+        assert_eq!(with(&[]), (false, None));
     }
 
     #[test]
@@ -404,7 +441,7 @@ mod tests {
         let failed = Noticed {
             load: Seen { errors: 2, ..Seen::default() },
             seen: Counts { errors: 3, texts: ["XX000: oops".to_owned()].into(), ..Counts::default() },
-            busy: None,
+            ..Noticed::default()
         };
         let failed = copied(1400, failed);
         assert!(!failed.well());
