@@ -107,8 +107,9 @@ async fn cancel(request: Request<Incoming>, context: &Context) -> Response<Full<
 /// other shards' tenants are served.
 fn ready(context: &Context) -> Response<Full<Bytes>> {
     let state = context.shared.load();
-    let without: Vec<u16> = state.shards.iter().filter(|s| s.primary.is_none()).map(|s| s.id.0).collect();
-    let ready = context.control.is_ready() && without.len() < state.shards.len();
+    let members = || state.shards.iter().filter(|shard| shard.is_member());
+    let without: Vec<u16> = members().filter(|s| s.primary.is_none()).map(|s| s.id.0).collect();
+    let ready = context.control.is_ready() && without.len() < members().count();
     let body = serde_json::json!({ "ready": ready, "shards_without_primary": without });
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     respond(status, "application/json", format!("{body}\n"))
@@ -158,7 +159,7 @@ fn metrics(context: &Context, clients: &[ClientStatus], pools: &[PoolStatus]) ->
         page.gauge(Gauges::PoolLimit, &labels, pool.max as f64);
         page.gauge(Gauges::PoolWaiting, &labels, pool.waiting as f64);
     }
-    for shard in &state.shards {
+    for shard in state.shards.iter().filter(|shard| shard.is_member()) {
         if let Some(primary) = &shard.primary {
             page.gauge(Gauges::Timeline, &[("shard", &shard.id.to_string())], f64::from(primary.timeline));
         }
@@ -168,7 +169,7 @@ fn metrics(context: &Context, clients: &[ClientStatus], pools: &[PoolStatus]) ->
     {
         page.counter(name, &[], value);
     }
-    for server in context.control.world.status() {
+    for server in context.control.world.status().into_iter().filter(|server| server.role != "leaving") {
         let (shard, address) = (server.shard.to_string(), server.address.to_string());
         let labels = [("shard", shard.as_str()), ("address", address.as_str()), ("role", server.role)];
         let up = matches!(server.role, "primary" | "replica");

@@ -81,11 +81,18 @@ fn initial_state(config: Arc<Config>) -> State {
     let ids: Vec<_> = config.shards.iter().map(|s| (s.id, s.weight)).collect();
     let mut shards: Vec<_> = ids
         .iter()
-        .map(|(id, _)| ShardState { id: *id, owns: true, primary: None, replicas: Vec::new() })
+        .map(|(id, _)| ShardState {
+            id: *id,
+            owns: true,
+            since: 1,
+            left: None,
+            primary: None,
+            replicas: Vec::new(),
+        })
         .collect();
     shards.sort_by_key(|s| s.id.0);
     let map = Arc::new(ShardMap::weighted(&ids, config.key.buckets));
-    State { config, map, catalog: Arc::default(), following: Following::default(), shards }
+    State { config, map, catalog: Arc::default(), following: Following::default(), shards, lineup: 1 }
 }
 
 type Threads = Vec<std::thread::JoinHandle<()>>;

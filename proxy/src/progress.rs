@@ -1,7 +1,8 @@
 //! How far a worker has followed the catalog and the configuration: what it serves by, and whether what it had routed
 //! before has ended.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
@@ -19,18 +20,17 @@ pub struct Progress {
     pub drained: AtomicU64,
     /// Statements that wait because their buckets move.
     pub holding: AtomicU64,
-    /// So many shards are written to by whatever is for all of them; what began when there were fewer has ended.
-    pub shards: AtomicUsize,
+    /// What is for all shards is for those of this lineup; what began in an older one has ended.
+    pub lineup: AtomicU64,
     /// Who keeps `drained` back.
     pub waits_for: Mutex<Option<String>>,
 }
 
-/// Transactions that began before shards were added: a reference table's row that one of them has written is not on the new
-/// shards.
+/// Transactions that began before shards came or went: a reference table's row that one of them has written is not on the new
+/// shards, and it may still be on those that are leaving.
 #[derive(Debug, Default)]
-pub(crate) struct Growing {
-    /// How many shards there are.
-    shards: usize,
+pub(crate) struct Changing {
+    lineup: u64,
     /// Clients, and how many of their transactions had ended.
     before: Vec<(u32, u32)>,
 }
@@ -42,25 +42,35 @@ fn is_between_transactions(info: &ClientInfo) -> bool {
     info.activity.get() == Activity::Idle && info.serving.borrow().len() <= kept
 }
 
+/// A session keeps the server that it is pinned to beyond its transactions.
+fn uses_one_that_left(info: &ClientInfo, state: &State) -> bool {
+    let left = |address: SocketAddr| {
+        let shards = state.shards.iter().filter(|shard| !shard.is_member());
+        shards.flat_map(|shard| shard.primary.iter().chain(&shard.replicas)).any(|one| one.address == address)
+    };
+    info.serving.borrow().iter().chain(info.kept.borrow().iter()).any(|server| left(server.address))
+}
+
 impl Worker {
-    /// Notes how many shards everything knows; returns whether something is under way that does not know all of them.
-    fn note_shards(&self, state: &State) -> bool {
-        let count = state.shards.len();
-        if self.progress.shards.load(Ordering::Relaxed) >= count {
+    /// Notes by which lineup everything goes; returns whether something is under way that began in an older one.
+    fn note_lineup(&self, state: &State) -> bool {
+        let lineup = state.lineup;
+        if self.progress.lineup.load(Ordering::Relaxed) >= lineup {
             return false;
         }
-        let mut growing = self.growing.borrow_mut();
+        let mut changing = self.changing.borrow_mut();
         let clients = self.clients.borrow();
-        if growing.shards != count {
-            growing.shards = count;
-            growing.before = clients.values().map(|info| (info.id, info.ended.get())).collect();
+        if changing.lineup != lineup {
+            changing.lineup = lineup;
+            changing.before = clients.values().map(|info| (info.id, info.ended.get())).collect();
         }
-        growing.before.retain(|(id, ended)| {
+        changing.before.retain(|(id, ended)| {
             clients.get(id).is_some_and(|info| info.ended.get() == *ended && !is_between_transactions(info))
         });
-        let is_over = growing.before.is_empty();
+        let is_over =
+            changing.before.is_empty() && !clients.values().any(|info| uses_one_that_left(info, state));
         if is_over {
-            self.progress.shards.store(count, Ordering::Release);
+            self.progress.lineup.store(lineup, Ordering::Release);
         }
         !is_over
     }
@@ -71,9 +81,9 @@ impl Worker {
         let following = &state.following;
         let version = following.version;
         self.progress.serving.store(version, Ordering::Release);
-        let growing = self.note_shards(&state);
+        let changing = self.note_lineup(&state);
         if self.progress.drained.load(Ordering::Relaxed) >= version {
-            return growing;
+            return changing;
         }
         let waits_for = following.motions.as_deref().and_then(|motions| {
             let clients = self.clients.borrow();
@@ -98,6 +108,6 @@ impl Worker {
         if !undrained {
             self.progress.drained.store(version, Ordering::Release);
         }
-        undrained || growing
+        undrained || changing
     }
 }

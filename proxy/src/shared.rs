@@ -19,8 +19,22 @@ pub struct State {
     pub catalog: Arc<Catalog>,
     /// What moves, as of the same moment as the map.
     pub following: Following,
-    /// Indexed by position, sorted by `ShardId`.
+    /// Indexed by position; those that are members are sorted by `ShardId`.
     pub shards: Vec<ShardState>,
+    /// Grows whenever shards come or go.
+    pub lineup: u64,
+}
+
+impl State {
+    /// A number that was taken out and has come back has two positions, and only the last of them is a member.
+    pub fn position(&self, shard: ShardId) -> Option<usize> {
+        self.shards.iter().rposition(|known| known.id == shard)
+    }
+
+    /// Positions of the shards that what is for all shards is for.
+    pub fn members(&self) -> impl Iterator<Item = usize> {
+        self.shards.iter().enumerate().filter(|(_, shard)| shard.is_member()).map(|(position, _)| position)
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -29,10 +43,21 @@ pub struct ShardState {
     /// The map gives it something. One that owns nothing may lack rows of reference tables: it was added after they were
     /// copied to it, and before every proxy knew it.
     pub owns: bool,
+    /// The lineup with which it came.
+    pub since: u64,
+    /// The lineup with which a reload has taken it out. What began before it may still be there, as long as there is a primary;
+    /// nothing that begins now goes there.
+    pub left: Option<u64>,
     /// `None` while no server has proved to be the primary (same system identifier, highest timeline: H5).
     pub primary: Option<Endpoint>,
     /// Reachable and streaming replicas only.
     pub replicas: Vec<Endpoint>,
+}
+
+impl ShardState {
+    pub fn is_member(&self) -> bool {
+        self.left.is_none()
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

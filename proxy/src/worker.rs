@@ -19,7 +19,7 @@ use crate::limits;
 use crate::peers::Key;
 use crate::pool::pool::PoolStatus;
 use crate::pool::{Pool, PoolLimits, Role};
-use crate::progress::{Growing, Progress};
+use crate::progress::{Changing, Progress};
 use crate::route::Router;
 use crate::sequences::Blocks;
 use crate::session::client::{Activity, ClientInfo, ClientStatus, WorkerStats};
@@ -95,7 +95,7 @@ pub struct Worker {
     next_client: Cell<u32>,
     pub stats: Arc<WorkerStats>,
     pub progress: Arc<Progress>,
-    pub(crate) growing: RefCell<Growing>,
+    pub(crate) changing: RefCell<Changing>,
     /// One read buffer and one output buffer for all sessions: an idle client owns neither.
     read_buffer: Cell<Vec<u8>>,
     spare: Cell<Vec<u8>>,
@@ -132,7 +132,7 @@ impl Worker {
             next_client: Cell::new(1),
             stats,
             progress,
-            growing: RefCell::default(),
+            changing: RefCell::default(),
             read_buffer: Cell::new(vec![0; limits::READ_BUFFER]),
             spare: Cell::default(),
             now: Cell::new(Instant::now()),
@@ -422,10 +422,6 @@ impl UserSpace {
     pub fn replica(&self, shard: usize, slot: u16) -> Option<Rc<Pool>> {
         let shards = self.shards.borrow();
         shards.get(shard)?.replicas.iter().find(|(known, _)| *known == slot).map(|(_, pool)| pool.clone())
-    }
-
-    pub fn shard_count(&self) -> usize {
-        self.shards.borrow().len()
     }
 
     fn pools(&self) -> Vec<Rc<Pool>> {

@@ -23,6 +23,8 @@ mod home;
 mod lease;
 #[path = "multi/motion.rs"]
 mod motion;
+#[path = "multi/motion_pipelines.rs"]
+mod motion_pipelines;
 #[path = "multi/motion_replicas.rs"]
 mod motion_replicas;
 #[path = "multi/motion_scatter.rs"]
@@ -49,6 +51,8 @@ mod scatter;
 mod scatter_portals;
 #[path = "multi/sequences.rs"]
 mod sequences;
+#[path = "multi/shrink.rs"]
+mod shrink;
 #[path = "multi/tenant.rs"]
 mod tenant;
 #[path = "multi/transactions.rs"]

@@ -214,7 +214,7 @@ fn lists(context: &Context, clients: &[ClientStatus], pools: &[PoolStatus]) -> V
     let state = context.shared.load();
     let idle_clients = clients.iter().filter(|c| c.activity == Activity::Idle).count();
     let items: [(&str, usize); 12] = [
-        ("databases", state.shards.len()),
+        ("databases", state.members().count()),
         ("users", state.config.users.len()),
         ("pools", pools.len()),
         ("free_clients", idle_clients),

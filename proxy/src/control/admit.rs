@@ -1,5 +1,6 @@
 //! Shards and servers that a reload has added are known to everybody from one moment on: the `State` that is published
-//! here. All that is kept by position grows at its end, so whatever began before goes on undisturbed.
+//! here. All that is kept by position grows at its end, so whatever began before goes on undisturbed. From the same moment on
+//! nothing begins on a shard that the reload has taken out (`leave`).
 
 use std::sync::Arc;
 
@@ -48,11 +49,15 @@ impl Newcomer {
 }
 
 impl World {
-    /// What is remembered of a shard, and the identities of all others.
-    pub(super) fn identities(&self, id: ShardId) -> (Remembered, Vec<i64>) {
+    /// What is remembered of a shard that is to come, and the identities of all others.
+    pub(super) fn identities(&self, id: ShardId) -> anyhow::Result<(Remembered, Vec<i64>)> {
         let parts = self.parts.lock();
-        let taken = parts.shards.iter().filter_map(|known| known.roles.remembered.system_identifier);
-        (parts.memory.get().shards.get(&id.0).copied().unwrap_or_default(), taken.collect())
+        let leaves = |(shard, known): (&ShardAddresses, &Known)| shard.id == id && !known.gone;
+        ensure!(
+            !self.servers.shards.iter().zip(&parts.shards).any(leaves),
+            "what began there before it was taken out has not ended yet (SHOW SHARDS: leaving): reload again when it has"
+        );
+        Ok((parts.memory.get().shards.get(&id.0).copied().unwrap_or_default(), parts.taken(None)))
     }
 
     /// All of it or, with an error, nothing.
@@ -69,6 +74,9 @@ impl World {
             self.servers.shards.room() >= newcomers.len(),
             "{SHARDS_ADDED_MAX} shards were added since the proxy was started: for more, restart it"
         );
+        for id in &changes.left {
+            self.insist_it_may_leave(&parts, *id)?;
+        }
         for (id, place) in &changes.removed {
             let (position, slot) = self.place(*id, place)?;
             ensure!(
@@ -84,8 +92,7 @@ impl World {
                 shard.id
             );
         }
-        let mut taken: Vec<i64> =
-            parts.shards.iter().filter_map(|known| known.roles.remembered.system_identifier).collect();
+        let mut taken = parts.taken(None);
         let mut shards = Vec::new();
         for newcomer in &newcomers {
             let id = newcomer.addresses.id;
@@ -93,7 +100,7 @@ impl World {
             let roles = newcomer.roles(remembered, &taken).with_context(|| format!("shard {id}"))?;
             taken.extend(roles.remembered.system_identifier);
             let (seen, why_down) = (newcomer.seen.clone(), newcomer.why_down.clone());
-            shards.push(Known { seen, why_down, roles });
+            shards.push(Known { seen, why_down, roles, since: parts.lineup + 1, ..Known::default() });
         }
         // On disk before anybody writes to it, as with every primary (`accept`).
         parts.memory.change(|memory| {
@@ -103,6 +110,14 @@ impl World {
         })?;
 
         // Nothing fails from here on.
+        if !shards.is_empty() || !changes.left.is_empty() {
+            parts.lineup += 1;
+        }
+        for id in &changes.left {
+            let Some(position) = self.servers.position(*id) else { continue };
+            tracing::info!(shard = id.0, "shard taken out");
+            parts.shards[position].left = Some(parts.lineup);
+        }
         for newcomer in newcomers {
             let shard = newcomer.addresses.id;
             self.freshness.add_shard();

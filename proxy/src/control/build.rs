@@ -57,7 +57,7 @@ pub(super) fn build(
     }
 }
 
-fn oid_map(ours: &RawCatalog, theirs: &RawCatalog) -> OidMap {
+pub(super) fn oid_map(ours: &RawCatalog, theirs: &RawCatalog) -> OidMap {
     let relations = |catalog: &RawCatalog| -> BTreeMap<Name, u32> {
         catalog.relations.iter().map(|(name, raw)| (name.clone(), raw.oid)).collect()
     };

@@ -13,6 +13,7 @@ use std::net::SocketAddr;
 
 use anyhow::Context as _;
 use futures_util::future::join_all;
+use shard_config::ShardId;
 use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
 
@@ -144,7 +145,7 @@ impl Watch {
     async fn exchange(&mut self, ours: &[(Backend, Owner)]) -> anyhow::Result<Vec<(Backend, Owner)>> {
         let state = self.context.shared.load();
         let home = state.config.proxy.default_shard;
-        let position = state.shards.iter().position(|s| s.id == home).context("no default shard")?;
+        let position = state.position(home).context("no default shard")?;
         let slot = state.shards[position].primary.as_ref().context("the default shard has no primary")?.slot;
         let step = async {
             let mut client = self.context.control.servers.server(position, slot).client().await?;
@@ -170,7 +171,9 @@ impl Watch {
         for row in rows {
             let shard: i32 = row.try_get(2)?;
             // A proxy of another configuration may know shards that we do not.
-            let Some(at) = state.shards.iter().position(|s| i32::from(s.id.0) == shard) else { continue };
+            let Some(at) = u16::try_from(shard).ok().and_then(|id| state.position(ShardId(id))) else {
+                continue;
+            };
             let client = u32::try_from(row.try_get::<_, i64>(1)?).context("a client's id")?;
             others.push(((at, row.try_get(3)?), Owner { proxy: row.try_get(0)?, client }));
         }

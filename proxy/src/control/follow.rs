@@ -299,19 +299,22 @@ impl Follower {
     fn progress(&self) -> Said {
         let state = self.shared.load();
         let (version, epoch) = (state.following.version, state.map.epoch());
-        let mut shards = state.shards.len();
+        let mut lineup = state.lineup;
         let mut said = Said { version, drained: version, epoch, ..Said::default() };
         for worker in self.workers.get().map_or(&[][..], Vec::as_slice) {
             let progress = &worker.progress;
             said.version = said.version.min(progress.serving.load(Ordering::Acquire));
             said.drained = said.drained.min(progress.drained.load(Ordering::Acquire));
-            shards = shards.min(progress.shards.load(Ordering::Acquire));
+            lineup = lineup.min(progress.lineup.load(Ordering::Acquire));
             said.held += progress.holding.load(Ordering::Relaxed);
             if said.note.is_none() {
                 said.note.clone_from(&progress.waits_for.lock());
             }
         }
-        said.shards = state.shards[..shards].iter().map(|shard| i32::from(shard.id.0)).collect();
+        self.world.lineup_ended(lineup);
+        // Of one that has left nobody is told any more from that moment on: it misses what is written to all shards.
+        let known = state.shards.iter().filter(|shard| shard.is_member() && shard.since <= lineup);
+        said.shards = known.map(|shard| i32::from(shard.id.0)).collect();
         // Of a write whose client or server was lost nobody knows whether it is over.
         let motions = state.following.motions.as_deref();
         for motion in motions.map_or(&[][..], |motions| motions.list()) {
@@ -365,7 +368,10 @@ const PROXIES: &str = "
 SELECT id, name, address, extract(epoch FROM lease_until - clock_timestamp())::float8, version, drained, epoch, held, note, shards
 FROM shard_catalog.proxy ORDER BY name, id";
 
-async fn home_client(servers: &Servers, world: &World) -> anyhow::Result<deadpool_postgres::Object> {
+pub(super) async fn home_client(
+    servers: &Servers,
+    world: &World,
+) -> anyhow::Result<deadpool_postgres::Object> {
     let position =
         servers.position(ShardId(world.home().shard)).context("the catalog's shard is not known")?;
     let primary = world.primary(position).context("the catalog's shard has no primary")?;

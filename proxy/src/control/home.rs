@@ -6,7 +6,7 @@ use shard_config::ShardId;
 use tokio_postgres::{Client, Row};
 
 use super::servers::Servers;
-use super::world::World;
+use super::world::{Parts, World};
 
 /// Nobody is at a catalog that has been left with this generation or a later one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -47,12 +47,17 @@ impl Home {
     }
 }
 
+impl Parts {
+    pub(super) fn home(&self) -> Home {
+        let remembered =
+            self.memory.get().home.filter(|home| self.config.shard(ShardId(home.shard)).is_some());
+        remembered.unwrap_or(Home { shard: self.config.proxy.default_shard.0, generation: 0 })
+    }
+}
+
 impl World {
     pub(super) fn home(&self) -> Home {
-        let parts = self.parts.lock();
-        let remembered =
-            parts.memory.get().home.filter(|home| parts.config.shard(ShardId(home.shard)).is_some());
-        remembered.unwrap_or(Home { shard: parts.config.proxy.default_shard.0, generation: 0 })
+        self.parts.lock().home()
     }
 
     /// Whether neither a catalog's place nor a map is known from before.
@@ -85,7 +90,7 @@ struct Kept {
 pub(super) async fn elsewhere(servers: &Servers, world: &World, here: usize) -> anyhow::Result<Option<Home>> {
     let us = i32::from(servers.shards[here].id.0);
     for (position, shard) in servers.shards.iter().enumerate() {
-        if position == here || world.config().shard(shard.id).is_none() {
+        if position == here || !world.is_member(position) {
             continue;
         }
         let kept = kept(servers, world, position).await;
@@ -105,7 +110,7 @@ pub(super) async fn elsewhere(servers: &Servers, world: &World, here: usize) -> 
 pub(super) async fn later(servers: &Servers, world: &World, here: usize, generation: i64) -> Option<Home> {
     let mut latest: Option<Home> = None;
     for (position, shard) in servers.shards.iter().enumerate() {
-        if position == here || world.config().shard(shard.id).is_none() {
+        if position == here || !world.is_member(position) {
             continue;
         }
         let Ok(Some(Kept { generation: theirs, moved_to: None })) = kept(servers, world, position).await

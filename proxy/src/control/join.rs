@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tokio_postgres::NoTls;
 
+use super::Handle;
 use super::admit::{Addition, Newcomer};
 use super::health;
 use super::limits::{CATALOG_READ, JOIN_STEP, PROBE_QUERY};
@@ -36,14 +37,23 @@ SELECT string_agg(DISTINCT coalesce('of process ' || pid, 'that is prepared'), '
 pub(super) struct Join {
     pub(super) config: Arc<Config>,
     pub(super) changes: Changes,
+    /// Of whoever asks: it reaches the workers.
+    pub(super) handle: Handle,
     pub(super) answer: oneshot::Sender<anyhow::Result<()>>,
 }
 
 impl SchemaWatch {
     /// Returns when everybody knows what is new. With an error nothing has changed.
-    pub(super) async fn join(&mut self, config: Arc<Config>, changes: &Changes) -> anyhow::Result<()> {
+    pub(super) async fn join(
+        &mut self,
+        config: Arc<Config>,
+        changes: &Changes,
+        handle: &Handle,
+    ) -> anyhow::Result<()> {
+        self.may_leave(&changes.left).await?;
         let additions = self.additions(&config, changes).await?;
         if changes.shards.is_empty() {
+            self.still_may_leave(&changes.left, handle).await?;
             return self.begin(config, changes, Vec::new(), additions, None).await;
         }
         let mut newcomers = Vec::new();
@@ -59,6 +69,7 @@ impl SchemaWatch {
             looked.iter().filter_map(|(id, seen)| Some((*id, seen.raw.as_ref()?))).collect();
         let (catalog, mut built) = self.judge(&config, &catalogs)?;
         built.1.extend(looked.iter().map(|(_, seen)| seen.raw.clone()));
+        self.still_may_leave(&changes.left, handle).await?;
         self.nobody_defines().await?;
         self.begin(config, changes, newcomers, additions, Some(catalog)).await?;
         self.shards.extend(looked.into_iter().map(|(_, seen)| seen));
@@ -71,7 +82,7 @@ impl SchemaWatch {
     async fn nobody_defines(&self) -> anyhow::Result<()> {
         let asked = (0..self.shards.len()).map(|position| async move {
             // What was open on a server that is lost is lost, and a shard that comes back is looked at again.
-            let Some(primary) = self.world.primary(position) else { return anyhow::Ok(()) };
+            let Some(primary) = self.world.primary_of_member(position) else { return anyhow::Ok(()) };
             let id = self.servers.shards[position].id;
             let ask = async {
                 let client = self.servers.server(position, primary.slot).client().await?;
@@ -141,7 +152,7 @@ impl SchemaWatch {
         let (seen, why_down) =
             asked.await.into_iter().map(|answer| (answer.as_ref().ok().copied(), answer.err())).unzip();
         let newcomer = Newcomer { addresses, seen, why_down };
-        let (remembered, taken) = self.world.identities(id);
+        let (remembered, taken) = self.world.identities(id)?;
         let roles = newcomer.roles(remembered, &taken)?;
         let primary = roles.primary.context("it has no primary")?;
         let server = newcomer.addresses.servers.get(usize::from(primary.slot)).context("a slot")?;
@@ -219,8 +230,12 @@ impl SchemaWatch {
         for (id, theirs) in new {
             let theirs = functions(theirs);
             // One that not every shard has, as of an extension for the default shard, nobody misses.
-            let mut all: Vec<_> =
-                self.shards.iter().filter_map(|seen| seen.raw.as_ref()).map(functions).collect();
+            let mut all: Vec<_> = self
+                .by_preference()
+                .into_iter()
+                .filter_map(|i| self.shards[i].raw.as_ref())
+                .map(functions)
+                .collect();
             let ours = all.pop().unwrap_or_default();
             for function in
                 ours.difference(&theirs).filter(|name| all.iter().all(|other| other.contains(*name)))

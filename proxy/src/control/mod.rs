@@ -3,7 +3,7 @@
 //! Rooms, in reading order: `servers` (addresses and control connections), `health` (one prober a server), `roles`
 //! (PURE: who is the primary), `memory` (what survives a restart), `raw` -> `build` (PURE: the catalog for routing),
 //! `schema` (DDL noticed, catalogs read again), `reload` (what a changed file may change) with `join` (a new shard is
-//! looked at) and `admit` (and known from then on), `follow` with `accept` (the map, what moves, and this proxy's lease), `world`
+//! looked at), `leave` (and how one goes) and `admit` (known, or left, from then on), `follow` with `accept` (the map, what moves, and this proxy's lease), `world`
 //! (all of it becomes one `State`); `waits` (PURE) and `deadlock`.
 //!
 //! Invariants: nothing on the data path waits for this thread, except a session that asked for `refresh` after its own
@@ -18,6 +18,7 @@ mod follow;
 mod health;
 mod home;
 mod join;
+mod leave;
 pub mod limits;
 mod memory;
 mod raw;
@@ -103,11 +104,12 @@ impl Handle {
         let (config, changes) = reload::read(&self.config_path, &self.world.config())?;
         let config = Arc::new(config);
         listen::raise_open_files(&config);
+        self.nobody_is_pinned_to(&changes.left).await?;
         if changes.is_empty() {
             self.world.set_config(config.clone());
         } else {
             let (answer, answered) = oneshot::channel();
-            let join = join::Join { config: config.clone(), changes, answer };
+            let join = join::Join { config: config.clone(), changes, handle: self.clone(), answer };
             self.requests.send(schema::Ask::Join(join)).await.context("the proxy is shutting down")?;
             answered.await.context("the proxy is shutting down")??;
         }

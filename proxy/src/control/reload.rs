@@ -31,6 +31,8 @@ pub fn is_changeable(section: &str, setting: &str) -> bool {
 pub struct Changes {
     /// In order of their numbers, which are above all others.
     pub shards: Vec<ShardId>,
+    /// Shards that are not in the new file; whether they may go is not said by files (`leave`).
+    pub left: Vec<ShardId>,
     /// Servers of shards that are known. Which one is the primary is asked of them, so it does not matter whether the file
     /// calls them that.
     pub added: Vec<(ShardId, HostPort)>,
@@ -75,7 +77,7 @@ pub fn read(path: &Path, old: &Config) -> anyhow::Result<(Config, Changes)> {
 }
 
 /// Shards keep their positions, and positions are in order of the numbers: whoever locks on several shards does it in that
-/// order, in every proxy (H22). So a shard can only be added at the end.
+/// order, in every proxy (H22). So a shard can only be added at the end; one that goes keeps its position, and nobody uses it.
 fn changes(old: &Config, new: &Config) -> anyhow::Result<Changes> {
     let mut wrong = Vec::new();
     let highest = old.shards.iter().map(|shard| shard.id).max();
@@ -100,12 +102,8 @@ fn changes(old: &Config, new: &Config) -> anyhow::Result<Changes> {
         changes.added.extend(missing(&is, &was));
         changes.removed.extend(missing(&was, &is));
     }
-    for shard in old.shards.iter().filter(|shard| new.shard(shard.id).is_none()) {
-        wrong.push(format!(
-            "shard {0} is missing: a shard goes with a restart of the proxies, once it owns nothing (shardctl plan drain {0})",
-            shard.id
-        ));
-    }
+    let missing = old.shards.iter().filter(|shard| new.shard(shard.id).is_none());
+    changes.left = missing.map(|shard| shard.id).collect();
     if !wrong.is_empty() {
         bail!("{}", wrong.join("; "));
     }
@@ -159,12 +157,15 @@ mod tests {
     }
 
     #[test]
-    fn a_shard_that_is_missing_is_refused_with_its_way_out() {
-        let old = parsed(&(shard(2, "h:2", "") + &shard(5, "h:5", "")));
-        let why = changes(&old, &parsed(&(shard(2, "h:2", "") + &shard(6, "h:5", ""))))
-            .expect_err("gone")
-            .to_string();
-        assert!(why.contains("shard 5 is missing") && why.contains("plan drain 5"), "{why}");
+    fn a_shard_that_is_missing_leaves() {
+        let old = parsed(&(shard(2, "h:2", "") + &shard(5, "h:5", "\"r:5\"")));
+        let new = |more: &str| changes(&old, &parsed(&(shard(2, "h:2", "") + more)));
+        let left = new("").expect("legal");
+        assert_eq!(left, Changes { left: vec![ShardId(5)], ..Changes::default() }, "and its servers with it");
+        let replaced = new(&shard(6, "h:6", "")).expect("legal");
+        assert_eq!((replaced.shards, replaced.left), (vec![ShardId(6)], vec![ShardId(5)]));
+        // Its place is still there, so no lower number comes behind it.
+        assert!(new(&shard(4, "h:4", "")).expect_err("in between").to_string().contains("the number 6"));
     }
 
     #[test]
@@ -175,9 +176,9 @@ mod tests {
         assert_eq!(
             new(shard(2, "h:2", "\"h:4\", \"h:3\"")),
             Changes {
-                shards: vec![],
                 added: vec![(ShardId(2), place("h:4"))],
-                removed: vec![(ShardId(2), place("h:1"))]
+                removed: vec![(ShardId(2), place("h:1"))],
+                ..Changes::default()
             }
         );
         let heavier = shard(2, "h:1", "\"h:2\", \"h:3\"") + "weight = 7\n";

@@ -109,8 +109,9 @@ impl SchemaWatch {
             for ask in asked.drain(..) {
                 match ask {
                     Ask::Refresh(answer) => waiting.push(answer),
-                    Ask::Join(Join { config, changes, answer }) => {
-                        let _ = answer.send(self.join(config, &changes).await); // Whoever asked may be gone.
+                    Ask::Join(Join { config, changes, handle, answer }) => {
+                        // Whoever asked may be gone.
+                        let _ = answer.send(self.join(config, &changes, &handle).await);
                     }
                 }
             }
@@ -138,7 +139,7 @@ impl SchemaWatch {
     /// A shard that cannot be told is seen by the others' polling, so nothing is tried again.
     async fn announce(&self) {
         let tells = self.servers.shards.iter().enumerate().map(|(index, shard)| async move {
-            let Some(primary) = self.world.primary(index) else { return };
+            let Some(primary) = self.world.primary_of_member(index) else { return };
             let tell = async {
                 self.servers.server(index, primary.slot).client().await?.batch_execute(ANNOUNCE).await?;
                 anyhow::Ok(())
@@ -158,7 +159,7 @@ impl SchemaWatch {
     /// the others up.
     fn all_installed(&self, begun: Instant) -> bool {
         let patient = begun.elapsed() < PRIMARY_EXPECTED;
-        let mut shards = self.shards.iter().enumerate();
+        let mut shards = self.shards.iter().enumerate().filter(|(index, _)| self.world.is_member(*index));
         shards.all(|(index, seen)| match self.world.primary(index) {
             Some(_) => seen.installed.is_some(),
             None => !patient,
@@ -174,7 +175,7 @@ impl SchemaWatch {
     fn all_answered(&self) -> bool {
         let silent =
             |(index, seen): (usize, &Seen)| seen.complaint.is_some() || self.world.primary(index).is_none();
-        !self.shards.iter().enumerate().any(silent)
+        !self.shards.iter().enumerate().filter(|(index, _)| self.world.is_member(*index)).any(silent)
     }
 
     pub(super) async fn look(&mut self) {
@@ -195,7 +196,10 @@ impl SchemaWatch {
     async fn look_at_shards(&mut self) {
         let (servers, world) = (&self.servers, &self.world);
         let looks = self.shards.iter_mut().enumerate().map(|(index, seen)| async move {
-            let Some(primary) = world.primary(index) else { return };
+            if world.is_gone(index) {
+                seen.raw = None;
+            }
+            let Some(primary) = world.primary_of_member(index) else { return };
             match timeout(CATALOG_READ, look_at(servers.server(index, primary.slot), primary, seen)).await {
                 Ok(Ok(())) => seen.complaint = None,
                 Ok(Err(error)) => complain(servers, index, seen, format!("{error:#}")),
@@ -230,10 +234,12 @@ impl SchemaWatch {
         self.servers.position(self.world.config().proxy.default_shard).unwrap_or(0)
     }
 
-    /// The default shard first.
+    /// Those that are members, the default shard first.
     pub(super) fn by_preference(&self) -> Vec<usize> {
         let default = self.default_position();
-        std::iter::once(default).chain((0..self.shards.len()).filter(move |i| *i != default)).collect()
+        std::iter::once(default)
+            .chain((0..self.shards.len()).filter(move |i| *i != default && self.world.is_member(*i)))
+            .collect()
     }
 
     /// `None` when nothing changed, or nothing was read yet.
@@ -256,9 +262,18 @@ impl SchemaWatch {
         let order = self.by_preference();
         let base = order.iter().copied().find(|i| self.shards[*i].raw.is_some())?;
         let known = self.servers.shards.iter().zip(&self.shards).enumerate().filter(|(i, _)| *i != base);
-        let known = known.filter_map(|(_, (shard, seen))| seen.raw.as_ref().map(|raw| (shard.id, raw)));
-        let others: Vec<_> = known.chain(new.iter().copied()).collect();
-        let catalog = super::build::build(config, system, self.shards[base].raw.as_ref()?, &others);
+        let known = known.filter_map(|(i, (shard, seen))| seen.raw.as_ref().map(|raw| (i, shard.id, raw)));
+        let (known, left): (Vec<_>, Vec<_>) = known.partition(|(i, ..)| self.world.is_member(*i));
+        let others: Vec<_> =
+            known.into_iter().map(|(_, id, raw)| (id, raw)).chain(new.iter().copied()).collect();
+        let base = self.shards[base].raw.as_ref()?;
+        let mut catalog = super::build::build(config, system, base, &others);
+        // Nothing is compared with a shard that leaves; what is still there goes on reading its rows.
+        for (i, id, raw) in left {
+            if !self.world.is_gone(i) {
+                catalog.oids.insert(id.0, super::build::oid_map(base, raw));
+            }
+        }
         Some((catalog, (config.clone(), self.shards.iter().map(|seen| seen.raw.clone()).collect())))
     }
 

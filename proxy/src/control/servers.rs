@@ -58,8 +58,10 @@ impl Servers {
         Ok(Self { shards })
     }
 
+    /// The last one: a number that was taken out and has come back has a place of its own for each time.
     pub fn position(&self, shard: ShardId) -> Option<usize> {
-        self.shards.iter().position(|known| known.id == shard)
+        let of_shard = self.shards.iter().enumerate().filter(|(_, known)| known.id == shard);
+        of_shard.last().map(|(position, _)| position)
     }
 
     pub fn server(&self, shard: usize, slot: u16) -> &Server {
@@ -152,6 +154,12 @@ impl Server {
 
     pub(super) fn want(&self, wanted: bool) {
         self.wanted.send_replace(wanted);
+    }
+
+    /// Of a shard that has left: nothing connects to it any more, and what is idle closes.
+    pub(super) fn close(&self) {
+        self.want(false);
+        self.pool.close();
     }
 
     /// Returns when it is in the configuration, or is not any more.

@@ -14,6 +14,12 @@ use crate::motion::{Following, Motions};
 use crate::replica::Freshness;
 use crate::shared::{Endpoint, ShardState, Shared, State};
 
+/// Of the shards that the proxy starts with.
+const FIRST_LINEUP: u64 = 1;
+
+/// Of a shard that leaves, and whose primary was lost or stopped too early.
+const NO_ANSWER: &str = "its primary does not answer: start it, or restart the proxies";
+
 #[derive(Debug)]
 pub struct World {
     pub(super) shared: Arc<Shared>,
@@ -30,6 +36,10 @@ pub(super) struct Parts {
     pub(super) catalog: Arc<Catalog>,
     /// By position, as in `Servers`.
     pub(super) shards: Vec<Known>,
+    /// Of `State`.
+    pub(super) lineup: u64,
+    /// All workers have ended what began before this lineup.
+    pub(super) ended: u64,
     pub(super) memory: MemoryFile,
 }
 
@@ -39,6 +49,11 @@ pub(super) struct Known {
     pub(super) seen: Vec<Option<Observation>>,
     pub(super) why_down: Vec<Option<String>>,
     pub(super) roles: Roles,
+    /// As in `ShardState`.
+    pub(super) since: u64,
+    pub(super) left: Option<u64>,
+    /// It has left, and nothing is there any more that this proxy began or would have to finish.
+    pub(super) gone: bool,
 }
 
 /// One server as `SHOW SHARDS` prints it.
@@ -46,7 +61,7 @@ pub(super) struct Known {
 pub struct ServerStatus {
     pub shard: ShardId,
     pub address: std::net::SocketAddr,
-    /// primary, replica, down, or why it is not used.
+    /// primary, replica, down, leaving, or why it is not used.
     pub role: &'static str,
     pub timeline: Option<u32>,
     pub reason: Option<String>,
@@ -68,13 +83,17 @@ impl World {
                 seen: vec![None; slots],
                 why_down: vec![None; slots],
                 roles: Roles { remembered, ..Roles::default() },
+                since: FIRST_LINEUP,
+                ..Known::default()
             }
         };
         let shards = servers.shards.iter().map(known).collect();
         let map =
             memory.get().map.as_ref().and_then(|m| m.to_map()).map_or_else(|| state.map.clone(), Arc::new);
         let following = super::accept::remembered(&map, memory.get());
-        let parts = Parts { config, map, following, catalog: state.catalog.clone(), shards, memory };
+        let (lineup, ended) = (FIRST_LINEUP, 0);
+        let catalog = state.catalog.clone();
+        let parts = Parts { config, map, following, catalog, shards, lineup, ended, memory };
         let world = Self { shared, servers, freshness, parts: Mutex::new(parts) };
         world.publish(&world.parts.lock());
         world
@@ -84,10 +103,11 @@ impl World {
     pub(super) fn report(&self, report: Report) -> bool {
         let mut parts = self.parts.lock();
         let Report { shard, slot, news } = report;
+        if parts.shards[shard].gone {
+            return false;
+        }
         let id = self.servers.shards[shard].id;
-        let others = parts.shards.iter().enumerate().filter(|(other, _)| *other != shard);
-        let taken: Vec<i64> =
-            others.filter_map(|(_, known)| known.roles.remembered.system_identifier).collect();
+        let taken = parts.taken(Some(shard));
         let known = &mut parts.shards[shard];
         let (seen, probe) = match news {
             News::Up(probe) => (Some(probe.observation), Some(probe)),
@@ -208,12 +228,16 @@ impl World {
     pub fn status(&self) -> Vec<ServerStatus> {
         let parts = self.parts.lock();
         let mut rows = Vec::new();
-        for (addresses, known) in self.servers.shards.iter().zip(&parts.shards) {
+        for (addresses, known) in
+            self.servers.shards.iter().zip(&parts.shards).filter(|(_, known)| !known.gone)
+        {
             for (slot, server) in
                 addresses.servers.iter().enumerate().filter(|(_, server)| server.is_wanted())
             {
                 let slot16 = slot as u16;
-                let role = if known.roles.primary.is_some_and(|p| p.slot == slot16) {
+                let role = if known.left.is_some() {
+                    "leaving"
+                } else if known.roles.primary.is_some_and(|p| p.slot == slot16) {
                     "primary"
                 } else if known.roles.replicas.iter().any(|r| r.slot == slot16) {
                     "replica"
@@ -227,7 +251,11 @@ impl World {
                     address: server.address,
                     role,
                     timeline: known.seen[slot].map(|o| o.timeline),
-                    reason: known.why_down[slot].clone(),
+                    reason: match known.left {
+                        // Nobody can say that nothing is left there, so it does not go.
+                        Some(_) if known.roles.primary.is_none() => Some(NO_ANSWER.to_owned()),
+                        _ => known.why_down[slot].clone(),
+                    },
                 });
             }
         }
@@ -243,7 +271,9 @@ impl World {
         let owners = parts.map.shards();
         let shard = |(index, known): (usize, &Known)| ShardState {
             id: self.servers.shards[index].id,
-            owns: owners.contains(&self.servers.shards[index].id),
+            owns: known.left.is_none() && owners.contains(&self.servers.shards[index].id),
+            since: known.since,
+            left: known.left,
             primary: known.roles.primary.as_ref().map(|p| endpoint(index, p)),
             replicas: known.roles.replicas.iter().map(|p| endpoint(index, p)).collect(),
         };
@@ -253,6 +283,7 @@ impl World {
             catalog: parts.catalog.clone(),
             following: parts.following.clone(),
             shards: parts.shards.iter().enumerate().map(shard).collect(),
+            lineup: parts.lineup,
         });
     }
 }

@@ -39,7 +39,7 @@ fn quoted(name: &str) -> String {
 
 async fn stream(p: &mut Participants<'_>, copies: &mut Copy<'_>) -> Result<(), Failure> {
     let mut begin = Message::new();
-    for shard in 0..p.shard_count() {
+    for shard in p.members() {
         begin = copies.open(p, shard).await?;
     }
     copies.begin(p, &begin).await?;

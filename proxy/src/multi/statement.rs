@@ -81,7 +81,7 @@ async fn scattered(
 ) -> Result<Vec<u8>, Failure> {
     let mut places = Vec::new();
     match shards {
-        None => places.extend(0..p.shard_count()),
+        None => places.extend(p.members()),
         Some(shards) => {
             for shard in shards {
                 places.push(p.position(*shard).ok_or_else(|| {
@@ -226,7 +226,7 @@ async fn everywhere_alike(
     kind: Broadcast,
 ) -> Result<Vec<u8>, Failure> {
     let mut first: Option<Reply> = None;
-    for shard in 0..p.shard_count() {
+    for shard in p.members() {
         let at = p.enlist(shard, true).await?;
         p.mark_write(shard, None);
         let reply = run_on(p, at, statement).await?;
@@ -275,12 +275,13 @@ async fn one_by_one(p: &mut Participants<'_>, statement: &MultiStatement) -> Res
     let mut done: Vec<String> = Vec::new();
     let mut complete = Vec::new();
     let mut result = Ok(());
-    for shard in 0..p.shard_count() {
+    let members = p.members();
+    for (n, &shard) in members.iter().enumerate() {
         let one = async {
             let at = p.enlist(shard, false).await?;
             p.mark_write(shard, None);
             let reply = run_on(p, at, statement).await?;
-            if shard == 0 {
+            if n == 0 {
                 for notice in &reply.notices {
                     p.reply(notice).await;
                 }
@@ -292,8 +293,7 @@ async fn one_by_one(p: &mut Participants<'_>, statement: &MultiStatement) -> Res
         match one.await {
             Ok(()) => done.push(p.shard_id_at(shard).to_string()),
             Err(failure) => {
-                let left: Vec<_> =
-                    (shard + 1..p.shard_count()).map(|s| p.shard_id_at(s).to_string()).collect();
+                let left: Vec<_> = members[n + 1..].iter().map(|s| p.shard_id_at(*s).to_string()).collect();
                 let detail = format!(
                     "Done on shards: {}. Failed on shard {}. Not tried on: {}.",
                     list(&done),

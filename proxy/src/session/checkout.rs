@@ -236,6 +236,10 @@ impl Session {
                 (!outstanding && !transaction.failed).then_some(shard).or(transaction.untold);
             transaction.failed = true;
             transaction.lost = true;
+            // Nothing is left that it has locked or could go on from: nobody need wait for the client to end it.
+            if !self.servers.iter().any(|server| server.enlisted) && self.running.is_empty() {
+                self.info.touch.borrow_mut().clear();
+            }
         }
         self.participant_lost |= had_work && self.transaction.is_none();
         if !outstanding {

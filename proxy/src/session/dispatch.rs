@@ -78,13 +78,16 @@ impl Session {
             return Destination::Refused(error);
         }
         if let Some(shard) = self.target {
+            if let Some(error) = self.has_left(shard, &state) {
+                return Destination::Refused(error);
+            }
             return Destination::Shard(Place { shard, key: None, keyed: false });
         }
         if let Some(error) = self.changed_before(&statement.plan) {
             return Destination::Refused(error);
         }
         let text = sql.get(statement.text.clone()).unwrap_or_default();
-        let keyed = |shard: ShardId, key| match position(&state, shard) {
+        let keyed = |shard: ShardId, key| match state.position(shard) {
             Some(shard) => Destination::Shard(Place { shard, key, keyed: true }),
             None => Destination::Refused(ProxyError::no_primary(
                 shard.0,
@@ -95,7 +98,7 @@ impl Session {
         let destination = match resolve(&statement.plan, &statement.literals, text, params, &state.map) {
             Resolved::One { shard, key } => keyed(shard, key),
             Resolved::Any | Resolved::Session => unkeyed(self.any_shard(&state)),
-            Resolved::Default => unkeyed(position(&state, state.config.proxy.default_shard).unwrap_or(0)),
+            Resolved::Default => unkeyed(state.position(state.config.proxy.default_shard).unwrap_or(0)),
             Resolved::Refuse(refusal) => Destination::Refused((&refusal).into()),
             several => Destination::Multi(several),
         };
@@ -152,7 +155,7 @@ impl Session {
                 )
             });
         }
-        let shard = self.target.or_else(|| position(state, state.config.proxy.default_shard));
+        let shard = self.target.or_else(|| state.position(state.config.proxy.default_shard));
         let own = |server: &Server| {
             Some(server.shard) == shard && !server.drawn_by_others && !self.current.is_mixed()
         };
@@ -165,19 +168,37 @@ impl Session {
         ))
     }
 
+    /// `shard.target` may name a shard that a reload has taken out since: nothing begins there any more.
+    fn has_left(&self, shard: usize, state: &State) -> Option<ProxyError> {
+        let left = state.shards.get(shard).filter(|known| !known.is_member())?;
+        let is_in_use = self.servers.iter().any(|server| server.enlisted && server.shard == shard);
+        (!is_in_use).then(|| {
+            ProxyError::new("55000", format!("shard {} was taken out of the configuration", left.id))
+                .hint("SET shard.target to another shard, or to '' for none.")
+        })
+    }
+
     /// A shard for what every shard can answer: the one that has the session's own objects, else one already in use,
-    /// else one that differs by client.
-    fn any_shard(&self, state: &State) -> usize {
+    /// else one that differs by client. One that owns nothing is not asked, as it may lack rows of reference tables. But what
+    /// a transaction has locked and seen, it sees again: it stays where it is on the default shard and on the first one, which
+    /// are neither new nor leave.
+    pub(super) fn any_shard(&self, state: &State) -> usize {
         if let Some(server) = self.pinned_server() {
             return server.shard;
         }
-        if let Some(server) = self.servers.iter().find(|s| s.enlisted).or(self.servers.first()) {
+        let owns = |shard: &usize| state.shards.get(*shard).is_some_and(|s| s.owns);
+        let stays = |shard: usize| {
+            owns(&shard)
+                || state.position(state.config.proxy.default_shard) == Some(shard)
+                || state.members().next() == Some(shard)
+        };
+        let in_use = || self.servers.iter().filter(|server| stays(server.shard));
+        if let Some(server) = in_use().find(|s| s.enlisted).or_else(|| in_use().next()) {
             return server.shard;
         }
         let count = state.shards.len().max(1);
         let first = self.info.id as usize % count;
         let all = || (0..count).map(|n| (first + n) % count);
-        let owns = |shard: &usize| state.shards.get(*shard).is_some_and(|s| s.owns);
         let up = |shard: &usize| state.shards.get(*shard).is_some_and(|s| s.owns && s.primary.is_some());
         all().find(up).or_else(|| all().find(owns)).unwrap_or(first)
     }
@@ -437,10 +458,6 @@ impl Session {
             }
         }
     }
-}
-
-pub(super) fn position(state: &State, shard: ShardId) -> Option<usize> {
-    state.shards.iter().position(|s| s.id == shard)
 }
 
 /// Does the text begin with COPY? What it copies where shows when the server asks for data.

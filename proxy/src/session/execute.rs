@@ -13,7 +13,7 @@ use super::running::Name;
 use super::{Expect, Flow, Next, Session};
 use crate::error::ProxyError;
 use crate::route::plan::Effect;
-use crate::wire::read;
+use crate::wire::{build, read};
 
 impl Session {
     pub(super) fn on_execute(&mut self, message: &[u8]) -> Flow {
@@ -36,7 +36,9 @@ impl Session {
                 self.servers[at].out.extend_from_slice(message);
                 self.servers[at].unsynced = true;
                 let effect = &entry.routed.plan.effect;
-                self.unsettled |= self.may_rename(effect) || matches!(effect, Effect::Declare(_));
+                // Behind its end is another transaction, of which it must be known alone what it has touched.
+                let ends = matches!(effect, Effect::Commit { .. } | Effect::Rollback { .. });
+                self.unsettled |= ends || self.may_rename(effect) || matches!(effect, Effect::Declare(_));
                 let text = entry.sql.get(entry.routed.text.clone()).unwrap_or_default();
                 self.queue.push_back(Expect::Execute(Self::pending(&entry.routed.plan, text)));
                 Flow::Done
@@ -46,7 +48,7 @@ impl Session {
                 self.execute_sql_prepared(name, &entry, results, max_rows)
             }
             Some(Portal::Multi { entry, bind, describe }) => {
-                self.execute_multi(name, entry, bind, describe, max_rows)
+                self.execute_multi(message, (name, max_rows), (entry, bind, describe))
             }
             Some(Portal::Running) => {
                 if !self.running.has(&Name::Portal(name.into())) {
@@ -137,11 +139,9 @@ impl Session {
 
     fn execute_multi(
         &mut self,
-        name: &[u8],
-        entry: Rc<Entry>,
-        bind: Rc<[u8]>,
-        describe: bool,
-        max_rows: i32,
+        message: &[u8],
+        (name, max_rows): (&[u8], i32),
+        (entry, bind, describe): (Rc<Entry>, Rc<[u8]>, bool),
     ) -> Flow {
         if !self.extended().held.is_empty()
             && let Err(flow) = self.place_held()
@@ -191,10 +191,46 @@ impl Session {
                 Flow::DoneThen(Next::Multi(Box::new(MultiWork::Statement(statement))))
             }
             Destination::Refused(error) => self.refused(error),
-            // The map changed between Bind and Execute.
-            Destination::Shard(_) => {
-                self.refused(ProxyError::new("40001", "the shard map changed while the statement was bound"))
+            Destination::Shard(place) => {
+                let bound = match self.with_value(&entry, &params) {
+                    Ok(bound) => bound,
+                    Err(error) => return self.refused(error),
+                };
+                if self.is_refused_in_failed(&entry.routed.plan.effect) {
+                    let error = self.refusal_in_failed();
+                    return self.refused(error);
+                }
+                if let Some(error) = self.pins_elsewhere(&entry.routed.plan, place.shard) {
+                    return self.refused(error);
+                }
+                let at = match self.server_for(place.shard, None) {
+                    Ok(at) => at,
+                    Err(Flow::Later) if self.failure.is_some() => return self.on_execute(message),
+                    Err(flow) => return flow,
+                };
+                self.mark_write(&entry.routed.plan, place);
+                self.bind_late(at, &params.bind, (&entry, bound), describe);
+                self.on_execute(message)
             }
+        }
+    }
+
+    /// The map has changed since the client's Bind, and all that the statement is for is on one shard now: it is bound there as if
+    /// that had been so at once.
+    fn bind_late(
+        &mut self,
+        at: usize,
+        bind: &read::Bind<'_>,
+        (entry, bound): (&Rc<Entry>, Rc<Entry>),
+        describe: bool,
+    ) {
+        self.worker.stats.statements.add(1);
+        self.answered = false;
+        self.hidden_bind = true;
+        self.bind_on(at, bind, entry, bound);
+        if describe {
+            build::named(&mut self.servers[at].out, b'D', b'P', bind.portal);
+            self.queue.push_back(Expect::DescribePortal(entry.clone()));
         }
     }
 }

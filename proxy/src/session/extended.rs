@@ -204,8 +204,14 @@ impl Session {
         } else {
             self.mark_write(plan, place);
         }
+        self.bind_on(at, &bind, &entry, bound);
+        Flow::Done
+    }
+
+    /// Behind what is held for the server. `bound`: what the portal is of, with the values that the session looks at.
+    pub(super) fn bind_on(&mut self, at: usize, bind: &read::Bind<'_>, entry: &Rc<Entry>, bound: Rc<Entry>) {
         self.send_held(at);
-        self.prepare_on(at, &entry);
+        self.prepare_on(at, entry);
         let server = &mut self.servers[at];
         let start = build::begin(&mut server.out, b'B');
         build::cstr(&mut server.out, bind.portal);
@@ -217,7 +223,6 @@ impl Session {
         self.queue.push_back(if hidden { Expect::HiddenBind } else { Expect::Bind });
         let key = self.servers[at].key.clone();
         self.set_portal(bind.portal, Portal::Server { key, entry: bound });
-        Flow::Done
     }
 
     /// Would the session answer this effect itself, as things stand?

@@ -60,6 +60,7 @@ impl Session {
         let progress = &worker.progress;
         use std::sync::atomic::Ordering;
         if progress.holding.load(Ordering::Relaxed) >= limits::HELD {
+            self.held_since = None;
             self.failure = Some(Box::new(
                 ProxyError::new("53300", "too many statements wait for their buckets to be moved")
                     .hint("Run it again; the move takes less than a second.")
@@ -88,6 +89,8 @@ impl Session {
             tokio::select! {
                 biased;
                 () = self.info.cancelled.notified() => {
+                    // The next one that waits waits for its own sake.
+                    self.held_since = None;
                     let cancelled = ProxyError::new("57014", "canceling statement due to user request");
                     self.failure = Some(Box::new(cancelled.retry(Retry::Safe)));
                 }

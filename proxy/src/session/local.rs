@@ -232,8 +232,8 @@ impl Session {
             "shard.target" => {
                 let number = value.parse::<u16>().ok();
                 let state = self.worker.state();
-                let position =
-                    number.and_then(|n| super::dispatch::position(&state, shard_config::ShardId(n)));
+                let position = number.and_then(|n| state.position(shard_config::ShardId(n)));
+                let position = position.filter(|at| state.shards.get(*at).is_some_and(|s| s.is_member()));
                 drop(state);
                 self.target =
                     Some(position.ok_or_else(|| invalid("Give the number of a shard, or '' for none."))?);

@@ -171,6 +171,8 @@ pub struct Session {
     failure: Option<Box<ProxyError>>,
     /// Since when the statement at hand waits for its buckets to be moved.
     held_since: Option<std::time::Instant>,
+    /// What the statements of the message at hand will have touched that are behind the end of a transaction in it.
+    behind: Option<crate::motion::Touch>,
     /// The lease's term in which the statement at hand was judged; `None`: it touches no bucket.
     term: Option<u64>,
     /// By which a statement over several shards was routed, until it has ended.
@@ -266,6 +268,8 @@ struct Pending {
     copies: bool,
     /// IF NOT EXISTS has found one.
     exists: bool,
+    /// What the statements behind the last end of a transaction have touched, when there is one.
+    behind: Option<Box<crate::motion::Touch>>,
 }
 
 impl Pending {

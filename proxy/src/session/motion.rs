@@ -9,7 +9,7 @@ use super::hold::{UNKNOWN_OWNERS, UNKNOWN_SHARDS};
 use super::motion_ddl::{changes_rows, leaves_rows};
 use crate::error::{ProxyError, Retry};
 use crate::motion::lease::Pass;
-use crate::motion::{Mask, Motion, Motions, Stage, boottime_ms};
+use crate::motion::{Mask, Motion, Motions, Stage, Touch, boottime_ms};
 use crate::pool::Role;
 use crate::route::plan::{Broadcast, CopyRows, How};
 use crate::route::{Params, Resolved, RoutedStatement, visit_keys};
@@ -50,7 +50,13 @@ impl Session {
         if !matches!(keys, Keys::None) {
             let admitted = {
                 let state = self.worker.current();
-                self.judge(&state, (statement, text), params, destination, keys)
+                let admitted = self.judge(&state, (statement, text), params, destination, keys);
+                admitted.map(|mask| {
+                    note(&mut self.info.touch.borrow_mut(), &state, mask, keys);
+                    if let Some(behind) = &mut self.behind {
+                        note(behind, &state, mask, keys);
+                    }
+                })
             };
             if let Err(denied) = admitted {
                 return Err(self.deny(denied, UNKNOWN_OWNERS));
@@ -62,7 +68,11 @@ impl Session {
         } else {
             // Its snapshot, if there is one from now on, may be that of statements that follow.
             let state = self.worker.current();
-            self.info.touch.borrow_mut().begin(state.following.version, state.map.epoch());
+            let (version, epoch) = (state.following.version, state.map.epoch());
+            self.info.touch.borrow_mut().begin(version, epoch);
+            if let Some(behind) = &mut self.behind {
+                behind.begin(version, epoch);
+            }
             self.term = None;
         }
         self.held_since = None;
@@ -99,6 +109,7 @@ impl Session {
         }
     }
 
+    /// Which of the moves the statement is for, when it may go.
     fn judge<P: Params>(
         &self,
         state: &State,
@@ -106,14 +117,14 @@ impl Session {
         params: &P,
         destination: &Destination,
         keys: Keys,
-    ) -> Result<(), Denied> {
+    ) -> Result<Mask, Denied> {
         let following = &state.following;
         let (version, epoch) = (following.version, state.map.epoch());
         let pass = self.worker.gate().pass(boottime_ms());
         if pass == Pass::Nothing {
             return Err(Denied::Hold);
         }
-        let mut touch = self.info.touch.borrow_mut();
+        let touch = self.info.touch.borrow();
         if !touch.is_empty() && touch.version() != version {
             if self.has_moved(state, &touch) {
                 return Err(Denied::Never(moved()));
@@ -127,13 +138,14 @@ impl Session {
                 return Err(Denied::Never(moved()));
             }
         }
+        let mut mask = Mask::NONE;
         if let Some(motions) = &following.motions {
             if let Destination::Multi(Resolved::All(Broadcast::Ddl | Broadcast::DdlAutocommit)) = destination
                 && changes_rows(&statement.plan, text, &state.catalog)
             {
                 return Err(Denied::Never(under_way(motions)));
             }
-            let mask = self.concerned(state, motions, (statement, text), params, destination, keys);
+            mask = self.concerned(state, motions, (statement, text), params, destination, keys);
             if !mask.is_empty() {
                 if pass != Pass::All {
                     return Err(Denied::Hold);
@@ -144,15 +156,9 @@ impl Session {
                 if motions.in_mask(mask).any(waits) {
                     return Err(Denied::Hold);
                 }
-                touch.moves(motions, mask);
             }
         }
-        match keys {
-            Keys::None => {}
-            Keys::One(hash) => touch.key(hash, version, epoch),
-            Keys::Many => touch.many(version, epoch),
-        }
-        Ok(())
+        Ok(mask)
     }
 
     /// Which of the moves the statement is about.
@@ -197,7 +203,7 @@ impl Session {
     /// Has anything that the transaction has touched another owner now? Then it was read, locked or written where it is no
     /// more, and must not be looked for elsewhere (H2).
     #[cold]
-    fn has_moved(&self, state: &State, touch: &crate::motion::Touch) -> bool {
+    fn has_moved(&self, state: &State, touch: &Touch) -> bool {
         let following = &state.following;
         let known = following.motions.as_deref().is_some_and(|motions| {
             let moved = |motion: &Motion| touch.touches_before(motion, motion.owner_since, motions.buckets());
@@ -287,6 +293,19 @@ impl Session {
             let touch = self.info.touch.borrow();
             !motions.list().iter().any(|motion| touch.touches(motion, motions.buckets()))
         }
+    }
+}
+
+#[inline]
+fn note(touch: &mut Touch, state: &State, mask: Mask, keys: Keys) {
+    let (version, epoch) = (state.following.version, state.map.epoch());
+    if let Some(motions) = state.following.motions.as_deref().filter(|_| !mask.is_empty()) {
+        touch.moves(motions, mask);
+    }
+    match keys {
+        Keys::None => {}
+        Keys::One(hash) => touch.key(hash, version, epoch),
+        Keys::Many => touch.many(version, epoch),
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use shard_config::{Bucket, KeyHash, ShardId};
 
-use super::dispatch::{Destination, position};
+use super::dispatch::Destination;
 use super::local::{By, begin_tag, in_progress};
 use super::motion::Denied;
 use super::portals::BindParams;
@@ -72,13 +72,18 @@ impl<'a> Participants<'a> {
         self.session.worker.state().shards.get(shard).map_or(ShardId(0), |s| s.id)
     }
 
-    /// Of the shards that the statement is for: one that was added since is not among them.
+    /// Positions end here, as the statement knows them: a shard that was added since has none.
     pub fn shard_count(&self) -> usize {
         self.state().shards.len()
     }
 
+    /// Of a statement for all shards: where it goes.
+    pub fn members(&self) -> Vec<usize> {
+        self.state().members().collect()
+    }
+
     pub fn position(&self, shard: ShardId) -> Option<usize> {
-        position(&self.session.worker.state(), shard)
+        self.session.worker.state().position(shard)
     }
 
     pub fn bucket(&self, hash: KeyHash) -> Bucket {

@@ -356,6 +356,9 @@ impl Session {
                     } else {
                         self.apply(&pending);
                     }
+                    if let Some(behind) = pending.behind.filter(|_| !pending.failed || pending.rolled_back) {
+                        *self.info.touch.borrow_mut() = *behind;
+                    }
                 }
                 Verdict::Pass
             }

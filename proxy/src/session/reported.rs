@@ -23,9 +23,9 @@ pub(super) async fn reported(
     }
     let shard = {
         let state = worker.state();
-        let default = super::dispatch::position(&state, state.config.proxy.default_shard).unwrap_or(0);
+        let default = state.position(state.config.proxy.default_shard).unwrap_or(0);
         let is_up = |at: &usize| state.shards.get(*at).is_some_and(|s| s.primary.is_some());
-        std::iter::once(default).chain(0..state.shards.len()).find(is_up).unwrap_or(default)
+        std::iter::once(default).chain(state.members()).find(is_up).unwrap_or(default)
     };
     let mut server = super::checkout::take_primary(worker, space, shard, false).await?;
     let sql = super::settings::replay(&server.settings, settings);

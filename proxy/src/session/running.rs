@@ -60,6 +60,10 @@ impl All {
         Self { keys, ..Self::default() }
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.kept.is_empty()
+    }
+
     /// Does a connection of its own keep rows?
     #[inline]
     pub fn has_gathered(&self) -> bool {

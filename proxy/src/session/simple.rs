@@ -7,6 +7,7 @@ use super::multi_hook::{MultiStatement, MultiWork, Protocol};
 use super::sql_prepared::is_sql_prepared;
 use super::{Expect, Flow, Next, Pending, Session};
 use crate::error::ProxyError;
+use crate::motion::Touch;
 use crate::route::plan::{Access, Effect, SavepointVerb};
 use crate::route::{NoParams, Routed, RoutedStatement};
 use crate::wire::{build, read};
@@ -194,6 +195,7 @@ impl Session {
                 .refuse_several("transaction control while a failed transaction spans several shards");
         }
         let held_since = self.held_since;
+        self.behind = None;
         for (number, statement) in statements.iter().enumerate() {
             let params = NoParams { client_encoding_is_utf8: self.routing().client_encoding_is_utf8 };
             let only_proxy = matches!(
@@ -213,6 +215,10 @@ impl Session {
             }
             let destination = self.destination(statement, sql, &params);
             if is_control(&statement.plan.effect) {
+                if matches!(statement.plan.effect, Effect::Commit { .. } | Effect::Rollback { .. }) {
+                    // All is admitted before any of it runs; what is over then must not take along what is not.
+                    self.behind = Some(Touch::default());
+                }
                 continue;
             }
             // The message waits as one: those before the statement that waits begin nothing anew.
@@ -252,6 +258,7 @@ impl Session {
             }
         }
         if spread {
+            self.behind = None;
             if failed {
                 let error = self.refusal_in_failed();
                 self.refuse_query(&error);
@@ -287,7 +294,11 @@ impl Session {
             self.mark_write(plan, super::dispatch::Place { shard: place.shard, ..*found });
         }
         self.servers[at].out.extend_from_slice(message);
-        self.queue.push_back(Expect::Query(several_pending(routed, sql)));
+        let mut pending = several_pending(routed, sql);
+        if let Some(pending) = &mut pending {
+            pending.behind = self.behind.take().map(Box::new);
+        }
+        self.queue.push_back(Expect::Query(pending));
         self.gate = true;
         self.set_activity();
         Flow::Done
@@ -321,7 +332,7 @@ impl Session {
                 Ok(Some(reply)) => bytes.extend_from_slice(&reply),
                 Ok(None) if bytes.is_empty() && self.transaction.is_none() => {
                     // SET outside of a transaction: any server, which checks it.
-                    let shard = self.info.id as usize % self.space.shard_count().max(1);
+                    let shard = self.any_shard(&self.worker.state());
                     let at = match self.server_for(shard, None) {
                         Ok(at) => at,
                         Err(flow) => return flow,

@@ -425,6 +425,7 @@ impl Session {
             hang_up: super::HangUp::Ignored,
             current: Default::default(),
             hidden_bind: false,
+            behind: None,
             schema_changed: false,
             drew: false,
             participant_lost: false,

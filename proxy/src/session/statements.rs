@@ -244,7 +244,7 @@ impl Session {
 
     pub(super) fn default_shard(&self) -> usize {
         let state = self.worker.state();
-        super::dispatch::position(&state, state.config.proxy.default_shard).unwrap_or(0)
+        state.position(state.config.proxy.default_shard).unwrap_or(0)
     }
 }
 

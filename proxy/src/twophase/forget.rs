@@ -36,6 +36,9 @@ impl Forget {
         loop {
             tick.tick().await;
             for index in 0..self.servers.shards.len() {
+                if self.world.is_gone(index) {
+                    continue;
+                }
                 let shard = self.servers.shards[index].id;
                 match timeout(RECOVERY_STEP, self.forget_on(shard)).await {
                     Ok(Ok(())) => {}
@@ -56,9 +59,18 @@ impl Forget {
         )
         .await?;
         let sql = "SELECT gid, participants FROM shard_catalog.decision
-            WHERE outcome = 'commit' AND decided_at < now() - interval '1 minute' ORDER BY decided_at LIMIT $1";
+            WHERE outcome = 'commit' AND decided_at < now() - interval '1 minute' AND participants <@ $2
+            ORDER BY decided_at LIMIT $1";
+        // A shard that only other proxies know is theirs to ask. What one had a part in that is gone here stays: another proxy
+        // may have prepared more there since, and needs the decision when it goes on, however late. They are few: of the last
+        // minute before the shard went.
+        let shards = self.servers.shards.iter().enumerate();
+        let known = shards.filter(|(position, shard)| {
+            self.servers.position(shard.id) == Some(*position) && !self.world.is_gone(*position)
+        });
+        let known: Vec<i32> = known.map(|(_, shard)| i32::from(shard.id.0)).collect();
         let mut decisions: Vec<Decision> = Vec::new();
-        for row in own.query(sql, &[&RECOVERY_BATCH]).await? {
+        for row in own.query(sql, &[&RECOVERY_BATCH, &known]).await? {
             decisions.push((row.try_get(0)?, row.try_get(1)?));
         }
         let mut open: HashSet<String> = HashSet::new();

@@ -41,6 +41,24 @@ pub struct Resolve {
     pub answer: oneshot::Sender<(Outcome, Vec<ShardId>)>,
 }
 
+/// Shards without which a prepared transaction could not be finished: where it is, and where it is decided.
+#[derive(Debug, Default)]
+struct Needed {
+    shards: HashSet<ShardId>,
+    /// Shards whose transactions are not known.
+    silent: usize,
+}
+
+impl Needed {
+    fn note<'a>(&mut self, shard: ShardId, prepared: impl Iterator<Item = &'a Gid>) {
+        self.shards.extend(prepared.flat_map(|gid| [shard, gid.first]));
+    }
+
+    fn lets_go(&self, shard: ShardId) -> bool {
+        self.silent == 0 && !self.shards.contains(&shard)
+    }
+}
+
 #[derive(Debug)]
 pub struct Recovery {
     servers: Arc<Servers>,
@@ -109,8 +127,15 @@ impl Recovery {
         // First shards that gave no answer in this round. Each question to one of them would take as long again, and
         // the clients that ask for an outcome wait behind it.
         let mut silent: HashSet<ShardId> = HashSet::new();
+        // Before the lists are read: what ends meanwhile may have left something that they do not show.
+        let leaving = self.world.leaving();
+        let mut needed = Needed::default();
         for index in 0..self.servers.shards.len() {
+            if self.world.is_gone(index) {
+                continue;
+            }
             let shard = self.servers.shards[index].id;
+            needed.silent += 1;
             let orphans = match timeout(RECOVERY_STEP, self.orphans(index)).await {
                 Ok(Ok(Some(orphans))) => orphans,
                 Ok(Ok(None)) => continue,
@@ -120,11 +145,17 @@ impl Recovery {
                 }
                 Err(_) => continue,
             };
+            let is_whole = orphans.len() < RECOVERY_BATCH as usize;
             let ours: Vec<_> = orphans
                 .into_iter()
                 .filter_map(|(gid, age)| Gid::parse(&gid).map(|gid| (gid, age)))
                 .filter(|(gid, _)| gid.is_of(&database))
                 .collect();
+            // What a list that was cut does not show may need any shard.
+            if is_whole {
+                needed.silent -= 1;
+            }
+            needed.note(shard, ours.iter().map(|(gid, _)| gid));
             counts.push((shard, ours.len() as u64));
             for (gid, age) in ours.into_iter().filter(|(_, age)| *age >= RECOVERY_AGE.as_secs_f64()) {
                 let outcome = match outcomes.get(&gid) {
@@ -155,6 +186,11 @@ impl Recovery {
             }
         }
         *self.prepared.lock() = counts;
+        for (position, shard) in leaving {
+            if needed.lets_go(shard) {
+                self.world.let_go(position);
+            }
+        }
     }
 
     /// (gid, age in seconds); `None` while the shard has no primary.

@@ -28,6 +28,7 @@ async fn h5_h7_h39_the_control_plane_follows_the_servers() {
         catalog: Arc::default(),
         following: Default::default(),
         shards: vec![],
+        lineup: 0,
     };
     let shared = Arc::new(Shared::new(state));
     let control = Control::start(config, &cluster.directory.join("none.toml"), shared.clone()).unwrap();
@@ -95,6 +96,7 @@ async fn h9_what_defaults_constraints_and_policies_call_is_read() {
         catalog: Arc::default(),
         following: Default::default(),
         shards: vec![],
+        lineup: 0,
     };
     let shared = Arc::new(Shared::new(state));
     let control = Control::start(config, &cluster.directory.join("none.toml"), shared.clone()).unwrap();

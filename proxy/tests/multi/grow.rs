@@ -8,17 +8,17 @@ use crate::cluster::{Cluster, connect, take_port};
 use crate::mover::{Mover, buckets_of};
 use crate::proxy::{CONFIGURATION, Proxy, World, keys};
 
-const TABLES: &str = "CREATE TABLE t (k int8 NOT NULL, id int NOT NULL, note text, PRIMARY KEY (k, id));
+pub const TABLES: &str = "CREATE TABLE t (k int8 NOT NULL, id int NOT NULL, note text, PRIMARY KEY (k, id));
     CREATE TABLE rates (code text PRIMARY KEY, rate int NOT NULL)";
 
 /// A proxy's configuration, which the test changes, and its console.
-struct Told {
+pub struct Told {
     path: std::path::PathBuf,
-    console: Client,
+    pub console: Client,
 }
 
 impl Told {
-    async fn start(cluster: &Cluster, configuration: impl Fn(String) -> String) -> (Self, Proxy, String) {
+    pub async fn start(cluster: &Cluster, configuration: impl Fn(String) -> String) -> (Self, Proxy, String) {
         let (port, http) = (take_port(), take_port());
         let all = cluster.configuration(port, http, CONFIGURATION);
         let all = all.replace("name = \"postgres\"\n", "name = \"postgres\"\nadmin = true\n");
@@ -28,14 +28,14 @@ impl Told {
     }
 
     /// Why not.
-    async fn reload(&self, configuration: &str) -> Result<(), String> {
+    pub async fn reload(&self, configuration: &str) -> Result<(), String> {
         std::fs::write(&self.path, configuration).unwrap();
         let answer = self.console.simple_query("RELOAD").await;
         answer.map(drop).map_err(|error| error.as_db_error().unwrap().detail().unwrap_or_default().to_owned())
     }
 
     /// Of SHOW SHARDS: (shard, role) of each server.
-    async fn servers(&self) -> Vec<(String, String)> {
+    pub async fn servers(&self) -> Vec<(String, String)> {
         let rows = self.console.simple_query("SHOW SHARDS").await.unwrap();
         let server = |message: &SimpleQueryMessage| match message {
             SimpleQueryMessage::Row(row) => {
@@ -59,7 +59,7 @@ impl Told {
     }
 }
 
-fn shard_block(cluster: &Cluster, shard: usize) -> String {
+pub fn shard_block(cluster: &Cluster, shard: usize) -> String {
     format!(
         "[[shard]]\nid = {shard}\nprimary = \"127.0.0.1:{}\"\nreplicas = []\n",
         cluster.primaries[shard - 1].port
@@ -67,11 +67,11 @@ fn shard_block(cluster: &Cluster, shard: usize) -> String {
 }
 
 /// What the proxy's row in the catalog says.
-async fn known(mover: &Mover) -> Vec<i32> {
+pub async fn known(mover: &Mover) -> Vec<i32> {
     mover.catalog.query_one("SELECT shards FROM shard_catalog.proxy", &[]).await.unwrap().get(0)
 }
 
-async fn until_known(mover: &Mover, shards: &[i32]) {
+pub async fn until_known(mover: &Mover, shards: &[i32]) {
     let begun = Instant::now();
     while known(mover).await != shards {
         assert!(begun.elapsed() < Duration::from_secs(10), "{:?}, not {shards:?}", known(mover).await);
@@ -79,7 +79,7 @@ async fn until_known(mover: &Mover, shards: &[i32]) {
     }
 }
 
-async fn count(client: &Client, sql: &str) -> i64 {
+pub async fn count(client: &Client, sql: &str) -> i64 {
     client.query_one(sql, &[]).await.unwrap().get(0)
 }
 
@@ -139,7 +139,7 @@ async fn a_shard_is_added_while_clients_go_on() {
         &format!("id = 9\nprimary = \"127.0.0.1:{third}\""),
     );
     let error = told.reload(&renamed).await.unwrap_err();
-    assert!(error.contains("shard 3 is missing"), "{error}");
+    assert!(error.contains("shard 3 is missing and owns 1024 buckets"), "{error}");
     let defining = world.proxy.client().await;
     defining.batch_execute("BEGIN").await.unwrap();
     defining.batch_execute("CREATE TABLE v (k int8 PRIMARY KEY)").await.unwrap();

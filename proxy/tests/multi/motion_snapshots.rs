@@ -9,7 +9,7 @@ use crate::mover::{Mover, buckets_of};
 use crate::proxy::{World, code, keys};
 
 /// Takes a snapshot and touches no bucket.
-const NO_BUCKET: &str = "SELECT inet_server_port() FROM (SELECT count(*) FROM rates) c";
+pub const NO_BUCKET: &str = "SELECT inet_server_port() FROM (SELECT count(*) FROM rates) c";
 
 /// The first value, or the SQLSTATE. By the simple protocol: what is prepared is checked by a server first.
 async fn value(client: &Client, sql: &str) -> String {
@@ -109,7 +109,7 @@ async fn flushed(world: &World) -> Raw {
     raw
 }
 
-fn executed(sql: &str) -> bytes::BytesMut {
+pub fn executed(sql: &str) -> bytes::BytesMut {
     let mut out = bytes::BytesMut::new();
     frontend::parse("", sql, [], &mut out).unwrap();
     let none = |_: &str, _: &mut bytes::BytesMut| Ok(postgres_protocol::IsNull::Yes);

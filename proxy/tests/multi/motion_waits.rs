@@ -12,10 +12,10 @@ use crate::proxy::{World, code, keys};
 const SHORT: Duration = Duration::from_millis(400);
 
 /// What moves, what stays on its shard, and what is on another one.
-type Keys = (i64, i64, i64);
+pub type Keys = (i64, i64, i64);
 
 /// As when the mover was killed right behind its fence.
-async fn held(name: &str) -> (World, Mover, Keys) {
+pub async fn held(name: &str) -> (World, Mover, Keys) {
     let world = World::start(name).await;
     let mover = Mover::new(&world).await;
     let (of_one, other) = (keys(1, 2), keys(2, 1)[0]);
@@ -31,7 +31,7 @@ async fn held(name: &str) -> (World, Mover, Keys) {
     (world, mover, (moving, staying, other))
 }
 
-fn update(key: i64) -> String {
+pub fn update(key: i64) -> String {
     format!("UPDATE t SET note = 'b' WHERE k = {key}")
 }
 

@@ -20,6 +20,7 @@ async fn control(cluster: &Cluster) -> Control {
         catalog: Arc::default(),
         following: Default::default(),
         shards: vec![],
+        lineup: 0,
     };
     let shared = Arc::new(Shared::new(state));
     let control = Control::start(config, &cluster.directory.join("none.toml"), shared).unwrap();

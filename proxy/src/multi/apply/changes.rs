@@ -196,7 +196,7 @@ impl Change {
         own: bool,
     ) -> Result<Vec<Option<Part<'s>>>, Failure> {
         let mut parts: Vec<Option<Part<'s>>> = (0..p.shard_count()).map(|_| None).collect();
-        let all: Vec<usize> = (0..p.shard_count()).collect();
+        let all = p.members();
         let stored = self.shape.stored();
         let key = stored.iter().position(|column| Some(&column.name) == plan.key.as_ref());
         let here = |row: &Row<'_>| -> Result<Vec<usize>, Failure> {
