@@ -47,6 +47,17 @@ impl Aim {
         }
     }
 
+    /// For people.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Ready => "ready",
+            Self::Window => "cut over",
+            Self::Done => "done",
+            Self::Aborted => "aborted",
+            Self::RolledBack => "rolled back",
+        }
+    }
+
     /// Also when somebody else has gone further the same way.
     pub const fn is_met(self, phase: Phase) -> bool {
         match self {

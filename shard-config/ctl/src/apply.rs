@@ -15,6 +15,7 @@ use crate::look::Screen;
 use crate::mover::catalog::{self, StoredMap};
 use crate::mover::job::Job;
 use crate::mover::machine::Phase;
+use crate::mover::objects;
 use crate::mover::preflight::{self, Problem};
 use crate::mover::run::Options;
 use crate::moves::{Ended, drive, refusal, said, words};
@@ -147,25 +148,33 @@ async fn rest(
 async fn dry(servers: &Servers, control: &Db, plan: &Plan) -> anyhow::Result<Ended> {
     let map = catalog::map(control).await?;
     let mut found: Vec<Problem> = Vec::new();
+    let mut notes: Vec<String> = Vec::new();
     for step in &plan.steps {
-        for problem in problems(servers, control, &map, step).await? {
+        for problem in problems(servers, control, &map, step, &mut notes).await? {
             // What is wrong with a shard is wrong for each step that it has a part in.
             if !found.contains(&problem) {
                 found.push(problem);
             }
         }
     }
-    Ok(refusal(&found).unwrap_or_else(|| {
+    notes.sort();
+    notes.dedup();
+    let told: String = notes.iter().map(|note| format!("note     {note}\n")).collect();
+    let (mut report, status) = refusal(&found).unwrap_or_else(|| {
         said("everything that was checked is well; nothing was changed", json!({ "ok": true }), 0)
-    }))
+    });
+    report.text = told + &report.text;
+    report.json["notes"] = json!(notes);
+    Ok((report, status))
 }
 
-/// Why this step cannot be made as things are.
+/// Why this step cannot be made as things are. `notes`: what is no reason, and must be known.
 async fn problems(
     servers: &Servers,
     control: &Db,
     map: &StoredMap,
     step: &Step,
+    notes: &mut Vec<String>,
 ) -> anyhow::Result<Vec<Problem>> {
     let now = chrono::Utc::now();
     let job = Job {
@@ -188,6 +197,7 @@ async fn problems(
     }
     let source = servers.primary(job.source, "shardctl").await?;
     let target = servers.primary(job.target, "shardctl").await?;
+    notes.extend(objects::of_both(servers, &job, &source, &target).await?);
     let checked = preflight::servers(servers, control, &source, &target, &job, map).await;
     Ok(checked.map_or_else(
         // Those of other steps are to be heard, too.

@@ -3,6 +3,9 @@
 //!
 //! Which server of a shard is its primary is asked of the servers each time, so a failover needs no edit. No statement
 //! waits for ever: after its patience a connection is given up, and whoever had it opens another.
+//!
+//! Commits are durable whatever the servers, the database or the role have as their default (H15): who does not need that
+//! says so.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -24,9 +27,11 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// NULL of a standby. The timeline by the WAL file's name: the control file's lags behind a promotion until the next
 /// checkpoint.
-const IDENTITY: &str = "SELECT CASE WHEN NOT r.rec THEN (SELECT system_identifier FROM pg_control_system()) END, \
-     CASE WHEN NOT r.rec THEN ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int END \
-     FROM (SELECT pg_is_in_recovery() AS rec) r";
+const IDENTITY: &str = "CASE WHEN NOT r.rec THEN (SELECT system_identifier FROM pg_control_system()) END, \
+     CASE WHEN NOT r.rec THEN ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int END";
+
+/// The session's commits wait for the disk and for the standbys that are named; what waits for more than that is left so.
+const DURABLE: &str = "CASE WHEN current_setting('synchronous_commit') <> 'remote_apply' THEN set_config('synchronous_commit', 'on', false) END";
 
 /// A prepared transaction that is older is in doubt: whoever made it is not about to end it.
 const IN_DOUBT: Duration = Duration::from_secs(60);
@@ -90,7 +95,8 @@ impl Servers {
         settings
     }
 
-    async fn open(&self, shard: ShardId, place: &HostPort, name: &str) -> anyhow::Result<Db> {
+    /// A session on this server, which need not be in the file.
+    pub async fn open(&self, shard: ShardId, place: &HostPort, name: &str) -> anyhow::Result<Db> {
         self.open_as(format!("shard {shard} ({place})"), place, name).await
     }
 
@@ -269,8 +275,21 @@ impl Db {
     }
 
     async fn who(&self) -> anyhow::Result<Option<(i64, i32)>> {
-        let row = self.one(IDENTITY, &[]).await?;
+        // In one round trip: each session begins with it.
+        let sql = format!("SELECT {IDENTITY}, {DURABLE} FROM (SELECT pg_is_in_recovery() AS rec) r");
+        let row = self.one(&sql, &[]).await?;
         Ok(row.try_get::<_, Option<i64>>(0)?.map(|system| (system, row.get(1))))
+    }
+
+    /// Commits wait for what clients' commits wait for, and for no more: while clients are held nobody waits for a standby for
+    /// which they would not. Until `durable`.
+    pub async fn like_clients(&self) -> anyhow::Result<()> {
+        self.run("RESET synchronous_commit").await
+    }
+
+    /// As every session begins.
+    pub async fn durable(&self) -> anyhow::Result<()> {
+        self.run(&format!("SELECT {DURABLE}")).await
     }
 
     /// What the server said, and which one.

@@ -1,20 +1,20 @@
 //! `doctor`: every check is run, each problem has a remedy.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::Context;
 use futures_util::future::join_all;
 use serde_json::json;
-use shard_config::{Config, ShardId, ShardMap};
+use shard_config::{Config, ShardMap};
 use tokio_postgres::Client;
 
 use crate::connect::{ANSWER_TIMEOUT, Proxy, ask, cell};
 use crate::constraints;
 use crate::direct::Servers;
 use crate::drift::{drift, schema};
+use crate::movable::movable;
 use crate::mover::definition::Parts;
-use crate::mover::preflight;
 use crate::output::Report;
 use crate::status::{STANDBYS, shards};
 use crate::sweep;
@@ -32,12 +32,11 @@ const SETTINGS: [(&str, &[&str], &str); 6] = [
 /// `migrate` makes six months; below two it is time to run it again.
 const PARTITION_DAYS: u32 = 60;
 
-/// Tables and their partitions are looked through.
-const MOVABLE_WITHIN: std::time::Duration = std::time::Duration::from_secs(15);
-
 #[derive(Default)]
 pub(crate) struct Findings {
     pub(crate) all: Vec<(String, Result<String, String>)>,
+    /// What is no problem as it is, and must be known.
+    notes: Vec<(String, String)>,
 }
 
 impl Findings {
@@ -49,7 +48,11 @@ impl Findings {
         self.all.push((check.into(), Err(remedy.into())));
     }
 
-    fn report(self) -> Report {
+    pub(crate) fn note(&mut self, about: impl Into<String>, text: impl Into<String>) {
+        self.notes.push((about.into(), text.into()));
+    }
+
+    pub(crate) fn report(self) -> Report {
         let well = self.all.iter().all(|(_, outcome)| outcome.is_ok());
         let mut text = String::new();
         let mut checks = Vec::new();
@@ -61,7 +64,12 @@ impl Findings {
             text += &format!("{mark}  {check}: {detail}\n");
             checks.push(json!({"check": check, "ok": outcome.is_ok(), "detail": detail}));
         }
-        Report { json: json!({"ok": well, "checks": checks}), text, well }
+        let mut notes = Vec::new();
+        for (about, note) in self.notes {
+            text += &format!("note     {about}: {note}\n");
+            notes.push(json!({"about": about, "note": note}));
+        }
+        Report { json: json!({"ok": well, "checks": checks, "notes": notes}), text, well }
     }
 }
 
@@ -166,41 +174,6 @@ async fn look(client: &Client, name: &str, findings: &mut Findings) -> Option<BT
     }
 }
 
-/// Whether buckets could be moved: asked of the servers themselves, with the role of `[control]`.
-async fn movable(servers: &Servers, shards: &BTreeSet<ShardId>, findings: &mut Findings) {
-    let asked = join_all(shards.iter().map(async |&shard| {
-        let asked = tokio::time::timeout(MOVABLE_WITHIN, preflight::shard(servers, shard)).await;
-        let answer = asked.unwrap_or_else(|_| Err(anyhow::anyhow!("no answer within {MOVABLE_WITHIN:?}")));
-        (shard, answer)
-    }))
-    .await;
-    tell_movable(asked, findings);
-}
-
-/// What is wrong with a table is so on every shard, and is said once. PURE.
-fn tell_movable(asked: Vec<(ShardId, anyhow::Result<Vec<preflight::Problem>>)>, findings: &mut Findings) {
-    let mut problems: BTreeMap<(String, String), Vec<String>> = BTreeMap::new();
-    for (shard, answer) in asked {
-        match answer {
-            Ok(found) if found.is_empty() => {
-                findings
-                    .well(format!("shard {shard}: moving buckets"), "settings, rights and tables allow it");
-            }
-            Ok(found) => {
-                for preflight::Problem { what, remedy } in found {
-                    let what = what.strip_prefix(&format!("shard {shard}: ")).unwrap_or(&what).to_owned();
-                    problems.entry((what, remedy)).or_default().push(shard.to_string());
-                }
-            }
-            Err(error) => findings.problem(format!("shard {shard}: moving buckets"), format!("{error:#}")),
-        }
-    }
-    for ((what, remedy), shards) in problems {
-        let many = if shards.len() > 1 { "shards" } else { "shard" };
-        findings.problem(format!("{many} {}: moving buckets: {what}", shards.join(", ")), remedy);
-    }
-}
-
 fn against_config(map: &ShardMap, config: &Config, findings: &mut Findings) {
     if map.buckets() != config.key.buckets {
         let remedy = format!("write buckets = {}; it cannot change once rows exist", map.buckets());
@@ -286,6 +259,8 @@ async fn partitions(client: &Client, name: &str, findings: &mut Findings) -> any
 
 #[cfg(test)]
 mod tests {
+    use shard_config::ShardId;
+
     use super::*;
 
     /// A plain PostgreSQL stands for shard 1, so every statement of `doctor` is run by a real server.
@@ -386,27 +361,6 @@ mod tests {
         require("another").await;
         until("SELECT NOT EXISTS (SELECT FROM pg_stat_replication WHERE sync_state = 'sync')").await;
         assert_eq!(waiting().await, ["shard 1: none of 1 replicas acknowledges writes, another is required"]);
-    }
-
-    #[test]
-    fn what_is_wrong_on_several_shards_is_said_once() {
-        let problem = |what: &str| preflight::Problem { what: what.to_owned(), remedy: "mend it".to_owned() };
-        let mut findings = Findings::default();
-        let asked = vec![
-            (ShardId(1), Ok(vec![problem("t is UNLOGGED"), problem("shard 1: wal_level is replica")])),
-            (ShardId(2), Ok(vec![problem("t is UNLOGGED")])),
-            (ShardId(3), Ok(vec![])),
-        ];
-        tell_movable(asked, &mut findings);
-        let all: Vec<_> = findings.all.iter().map(|(check, _)| check.as_str()).collect();
-        assert_eq!(
-            all,
-            [
-                "shard 3: moving buckets",
-                "shards 1, 2: moving buckets: t is UNLOGGED",
-                "shard 1: moving buckets: wal_level is replica"
-            ]
-        );
     }
 
     #[tokio::test]

@@ -2,6 +2,7 @@
 
 use crate::direct::{Db, Servers};
 use crate::mover::copy::{is_enabled, slot_state};
+use crate::mover::disk;
 use crate::mover::job::{Job, Way};
 use crate::mover::machine::Phase;
 
@@ -43,7 +44,10 @@ pub async fn broken(job: &Job, source: &Db, target: &Db) -> anyhow::Result<Optio
         };
         match slot_state(side(giver), &slot).await? {
             None => {
-                let why = format!("slot {slot} is no more on shard {giver}, which has failed over perhaps");
+                let why = match disk::dropped(job).filter(|_| way == Way::Back) {
+                    Some(why) => format!("it was given up: {why}"),
+                    None => format!("slot {slot} is no more on shard {giver}, which has failed over perhaps"),
+                };
                 return Ok(Some(Broken::Gone(format!("{what} is gone ({why}): {left}"))));
             }
             Some((state, _)) if state == "lost" => {

@@ -91,7 +91,7 @@ async fn away(servers: &Servers, id: i64) -> anyhow::Result<Option<String>> {
 }
 
 /// See `mover::lost`.
-fn way_out(job: &Job, lost: ShardId) -> String {
+pub(crate) fn way_out(job: &Job, lost: ShardId) -> String {
     let phase = job.phase.resumed();
     let command = match (phase.target_owns(), lost == job.target) {
         (false, true) => format!("shardctl abort {} --target-lost", job.id),

@@ -1,5 +1,6 @@
 //! The command line. What the verbs do is in the library.
 
+mod goals;
 mod options;
 
 use std::io::Write;
@@ -9,19 +10,20 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{CommandFactory, Parser, Subcommand};
-use shard_config::{ShardId, ranges};
+use shard_config::ShardId;
 use shardctl::direct::Servers;
 use shardctl::exit::{self, Failure};
 use shardctl::look::{self, Screen};
 use shardctl::mover::machine::Wish;
 use shardctl::moves::{self, Ended};
-use shardctl::plans::{self, Goal, Measure};
+use shardctl::plans;
 use shardctl::{
-    Unreachable, apply, connect, doctor, epochs, explain, figures, map, migrate, reload, relocate, repair,
+    Unreachable, apply, connect, doctor, dry_run, epochs, explain, map, migrate, reload, relocate, repair,
     status, tenants,
 };
 
-use crate::options::{How, Limits};
+use crate::goals::{PlanGoal, goal};
+use crate::options::{DryRun, How, Limits};
 
 /// See, check, migrate and rebalance the shards behind a shard-proxy.
 ///
@@ -98,7 +100,10 @@ enum Verb {
     /// The servers of the file of --config beside those that each running proxy serves: what a reload would change, and whether it can.
     Servers,
     /// Have every running proxy read its configuration file again, and wait until all serve what the file of --config says.
-    Reload,
+    Reload {
+        #[command(flatten)]
+        dry: DryRun,
+    },
     /// Print every setting of the proxy's configuration with its default, or check a file.
     Config { file: Option<PathBuf> },
     /// What would have to be moved. Changes nothing.
@@ -143,6 +148,8 @@ enum Verb {
         id: i64,
         #[command(flatten)]
         how: How,
+        #[command(flatten)]
+        dry: DryRun,
     },
     /// Change the limits that are named, of a move while it runs; others stay. Without any: show them.
     Throttle {
@@ -156,6 +163,8 @@ enum Verb {
         /// Bytes of WAL that the target may be behind.
         #[arg(long, default_value_t = moves::LAG_MOST)]
         max_lag: i64,
+        #[command(flatten)]
+        dry: DryRun,
     },
     /// Undo a move that has not cut over.
     Abort {
@@ -166,9 +175,15 @@ enum Verb {
         /// It will never come back with what it has: end the move, and hide nothing of it any more.
         #[arg(long, requires = "target_lost")]
         never_returns: bool,
+        #[command(flatten)]
+        dry: DryRun,
     },
     /// Give everything back to the source, with what was written since the cut-over.
-    Rollback { id: i64 },
+    Rollback {
+        id: i64,
+        #[command(flatten)]
+        dry: DryRun,
+    },
     /// Close the window of a move and delete the rows on the source. No roll-back after it.
     Finish {
         id: i64,
@@ -178,6 +193,8 @@ enum Verb {
         /// It will never come back with what it has: end the move, and hide nothing of it any more.
         #[arg(long, requires = "source_lost")]
         never_returns: bool,
+        #[command(flatten)]
+        dry: DryRun,
     },
     /// Compare both sides of a live move, row by row where digests differ. Repairs nothing.
     #[command(alias = "verify")]
@@ -213,37 +230,6 @@ enum Verb {
     Completions { shell: clap_complete::Shell },
     /// The manual page, to standard output.
     Man,
-}
-
-#[derive(Subcommand)]
-enum PlanGoal {
-    /// Any set of buckets to a shard, from wherever they are.
-    Move {
-        /// FROM-TO, both included, or several of them: 0-9,40-49,77.
-        #[arg(long)]
-        buckets: String,
-        #[arg(long)]
-        to: u16,
-    },
-    /// Everything of a shard to the others.
-    Drain { shard: u16 },
-    /// Every shard to its weighted share, moving as little as possible.
-    Rebalance {
-        #[arg(long, value_enum, default_value = "buckets")]
-        by: Measure,
-        /// Per cent by which a shard may be above its share (with --by rows, bytes or load).
-        #[arg(long, default_value_t = 5)]
-        tolerance: u32,
-        /// Count for so long what is written (with --by load).
-        #[arg(long, default_value_t = figures::SECONDS, value_parser = clap::value_parser!(u32).range(1..=3600))]
-        seconds: u32,
-    },
-    /// One tenant to a shard; its bucket stays.
-    Isolate {
-        tenant: String,
-        #[arg(long)]
-        to: u16,
-    },
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -308,23 +294,34 @@ fn pages(verb: &clap::Command, above: &str, out: &mut Vec<u8>) -> std::io::Resul
     Ok(())
 }
 
-fn goal(goal: &PlanGoal) -> Result<Goal, Failure> {
-    Ok(match goal {
-        PlanGoal::Move { buckets, to } => {
-            let ranges =
-                ranges::parse(buckets).map_err(|error| Failure::usage(format!("--buckets: {error}")))?;
-            Goal::Buckets { ranges, target: ShardId(*to) }
-        }
-        PlanGoal::Drain { shard } => Goal::Drain(ShardId(*shard)),
-        PlanGoal::Rebalance { by, tolerance, seconds } => {
-            Goal::Rebalance { by: *by, tolerance: *tolerance, seconds: *seconds }
-        }
-        PlanGoal::Isolate { tenant, to } => Goal::Isolate { tenant: tenant.clone(), target: ShardId(*to) },
-    })
+const fn screen(arguments: &Arguments) -> Screen {
+    Screen { json: arguments.json, bar: true }
+}
+
+async fn wish(
+    arguments: &Arguments,
+    id: i64,
+    wish: Wish,
+    max_lag: i64,
+    dry: DryRun,
+) -> anyhow::Result<Ended> {
+    let servers = servers(arguments)?;
+    match dry.dry_run {
+        true => dry_run::wish(&servers, id, wish, max_lag).await,
+        false => moves::wish(&servers, id, wish, max_lag, screen(arguments)).await,
+    }
+}
+
+async fn lost(arguments: &Arguments, id: i64, wish: Wish, never: bool, dry: DryRun) -> anyhow::Result<Ended> {
+    let servers = servers(arguments)?;
+    match dry.dry_run {
+        true => dry_run::lost(&servers, id, wish, never).await,
+        false => moves::lost(&servers, id, wish, never).await,
+    }
 }
 
 async fn run(arguments: &Arguments) -> anyhow::Result<Ended> {
-    let screen = Screen { json: arguments.json, bar: true };
+    let screen = screen(arguments);
     match &arguments.verb {
         Verb::Config { file } => return Ok((doctor::config_file(file.as_deref())?, 0)),
         Verb::Completions { shell } => {
@@ -366,35 +363,32 @@ async fn run(arguments: &Arguments) -> anyhow::Result<Ended> {
                 .await;
         }
         Verb::Servers => return reload::servers(&servers(arguments)?).await,
-        Verb::Reload => return reload::reload(&servers(arguments)?).await,
+        Verb::Reload { dry } => return reload::reload(&servers(arguments)?, dry.dry_run).await,
         Verb::Moves => return look::list(&servers(arguments)?).await,
         Verb::History { id } => return look::history(&servers(arguments)?, *id).await,
         Verb::Watch { id } => return look::watch(&servers(arguments)?, *id, screen).await,
         Verb::Pause { id } => return moves::pause(&servers(arguments)?, *id).await,
-        Verb::Resume { id, how } => {
+        Verb::Resume { id, how, dry: DryRun { dry_run: true } } => {
+            return dry_run::resume(&servers(arguments)?, *id, how.options()).await;
+        }
+        Verb::Resume { id, how, .. } => {
             return moves::resume(&servers(arguments)?, *id, how.options(), screen).await;
         }
         Verb::Throttle { id, limits } => {
             return moves::throttle(&servers(arguments)?, *id, &limits.named()).await;
         }
-        Verb::Cutover { id, max_lag } => {
-            return moves::wish(&servers(arguments)?, *id, Wish::Cutover, *max_lag, screen).await;
+        Verb::Cutover { id, max_lag, dry } => {
+            return wish(arguments, *id, Wish::Cutover, *max_lag, *dry).await;
         }
-        Verb::Abort { id, target_lost: true, never_returns } => {
-            return moves::lost(&servers(arguments)?, *id, Wish::Abort, *never_returns).await;
+        Verb::Abort { id, target_lost: true, never_returns, dry } => {
+            return lost(arguments, *id, Wish::Abort, *never_returns, *dry).await;
         }
-        Verb::Finish { id, source_lost: true, never_returns } => {
-            return moves::lost(&servers(arguments)?, *id, Wish::Finish, *never_returns).await;
+        Verb::Finish { id, source_lost: true, never_returns, dry } => {
+            return lost(arguments, *id, Wish::Finish, *never_returns, *dry).await;
         }
-        Verb::Abort { id, .. } => {
-            return moves::wish(&servers(arguments)?, *id, Wish::Abort, 0, screen).await;
-        }
-        Verb::Rollback { id } => {
-            return moves::wish(&servers(arguments)?, *id, Wish::Rollback, 0, screen).await;
-        }
-        Verb::Finish { id, .. } => {
-            return moves::wish(&servers(arguments)?, *id, Wish::Finish, 0, screen).await;
-        }
+        Verb::Abort { id, dry, .. } => return wish(arguments, *id, Wish::Abort, 0, *dry).await,
+        Verb::Rollback { id, dry } => return wish(arguments, *id, Wish::Rollback, 0, *dry).await,
+        Verb::Finish { id, dry, .. } => return wish(arguments, *id, Wish::Finish, 0, *dry).await,
         Verb::Diff { id } => return moves::diff(&servers(arguments)?, *id).await,
         Verb::Catalog { to: None, .. } => return relocate::show(&servers(arguments)?).await,
         Verb::Catalog { to: Some(to), dry_run } => {

@@ -194,6 +194,42 @@ pub(crate) async fn missed(control: &Db, job: &Job) -> anyhow::Result<String> {
     found.map_or_else(|| Ok(format!("it is {}", job.phase.name())), |row| Ok(row.try_get(0)?))
 }
 
+/// What is said to a wish before anything is written.
+pub(crate) enum Answer {
+    /// The move is over, as it was wanted.
+    Over(String),
+    /// As `Phase::granted` says.
+    Granted(Option<Phase>),
+}
+
+pub(crate) fn answer(job: &Job, wish: Wish) -> Result<Answer, Failure> {
+    let id = job.id;
+    if job.phase.is_over() {
+        let text = format!("move {id} is over: {}", state(job));
+        return match Aim::from(wish).is_met(job.phase) && wish != Wish::Cutover {
+            true => Ok(Answer::Over(text)),
+            false => Err(Failure::refused(text)),
+        };
+    }
+    let granted = job.phase.resumed().granted(wish);
+    let refused =
+        |instead| Failure::refused(format!("move {id} is in phase {}: {instead}", job.phase.name()));
+    granted.map(Answer::Granted).map_err(refused)
+}
+
+/// The lag with which a cut-over is refused when it is asked for, and the words for it.
+pub(crate) async fn too_far(source: &Db, job: &Job, most: i64) -> anyhow::Result<Option<(i64, String)>> {
+    let lag = copy::lag(source, &job.publication(Way::Out)).await?.filter(|lag| *lag > most);
+    Ok(lag.map(|lag| {
+        let text = format!(
+            "the target is up to {} behind, limit {}: wait, or raise --max-lag",
+            human(lag),
+            human(most)
+        );
+        (lag, text)
+    }))
+}
+
 /// Writes down a wish, and sees to it.
 pub async fn wish(
     servers: &Servers,
@@ -205,27 +241,14 @@ pub async fn wish(
     let control = servers.control("shardctl").await?;
     let mut job = Job::load(&control, id).await?;
     let aim = Aim::from(wish);
-    if job.phase.is_over() {
-        let text = format!("move {id} is over: {}", state(&job));
-        return match aim.is_met(job.phase) && wish != Wish::Cutover {
-            true => Ok(said(text, job.json(), 0)),
-            false => Err(Failure::refused(text).into()),
-        };
+    if let Answer::Over(text) = answer(&job, wish)? {
+        return Ok(said(text, job.json(), 0));
     }
-    job.phase.resumed().granted(wish).map_err(|instead| {
-        Failure::refused(format!("move {id} is in phase {}: {instead}", job.phase.name()))
-    })?;
     if wish == Wish::Cutover {
         let source = servers.primary(job.source, "shardctl").await?;
-        if let Some(lag) = copy::lag(&source, &job.publication(Way::Out)).await?
-            && lag > lag_most
-        {
-            let text = format!(
-                "the target is up to {} behind, limit {}: wait, or raise --max-lag; nothing was changed",
-                human(lag),
-                human(lag_most)
-            );
-            return Ok(said(text, json!({ "lag_bytes": lag, "limit": lag_most }), exit::REFUSED));
+        if let Some((lag, text)) = too_far(&source, &job, lag_most).await? {
+            let json = json!({ "lag_bytes": lag, "limit": lag_most });
+            return Ok(said(format!("{text}; nothing was changed"), json, exit::REFUSED));
         }
     }
     // Nothing has been begun, on servers that may not even answer; a runner that looks at them finds the move ended.
@@ -274,7 +297,7 @@ pub async fn lost(servers: &Servers, id: i64, wish: Wish, never_returns: bool) -
     Ok(said(text, job.json(), 0))
 }
 
-fn still_on(job: &Job) -> Result<(), Failure> {
+pub(crate) fn still_on(job: &Job) -> Result<(), Failure> {
     match job.phase.is_over() {
         true => Err(Failure::refused(format!("move {} is over: {}", job.id, state(job)))),
         false => Ok(()),

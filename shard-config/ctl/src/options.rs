@@ -19,6 +19,13 @@ impl How {
     }
 }
 
+#[derive(Args, Clone, Copy)]
+pub struct DryRun {
+    /// Only say whether it would be granted, what stands in its way now, and what it would do. Nothing is written anywhere.
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
 const PARALLEL_MOST: i64 = shardctl::mover::throttle::PARALLEL_MOST as i64;
 
 /// A limit of a copy, or that there is none.
@@ -42,10 +49,10 @@ pub struct Limits {
     /// Copy so many bytes a second at most; none: as many as it can.
     #[arg(long, value_name = "BYTES|none")]
     bytes_per_second: Option<Limit>,
-    /// Copy nothing while a standby of the source is so many bytes behind.
+    /// Copy nothing while a standby of the source or of the target is so many bytes behind.
     #[arg(long, value_name = "BYTES|none")]
     standby_lag_bytes: Option<Limit>,
-    /// Copy nothing while the source takes so many milliseconds to answer SELECT 1.
+    /// Copy nothing while a small commit on the source or on the target takes longer, in milliseconds.
     #[arg(long, value_name = "MS|none")]
     latency_ms: Option<Limit>,
     /// Tables copied at the same time, up to 8; none: the default, 1.

@@ -1,22 +1,24 @@
 //! `servers` and `reload`: what every running proxy serves beside what the configuration file says, and the one made the other.
 //! Each proxy has a file of its own, so what is compared afterwards is what they serve.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use serde_json::json;
 use shard_config::{ShardId, User};
-use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
+use tokio_postgres::{Client, NoTls, SimpleQueryMessage, SimpleQueryRow};
 
 use crate::connect::{ask, cell, describe};
 use crate::direct::{Db, Servers};
 use crate::exit::{self, Failure};
-use crate::mover::catalog::{self, StoredMap};
+use crate::mover::catalog;
 use crate::moves::Ended;
 use crate::output::{Report, table};
-use crate::served::{Change, Holds, Listed, Served, changes, renamed};
+use crate::served::{Change, Holds, LEAVING, Listed, Served, changes, renamed};
+
+mod holds;
 
 const CONNECT: Duration = Duration::from_secs(5);
 const ANSWER: Duration = Duration::from_secs(10);
@@ -43,8 +45,9 @@ pub async fn servers(servers: &Servers) -> anyhow::Result<Ended> {
     Ok((state.report(), if state.is_well() { 0 } else { exit::FAILED }))
 }
 
-/// `reload`: every proxy is told to read its file again. Returns when all serve what the file of --config says.
-pub async fn reload(servers: &Servers) -> anyhow::Result<Ended> {
+/// `reload`: every proxy is told to read its file again. Returns when all serve what the file of --config says. `dry_run`: nobody
+/// is told anything.
+pub async fn reload(servers: &Servers, dry_run: bool) -> anyhow::Result<Ended> {
     let state = State::read(servers).await?;
     if state.views.is_empty() {
         return Err(Failure::refused("no proxy has a lease in the catalog: there is nobody to reload").into());
@@ -55,14 +58,26 @@ pub async fn reload(servers: &Servers) -> anyhow::Result<Ended> {
         report.text += "nothing was reloaded\n";
         return Ok((report, exit::REFUSED));
     }
+    if dry_run {
+        let mut report = state.report();
+        let names: Vec<_> = state.views.iter().map(|view| view.proxy.name.as_str()).collect();
+        report.text += &format!(
+            "each would be told, until one cannot, to read its file again: {}; nothing was reloaded\n",
+            names.join(", ")
+        );
+        (report.json["dry_run"], report.json["would_reload"]) = (json!(true), json!(names));
+        return Ok((report, 0));
+    }
     let user = console_user(servers)?;
-    let mut failed = Vec::new();
+    let (mut failed, mut told) = (Vec::new(), Vec::new());
     for view in &state.views {
         // One after the other: a file that one cannot take is not tried on all at once.
         if let Err(error) = tell(&view.proxy, user).await {
             failed.push(format!("{}: {error:#}", view.proxy.name));
+            failed.extend(halfway(&told));
             break;
         }
+        told.push(view.proxy.name.as_str());
     }
     let after = State::read(servers).await?;
     let mut report = after.report();
@@ -76,7 +91,7 @@ pub async fn reload(servers: &Servers) -> anyhow::Result<Ended> {
         }));
     }
     if failed.is_empty() {
-        failed.extend(follow(servers).await?);
+        failed.extend(follow(servers, user).await?);
     }
     report.well = failed.is_empty() && after.is_well();
     for text in &failed {
@@ -88,6 +103,17 @@ pub async fn reload(servers: &Servers) -> anyhow::Result<Ended> {
     }
     let status = if report.well { 0 } else { exit::FAILED };
     Ok((report, status))
+}
+
+/// What follows from a reload that only these proxies have made.
+fn halfway(told: &[&str]) -> Option<String> {
+    (!told.is_empty()).then(|| {
+        format!(
+            "{} did read the file before: until all have, write to no reference table and change no schema; end what keeps the \
+             other proxy from it (a client that is named, on that proxy), and run shardctl reload again",
+            told.join(", ")
+        )
+    })
 }
 
 /// The file and all proxies at one moment.
@@ -115,8 +141,12 @@ impl State {
         let map = catalog::map(&control).await?;
         let shards = views.iter().flat_map(|view| view.served.iter().flatten()).map(|one| one.shard);
         let mut holds = BTreeMap::new();
-        for shard in shards.collect::<std::collections::BTreeSet<_>>() {
-            holds.insert(shard, held(&control, &map, shard).await?);
+        for shard in shards.collect::<BTreeSet<_>>() {
+            let mut held = holds::held(&control, &map, shard).await?;
+            if !servers.has(shard) {
+                held.others = holds::others(servers, user, &views, shard).await;
+            }
+            holds.insert(shard, held);
         }
         Ok(Self { file, views, holds })
     }
@@ -198,18 +228,6 @@ impl State {
     }
 }
 
-/// What keeps the shard from going.
-async fn held(control: &Db, map: &StoredMap, shard: ShardId) -> anyhow::Result<Holds> {
-    let sql = "SELECT id FROM shard_catalog.move WHERE phase NOT IN ('done', 'rolled_back', 'aborted', 'refused') \
-               AND $1 IN (source, target) ORDER BY id";
-    let rows = control.rows(sql, &[&i32::from(shard.0)]).await?;
-    Ok(Holds {
-        buckets: map.map.count(shard),
-        tenants: map.overrides.iter().filter(|(_, owner)| *owner == shard).count(),
-        moves: rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?,
-    })
-}
-
 /// Every proxy that runs, and where it listens. One that listens everywhere is where its sessions with the catalog come from.
 async fn proxies(control: &Db) -> anyhow::Result<Vec<Proxy>> {
     let sql = "SELECT name, address, (SELECT host(a.client_addr) FROM pg_stat_activity a \
@@ -260,12 +278,13 @@ async fn console(proxy: &Proxy, user: &User) -> anyhow::Result<Client> {
 async fn served(proxy: &Proxy, user: &User) -> anyhow::Result<Vec<Served>> {
     let client = console(proxy, user).await?;
     let rows = ask(&client, "SHOW SHARDS", ANSWER).await.context("SHOW SHARDS")?;
-    let server = |row: &tokio_postgres::SimpleQueryRow| {
+    let server = |row: &SimpleQueryRow| {
         let cell = |name: &str| cell(row, name);
         Ok(Served {
             shard: ShardId(cell("shard").parse().context("SHOW SHARDS: shard")?),
             address: cell("address").parse().context("SHOW SHARDS: address")?,
             role: cell("role"),
+            reason: cell("reason"),
         })
     };
     rows.iter().map(server).collect()
@@ -289,14 +308,15 @@ async fn tell(proxy: &Proxy, user: &User) -> anyhow::Result<()> {
     }
 }
 
-/// Waits until nothing runs any more that began before a proxy knew all shards of the file; else who is waited for.
-async fn follow(servers: &Servers) -> anyhow::Result<Vec<String>> {
+/// Waits until nothing runs any more that began before a proxy knew all shards of the file, or where one was that it has not any
+/// more; else who is waited for.
+async fn follow(servers: &Servers, user: &User) -> anyhow::Result<Vec<String>> {
     let control = servers.control("shardctl reload").await?;
     let mut wanted: Vec<i32> = servers.shards().iter().map(|shard| i32::from(shard.0)).collect();
     wanted.sort_unstable();
     let begun = Instant::now();
     loop {
-        let late: Vec<String> = catalog::proxies(&control)
+        let mut late: Vec<String> = catalog::proxies(&control)
             .await?
             .into_iter()
             .filter(|proxy| proxy.leased)
@@ -308,9 +328,30 @@ async fn follow(servers: &Servers) -> anyhow::Result<Vec<String>> {
                 (knows != wanted).then(text)
             })
             .collect();
+        if late.is_empty() {
+            late = leaving(&control, user).await?;
+        }
         if late.is_empty() || begun.elapsed() >= FOLLOW {
             return Ok(late);
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
+}
+
+/// Proxies in which something is still under way on a shard that they have taken out.
+async fn leaving(control: &Db, user: &User) -> anyhow::Result<Vec<String>> {
+    let mut late = Vec::new();
+    for proxy in proxies(control).await? {
+        let shards = served(&proxy, user).await.with_context(|| proxy.name.clone())?;
+        let left: BTreeMap<_, _> =
+            shards.iter().filter(|one| one.role == LEAVING).map(|one| (one.shard, &one.reason)).collect();
+        late.extend(left.iter().map(|(shard, reason)| {
+            let what = match reason.as_str() {
+                "" => "what began there before has not ended: SHOW CLIENTS on its console",
+                reason => reason,
+            };
+            format!("{} has taken out shard {shard}; {what}", proxy.name)
+        }));
+    }
+    Ok(late)
 }

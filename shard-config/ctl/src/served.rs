@@ -37,7 +37,12 @@ pub struct Served {
     pub shard: ShardId,
     pub address: SocketAddr,
     pub role: String,
+    /// Why it is not used, or does not go.
+    pub reason: String,
 }
+
+/// The role of the servers of a shard that a reload has taken out, until what began there before has ended.
+pub const LEAVING: &str = "leaving";
 
 /// What keeps a shard in the file.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -46,6 +51,9 @@ pub struct Holds {
     pub tenants: usize,
     /// Moves from or to it that are not over.
     pub moves: Vec<i64>,
+    /// Sessions that are pinned to a server of it, whichever proxy they are of, and transactions that are prepared there and not
+    /// finished; or that it cannot be asked.
+    pub others: Vec<String>,
 }
 
 /// What a reload would do, or why it cannot.
@@ -69,9 +77,10 @@ impl Change {
 
 /// From what one proxy serves to what the file says.
 pub fn changes(file: &[Listed], served: &[Served], holds: impl Fn(ShardId) -> Holds) -> Vec<Change> {
+    let served: Vec<&Served> = served.iter().filter(|one| one.role != LEAVING).collect();
     let shards_of_file: BTreeSet<_> = file.iter().map(|one| one.shard).collect();
     let shards_served: BTreeSet<_> = served.iter().map(|one| one.shard).collect();
-    let highest = shards_served.last().copied();
+    let (lowest, highest) = (shards_served.first().copied(), shards_served.last().copied());
     let mut found = Vec::new();
     for &shard in shards_of_file.difference(&shards_served) {
         found.push(match highest {
@@ -83,7 +92,7 @@ pub fn changes(file: &[Listed], served: &[Served], holds: impl Fn(ShardId) -> Ho
         });
     }
     for &shard in shards_served.difference(&shards_of_file) {
-        found.push(Change::Cannot(gone(shard, &holds(shard))));
+        found.push(gone(shard, &holds(shard), lowest == Some(shard)));
     }
     for listed in file.iter().filter(|one| shards_served.contains(&one.shard)) {
         let (shard, place) = (listed.shard, &listed.place);
@@ -109,8 +118,8 @@ pub fn changes(file: &[Listed], served: &[Served], holds: impl Fn(ShardId) -> Ho
     found
 }
 
-/// How a shard that is not in the file any more goes.
-fn gone(shard: ShardId, holds: &Holds) -> String {
+/// How a shard that is not in the file any more goes, or what keeps it.
+fn gone(shard: ShardId, holds: &Holds, lowest: bool) -> Change {
     let mut keeps = Vec::new();
     if holds.buckets > 0 {
         keeps.push(format!("owns {} buckets", holds.buckets));
@@ -118,19 +127,26 @@ fn gone(shard: ShardId, holds: &Holds) -> String {
     if holds.tenants > 0 {
         keeps.push(format!("owns {} single tenants", holds.tenants));
     }
+    // Asked for before the first proxy is told: else this one takes the shard out, and another one refuses.
+    if keeps.is_empty() && holds.moves.is_empty() && !lowest && !holds.others.is_empty() {
+        let others = holds.others.join("; ");
+        return Change::Cannot(format!(
+            "shard {shard} is not in the file, and {others}: reload when that is over"
+        ));
+    }
     let put = format!("put it back into the file, and first: shardctl plan drain {shard}");
-    match (keeps.is_empty(), holds.moves.is_empty()) {
-        (true, true) => {
-            format!(
-                "shard {shard} is not in the file and owns nothing: restart the proxies, one after the other"
-            )
-        }
+    Change::Cannot(match (keeps.is_empty(), holds.moves.is_empty()) {
+        (true, true) if lowest => format!(
+            "shard {shard} is not in the file and has the lowest number, so that rows of reference tables are locked there: stop all \
+             proxies and start them without it"
+        ),
+        (true, true) => return Change::Will(format!("shard {shard} owns nothing and is taken out")),
         (true, false) => format!(
             "shard {shard} is not in the file, and moves {:?} from or to it are not over: put it back until they are",
             holds.moves
         ),
         (false, _) => format!("shard {shard} is not in the file and {}: {put}", keeps.join(" and ")),
-    }
+    })
 }
 
 /// A primary that the file calls a replica, or the other way round: no proxy minds.
@@ -162,7 +178,7 @@ mod tests {
     }
 
     fn served(shard: u16, port: u16, role: &str) -> Served {
-        Served { shard: ShardId(shard), address: at(port), role: role.to_owned() }
+        Served { shard: ShardId(shard), address: at(port), role: role.to_owned(), reason: String::new() }
     }
 
     fn at(port: u16) -> SocketAddr {
@@ -207,11 +223,16 @@ mod tests {
     fn a_shard_goes_when_it_owns_nothing_and_a_primary_never() {
         let without_five = [listed(2, 1, true), listed(2, 2, false)];
         let none = Holds::default;
-        check(&without_five, none(), false, "owns nothing: restart the proxies");
+        check(&without_five, none(), true, "shard 5 owns nothing and is taken out");
+        check(&[listed(5, 3, true)], none(), false, "shard 2 is not in the file and has the lowest number");
+        let leaving = [served(2, 1, "primary"), served(2, 2, "replica"), served(5, 3, LEAVING)];
+        assert_eq!(changes(&without_five, &leaving, |_| none()), [], "it was taken out already");
         check(&without_five, Holds { buckets: 7, ..none() }, false, "owns 7 buckets: put it back");
-        let both = Holds { buckets: 7, tenants: 2, moves: vec![3] };
+        let both = Holds { buckets: 7, tenants: 2, moves: vec![3], ..none() };
         check(&without_five, both, false, "owns 7 buckets and owns 2 single tenants");
         check(&without_five, Holds { moves: vec![3], ..none() }, false, "moves [3]");
+        let pinned = Holds { others: vec!["client 2a of p2 is pinned".to_owned()], ..none() };
+        check(&without_five, pinned, false, "client 2a of p2 is pinned: reload when that is over");
         let five = listed(5, 3, true);
         check(&[listed(2, 1, true), five.clone()], none(), true, "127.0.0.1:2 of shard 2 is taken out");
         check(&[listed(2, 2, true), five], none(), false, "promote another one");

@@ -37,11 +37,21 @@ pub async fn install(db: &Db) -> anyhow::Result<()> {
 
 /// Writes that the shard does not own the scope.
 pub async fn fence_row(db: &Db, job: &Job, buckets: u16) -> anyhow::Result<()> {
-    let sql = "INSERT INTO shard_catalog.fence (move_id, scope, mask) VALUES ($1, $2, $3) ON CONFLICT (move_id) DO NOTHING";
-    db.execute(sql, &[&job.id, &job.scope.json(), &i64::from(buckets - 1)]).await.map(drop)
+    db.run(&fence_sql(job, buckets)).await
 }
 
-fn trigger(job: &Job, what: &str) -> String {
+/// See `fence_row`.
+pub(super) fn fence_sql(job: &Job, buckets: u16) -> String {
+    format!(
+        "INSERT INTO shard_catalog.fence (move_id, scope, mask) VALUES ({}, {}, {}) ON CONFLICT (move_id) DO NOTHING",
+        job.id,
+        literal(&job.scope.json().to_string()),
+        buckets - 1
+    )
+}
+
+/// The names of all guards of the move begin with that of `what` nothing.
+pub(super) fn trigger(job: &Job, what: &str) -> String {
     // BEFORE triggers run by name: after the application's, which may still change the key.
     format!("zzz_shard_move_{}_{what}", job.id)
 }

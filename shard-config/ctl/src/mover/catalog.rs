@@ -338,6 +338,16 @@ pub struct ProxyRow {
     pub shards: Option<Vec<i32>>,
 }
 
+impl ProxyRow {
+    /// Of one that has not drained `version`: what is waited for.
+    pub fn awaited(&self, version: i64) -> String {
+        match self.version < version {
+            true => format!("proxy {} has not taken up version {version}", self.name),
+            false => format!("proxy {} waits for statements under way: {}", self.name, self.note),
+        }
+    }
+}
+
 pub async fn proxies(db: &Db) -> anyhow::Result<Vec<ProxyRow>> {
     let sql = "SELECT name, address, backend_tag, lease_until > clock_timestamp(), version, drained, epoch, held, \
                coalesce(note, ''), shards FROM shard_catalog.proxy ORDER BY name, id";
@@ -373,13 +383,7 @@ pub async fn drained(db: &Db, version: i64, within: Duration, poll: Duration) ->
             return Ok(());
         }
         if begun.elapsed() >= within {
-            let late: Vec<_> = late
-                .iter()
-                .map(|proxy| match proxy.version < version {
-                    true => format!("proxy {} has not taken up version {version}", proxy.name),
-                    false => format!("proxy {} waits for statements under way: {}", proxy.name, proxy.note),
-                })
-                .collect();
+            let late: Vec<_> = late.iter().map(|proxy| proxy.awaited(version)).collect();
             anyhow::bail!("{} after {:?}", late.join("; "), within);
         }
         tokio::time::sleep(poll).await;

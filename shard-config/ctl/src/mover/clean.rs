@@ -2,8 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use super::job::Job;
+use shard_config::Config;
+
+use super::job::{Job, Way};
 use super::part::Part;
+use super::published;
 use super::scope::literal;
 use super::tables::{Table, leaves, pages};
 use crate::direct::Db;
@@ -11,6 +14,8 @@ use crate::direct::Db;
 /// Pages of one statement: few enough that its locks and its WAL stay small beside the payments'.
 const PAGES: i64 = 64;
 const PAGES_READ: i64 = 1024;
+/// Of each table or partition, to tell about how many rows there are.
+const PAGES_PICKED: i64 = 512;
 /// At most half of one backend's time is spent here.
 const REST_LEAST: Duration = Duration::from_millis(1);
 /// One page may be of rows with megabytes beside it.
@@ -39,6 +44,43 @@ pub async fn any_row(db: &Db, job: &Job, tables: &[Table], buckets: u16) -> anyh
         }
     }
     Ok(None)
+}
+
+/// About so many rows of the scope there are, of each table that the move is about: all of them counted where a table is small,
+/// else those of pages picked at random.
+pub async fn about(db: &Db, job: &Job, config: &Config, buckets: u16) -> anyhow::Result<Vec<(String, i64)>> {
+    let (tables, _) = published::of_move(db, job, config).await?;
+    let mut all = Vec::new();
+    for table in tables {
+        let scope = table.predicate("", &job.scope, buckets);
+        let mut rows = 0.0;
+        for leaf in leaves(db, &table).await? {
+            let part = (PAGES_PICKED as f64 / pages(db, &leaf).await?.max(1) as f64).min(1.0);
+            let picked =
+                if part < 1.0 { format!("TABLESAMPLE SYSTEM ({})", part * 100.0) } else { String::new() };
+            let sql = format!("SELECT count(*) FROM ONLY {leaf} {picked} WHERE {scope}");
+            rows += db.value::<i64>(&sql, &[]).await? as f64 / part;
+        }
+        all.push((table.full_name(), rows.round() as i64));
+    }
+    Ok(all)
+}
+
+/// What the move keeps on a server and takes down in the end, but for rows.
+pub async fn kept(db: &Db, job: &Job) -> anyhow::Result<Vec<String>> {
+    let names: Vec<String> =
+        [Way::Out, Way::Back].iter().flat_map(|way| [job.publication(*way), job.verify_slot(*way)]).collect();
+    let sql = "SELECT 'slot ' || slot_name FROM pg_replication_slots WHERE slot_name::text = ANY ($1)
+        UNION ALL SELECT 'subscription ' || subname FROM pg_subscription s JOIN pg_database d ON d.oid = s.subdbid
+            WHERE subname::text = ANY ($1) AND d.datname = current_database()
+        UNION ALL SELECT 'publication ' || pubname FROM pg_publication WHERE pubname::text = ANY ($1)
+        UNION ALL SELECT format('guards of %s tables', count(DISTINCT tgrelid)) FROM pg_trigger
+            WHERE starts_with(tgname::text, $2) HAVING count(*) > 0
+        UNION ALL SELECT 'prepared transaction ' || gid FROM pg_prepared_xacts
+            WHERE starts_with(gid, $3) AND database = current_database()";
+    let guards = super::arm::trigger(job, "");
+    let rows = db.rows(sql, &[&names, &guards, &job.gid_prefix()]).await?;
+    rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
 }
 
 /// Deletes every row of the scope. The session says that it is replication, by an origin that only a superuser can set:

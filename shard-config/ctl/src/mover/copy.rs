@@ -106,13 +106,8 @@ pub async fn begin(giver: &Db, taker: &Db, job: &Job, way: Way) -> anyhow::Resul
 
 /// The row that marks are written to, on the taker, committed so that no crash takes it back, or anything before it.
 pub async fn ground(taker: &Db, job: &Job, way: Way) -> anyhow::Result<()> {
-    taker
-        .run(&format!(
-            "BEGIN; SET LOCAL synchronous_commit = on; \
-             INSERT INTO shard_catalog.mark VALUES ({}, 0, clock_timestamp()) ON CONFLICT (id) DO UPDATE SET at = excluded.at; COMMIT",
-            job.mark_id(way)
-        ))
-        .await
+    let sql = "INSERT INTO shard_catalog.mark VALUES ($1, 0, clock_timestamp()) ON CONFLICT (id) DO UPDATE SET at = excluded.at";
+    taker.execute(sql, &[&job.mark_id(way)]).await.map(drop)
 }
 
 /// Makes the subscription on the taker. It does nothing before `begin`.

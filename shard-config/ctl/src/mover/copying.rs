@@ -71,8 +71,10 @@ impl Runner<'_> {
             return Err(Hopeless(text.into()).into());
         }
         let throttle = Throttle::of(&self.job);
-        let held = throttle.holds(&self.source).await?;
         let transfer = self.transfer.as_mut().context("the copy has not begun")?;
+        let sides = [(self.job.source, &self.source), (self.job.target, &self.target)];
+        let name = self.job.session_name();
+        let held = throttle.holds(self.servers, sides, &mut transfer.commits, &name).await?;
         let all = transfer.look(self.servers, &self.source, &self.target, &throttle, held.is_some()).await?;
         let (progress, held) = (transfer.progress(), held.or_else(|| transfer.waits_for()));
         if progress["pieces"] != 0 {

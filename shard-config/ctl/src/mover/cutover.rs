@@ -6,6 +6,7 @@ use anyhow::Context;
 use serde_json::json;
 use shard_config::ShardId;
 
+use super::arm;
 use super::catalog;
 use super::copy;
 use super::fault::reach;
@@ -46,6 +47,12 @@ impl Runner<'_> {
         // Never the number of an earlier one: that prepared transaction may still be there.
         let serial = self.job.number("fences").unwrap_or(0) + 1;
         self.job.set(&self.control, json!({ "attempts": attempt, "fences": serial })).await?;
+        if !self.compared {
+            // A step that was broken off on its way to here. After the release both sides are compared once more, all of them.
+            return Err(
+                Different("the step before was broken off: both sides are compared again".into()).into()
+            );
+        }
         if way == Way::Back
             && let Err(who) =
                 fence::unlock_when_safe(&self.source, self.job.source, &self.control, &self.job).await?
@@ -67,7 +74,17 @@ impl Runner<'_> {
         // Its standby, too: what is opened is not to wait for one that is away.
         let beat = "UPDATE shard_catalog.fence SET since = since WHERE move_id = $1";
         let answered = tokio::time::timeout(COMMITS, seats.taker.execute(beat, &[&self.job.id])).await;
-        answered.ok().with_context(|| format!("shard {taker} did not commit within {COMMITS:?}"))??;
+        let fenced =
+            answered.ok().with_context(|| format!("shard {taker} did not commit within {COMMITS:?}"))??;
+        if fenced == 0 {
+            // A failover has lost it: whoever knows the address may have written there since.
+            arm::fence_row(&seats.taker, &self.job, self.buckets()).await?;
+            self.compared = false;
+            return Err(Different(format!(
+                "shard {taker} had lost its fence since both sides were compared"
+            ))
+            .into());
+        }
         let map = catalog::map(&self.control).await?;
         anyhow::ensure!(
             map.owner_of(&self.job.scope) == Some(giver),

@@ -1,9 +1,9 @@
-//! Places in a move at which tests stop its runner, to end it or a server just there.
+//! Places in a move at which tests stop its runner, to end it or a server just there; and figures that no test can bring about.
 //!
 //! Off unless SHARDCTL_FAULT_DIR names a directory. Whoever puts an empty file with a place's name there (the phase, a dash,
 //! the place within it, or the phase alone) stops the runner that gets so far: the file is gone, and `NAME.reached` holds the
 //! number of the move. The runner goes on when that file is removed, or after a minute. The same protocol of files as the
-//! proxy's SHARD_PROXY_FAULT_DIR.
+//! proxy's SHARD_PROXY_FAULT_DIR. A file `free-N` there holds the bytes that are free on the disks of shard N.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -14,6 +14,12 @@ const VARIABLE: &str = "SHARDCTL_FAULT_DIR";
 /// Nobody waits longer for a test that has forgotten it.
 const LIMIT: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(2);
+
+/// What a test says instead of a server: the number in the file of this name, for as long as it is there.
+pub fn figure(name: &str) -> Option<i64> {
+    let directory = std::env::var_os(VARIABLE).filter(|value| !value.is_empty())?;
+    std::fs::read_to_string(Path::new(&directory).join(name)).ok()?.trim().parse().ok()
+}
 
 /// Stops here if a test asks for it: the thread, and with it every timer, so that nothing is given up meanwhile.
 pub fn reach(job: &Job, place: &str) {

@@ -215,7 +215,8 @@ async fn steps(seats: &Seats, plan: Plan<'_>, clock: &mut Clock) -> anyhow::Resu
     clock.lap("compare");
     clock.left("the ownership is written")?;
 
-    // The taker's commit waits for its disk and its standby, and with it all that was applied before.
+    // The taker's commit waits for its disk and its standby (`direct` sees to that), and with it all that was applied before,
+    // of which no commit has waited for anything (`copy::subscribe`).
     let epoch = i64::try_from(map.map.epoch())? + 1;
     let owner = job.taker(way);
     tokio::try_join!(
@@ -329,15 +330,23 @@ pub async fn release(
     buckets: u16,
 ) -> anyhow::Result<()> {
     // Ownership of an epoch that never was must not look like a map that was lost.
-    let sql = "DELETE FROM shard_catalog.ownership WHERE move_id = $1 AND NOT flipped";
+    let sql = format!("DELETE FROM shard_catalog.ownership WHERE move_id = {} AND NOT flipped", job.id);
     if has_opened(job) {
         let taker = taker.context("the target may take writes: it must be reached first")?;
-        taker.execute(sql, &[&job.id]).await?;
-        arm::fence_row(taker, job, buckets).await?;
+        // Not for its standby, which may be what has gone, while everybody is held: writers meet the fence here and now. The next
+        // attempt begins with a commit that the standby has, this one before it.
+        let fence = arm::fence_sql(job, buckets);
+        taker.run(&format!("SET LOCAL synchronous_commit = local; {sql}; {fence}")).await?;
     }
-    let fenced = "DELETE FROM shard_catalog.fence WHERE move_id = $1";
-    giver.execute(&format!("WITH owned AS ({sql}) {fenced}"), &[&job.id]).await?;
-    unlock(giver, job).await?;
+    let fenced = format!("WITH owned AS ({sql}) DELETE FROM shard_catalog.fence WHERE move_id = {}", job.id);
+    giver.like_clients().await?;
+    let opened = async {
+        giver.run(&fenced).await?;
+        unlock(giver, job).await
+    };
+    let opened = opened.await;
+    giver.durable().await?;
+    opened?;
     catalog::set_stage(catalog, job, Way::Out, if way == Way::Out { "copying" } else { "flipped" }).await?;
     Ok(())
 }

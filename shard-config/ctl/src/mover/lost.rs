@@ -39,11 +39,8 @@ pub async fn end(servers: &Servers, id: i64, wish: Wish) -> anyhow::Result<(Job,
     Ok((job, lost))
 }
 
-async fn freed(servers: &Servers, control: &Db, id: i64, wish: Wish) -> anyhow::Result<(Job, ShardId)> {
-    let mut job = Job::load(control, id).await?;
-    lock_runner(control, id).await?;
-    let name = job.session_name();
-    control.execute("SELECT set_config('application_name', $1, false)", &[&name]).await?;
+/// The shard that is freed, the one that is lost, and the phase that comes; or why not. PURE.
+pub(crate) fn decide(job: &Job, wish: Wish) -> anyhow::Result<(ShardId, ShardId, Phase)> {
     let phase = job.phase.resumed();
     let (kept, lost, next) = match (phase.target_owns(), wish) {
         (false, Wish::Abort) => (job.source, job.target, Phase::Aborting),
@@ -56,15 +53,30 @@ async fn freed(servers: &Servers, control: &Db, id: i64, wish: Wish) -> anyhow::
             anyhow::bail!("shard {} owns the rows: abort --target-lost if the target is lost", job.source)
         }
     };
-    anyhow::ensure!(!phase.is_over(), "move {id} is over: {}", phase.name());
+    anyhow::ensure!(!phase.is_over(), "move {} is over: {}", job.id, phase.name());
     let next = match phase {
         // What is left to do is done when the other one is back. The guards are taken off last, so they are still here.
         Phase::Returning | Phase::Emptying | Phase::Cleaning | Phase::Clearing => phase,
         _ => next,
     };
-    if let Ok(db) = servers.primary(lost, "shardctl").await {
-        anyhow::bail!("{} answers: shardctl {} {id} is enough", db.place(), wish.name());
+    Ok((kept, lost, next))
+}
+
+/// An error when the shard that is called lost answers.
+pub(crate) async fn is_gone(servers: &Servers, id: i64, lost: ShardId, wish: Wish) -> anyhow::Result<()> {
+    match servers.primary(lost, "shardctl").await {
+        Ok(db) => anyhow::bail!("{} answers: shardctl {} {id} is enough", db.place(), wish.name()),
+        Err(_) => Ok(()),
     }
+}
+
+async fn freed(servers: &Servers, control: &Db, id: i64, wish: Wish) -> anyhow::Result<(Job, ShardId)> {
+    let mut job = Job::load(control, id).await?;
+    lock_runner(control, id).await?;
+    let name = job.session_name();
+    control.execute("SELECT set_config('application_name', $1, false)", &[&name]).await?;
+    let (kept, lost, next) = decide(&job, wish)?;
+    is_gone(servers, id, lost, wish).await?;
     let db = servers.primary(kept, &name).await?;
     end_others(&[control, &db], &name).await?;
     let why = format!("shard {lost} is lost; {} was asked for", wish.name());

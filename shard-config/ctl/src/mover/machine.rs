@@ -143,6 +143,23 @@ impl Phase {
         matches!(self, Self::Ready | Self::Window)
     }
 
+    /// A pause holds back work that costs the shards something; it never holds a fence, or proxies. The window goes on: a lock
+    /// that waits for old snapshots keeps VACUUM and new slots waiting.
+    pub const fn may_pause(self) -> bool {
+        matches!(
+            self,
+            Self::Announcing
+                | Self::Arming
+                | Self::Copying
+                | Self::CatchingUp
+                | Self::Verifying
+                | Self::BackVerifying
+                | Self::Emptying
+                | Self::Cleaning
+                | Self::Clearing
+        )
+    }
+
     /// The map says that the target owns the scope.
     pub const fn target_owns(self) -> bool {
         matches!(

@@ -1,9 +1,10 @@
 //! Moves rows of buckets, or of single tenants, from one running shard to another while the application writes them.
 //!
 //! Rooms, in reading order: `machine` (PURE: phases and what follows what), `job` (the durable record), `attach` (takes a move up), `run`
-//! (does the step of the phase that is written down), `steps`; each step's work: `preflight` with `newcomer` and `warnings`, `catalog` (what proxies obey), `arm` (guards), `published` (the tables that it is about),
-//! `copying` (the first copy: `snapshot`, `transfer` with `pace` and `throttle`), `copy` (native logical replication from there on), `comparing`: `verify` with `digest`, `rounds`, `changes` (PURE) and `tables` with `definition`, `cutover` and `fence`,
-//! `clean`. `part` says how far they are, `scope` (PURE) says which rows; `lost` frees one shard when the other one is gone; `limit` keeps too many moves from copying at once;
+//! (does the step of the phase that is written down), `steps`; each step's work: `preflight` with `newcomer`, `objects`, `durable` and `warnings` (`standing`: how one shard stands for moves), `catalog` (what proxies obey), `arm` (guards), `published` (the tables that it is about),
+//! `copying` (the first copy: `snapshot`, `transfer` with `pace` and `throttle`), `copy` (native logical replication from there on), `comparing`: `verify` with `digest`, `rounds`, `changes` (PURE) and `tables` with `definition`, `cutover` and `fence` with `obstacles`,
+//! `clean`. `part` says how far they are, `scope` (PURE) says which rows; `lost` frees one shard when the other one is gone; `limit` keeps too many moves from copying at once; `disk` ends a
+//! move before a disk is full;
 //! `fault` stops a runner for tests.
 //!
 //! Invariants:
@@ -25,6 +26,8 @@ mod copying;
 mod cutover;
 pub mod definition;
 pub mod digest;
+pub mod disk;
+mod durable;
 pub mod fault;
 pub mod fence;
 pub mod job;
@@ -32,14 +35,18 @@ mod limit;
 pub mod lost;
 pub mod machine;
 mod newcomer;
+pub mod objects;
+pub mod obstacles;
 mod pace;
 pub mod part;
 pub mod preflight;
 mod published;
+mod room;
 pub mod rounds;
 pub mod run;
 pub mod scope;
 mod snapshot;
+pub mod standing;
 mod steps;
 pub mod tables;
 pub mod throttle;

@@ -6,14 +6,17 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use shard_config::{Config, ShardId};
-use tokio_postgres::error::SqlState;
 
 use super::catalog::{self, StoredMap};
 use super::definition::{definitions, difference};
+use super::disk;
 use super::job::Job;
+use super::objects;
+use super::room::Lack;
 use super::scope::{Scope, literal};
+use super::standing;
 use super::tables::{TREE, Table, deferrable_key, misfits, obscure, sharded};
-use crate::direct::{Db, Servers, is_code};
+use crate::direct::{Db, Servers};
 
 /// Why not, and what to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,13 +34,10 @@ pub fn told(problems: &[Problem]) -> String {
 pub struct Findings(pub Vec<Problem>);
 
 impl Findings {
-    fn add(&mut self, what: impl Into<String>, remedy: impl Into<String>) {
+    pub(super) fn add(&mut self, what: impl Into<String>, remedy: impl Into<String>) {
         self.0.push(Problem { what: what.into(), remedy: remedy.into() });
     }
 }
-
-/// The target wants this much more room than the rows and their indexes have on the source: WAL, and the application's growth.
-const ROOM: i64 = 2;
 
 /// Checks everything that a map alone can say.
 pub fn placement(map: &StoredMap, scope: &Scope, source: ShardId, target: ShardId) -> Vec<Problem> {
@@ -138,14 +138,12 @@ pub async fn servers(
     }
     for (shard, db) in [(job.source, source), (job.target, target)] {
         server(db, &format!("shard {shard}"), servers.in_doubt, &mut found).await?;
-        if let Some(who) = replicated_into(db).await? {
-            found.add(
-                format!("shard {shard} receives rows by subscription {who}: the fence lets replicated rows through"),
-                format!("ALTER SUBSCRIPTION {who} DISABLE until the move is over"),
-            );
-        }
+        found.0.extend(standing::subscribed(db, shard).await?);
     }
-    slots(source, target, job, &mut found).await?;
+    for (shard, db) in [(job.source, source), (job.target, target)] {
+        found.0.extend(standing::places(db).await?.lacking(shard));
+    }
+    found.0.extend(super::durable::problems(job, source, target).await?);
     found.0.extend(super::newcomer::problems(servers, control, job, map).await?);
 
     let tables = sharded(source, &servers.config).await?;
@@ -197,24 +195,17 @@ pub async fn servers(
     Ok((found.0, tables))
 }
 
-/// What keeps buckets from being moved from or to this shard, whichever they are; for `doctor`.
-pub async fn shard(servers: &Servers, shard: ShardId) -> anyhow::Result<Vec<Problem>> {
-    let mut found = Findings::default();
-    let db = servers.primary(shard, "shardctl doctor").await?;
-    server(&db, &format!("shard {shard}"), servers.in_doubt, &mut found).await?;
-    let tables = sharded(&db, &servers.config).await?;
-    of_tables(&db, &servers.config, &tables, &mut found).await?;
-    foreign_keys(&db, &tables, &mut found).await?;
-    Ok(found.0)
-}
-
-async fn server(db: &Db, name: &str, in_doubt: Duration, found: &mut Findings) -> anyhow::Result<()> {
+pub(super) async fn server(
+    db: &Db,
+    name: &str,
+    in_doubt: Duration,
+    found: &mut Findings,
+) -> anyhow::Result<()> {
     let sql = "SELECT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user), current_setting('wal_level'),
             current_setting('max_prepared_transactions')::int, current_setting('synchronous_standby_names'),
             (SELECT string_agg(gid, ', ') FROM pg_prepared_xacts WHERE database = current_database()
               AND prepared < clock_timestamp() - $1::float8 * interval '1 s' AND NOT starts_with(gid, 'shard_move:')),
-            current_user::text, current_setting('fsync'),
-            (SELECT string_agg(DISTINCT split_part(gid, ':', 2), ', ') FROM pg_prepared_xacts
+            current_user::text, (SELECT string_agg(DISTINCT split_part(gid, ':', 2), ', ') FROM pg_prepared_xacts
               WHERE database = current_database() AND starts_with(gid, 'shard_move:'))";
     let row = db.one(sql, &[&in_doubt.as_secs_f64()]).await?;
     if !row.try_get::<_, bool>(0)? {
@@ -251,7 +242,7 @@ async fn server(db: &Db, name: &str, in_doubt: Duration, found: &mut Findings) -
             "a running proxy finishes its own; look at its log, or end it by hand: no slot can begin before",
         );
     }
-    if let Some(moves) = row.try_get::<_, Option<String>>(7)? {
+    if let Some(moves) = row.try_get::<_, Option<String>>(6)? {
         found.add(
             format!("{name}: the fence of move {moves} waits for the end of older transactions"),
             "not to be ended by hand: shardctl resume that move, and end what it says it waits for; no slot can begin before",
@@ -260,38 +251,16 @@ async fn server(db: &Db, name: &str, in_doubt: Duration, found: &mut Findings) -
     Ok(())
 }
 
-async fn slots(source: &Db, target: &Db, job: &Job, found: &mut Findings) -> anyhow::Result<()> {
-    let free = "SELECT current_setting('max_replication_slots')::int8 - (SELECT count(*) FROM pg_replication_slots),
-                current_setting('max_wal_senders')::int8 - (SELECT count(*) FROM pg_stat_replication),
-                least(current_setting('max_logical_replication_workers')::int8, current_setting('max_worker_processes')::int8)
-                  - (SELECT count(*) FROM pg_stat_subscription WHERE pid IS NOT NULL)";
-    // Two slots, of the move and of what changed, and one sender, of the snapshot and then of the move; and the way back with
-    // the roles exchanged.
-    for (shard, db, slots, senders, workers) in [(job.source, source, 2, 1, 1), (job.target, target, 2, 1, 1)]
-    {
-        let row = db.one(free, &[]).await?;
-        for (at, need, setting) in [
-            (0, slots, "max_replication_slots"),
-            (1, senders, "max_wal_senders"),
-            (2, workers, "max_logical_replication_workers (and max_worker_processes)"),
-        ] {
-            let left: i64 = row.try_get(at)?;
-            if left < need {
-                found.add(
-                    format!("shard {shard}: {left} free of {setting}, {need} are needed"),
-                    format!("raise {setting} and restart the server, or wait for other moves"),
-                );
-            }
-        }
-    }
-    Ok(())
-}
-
 const DRIFT_REMEDY: &str = "make it alike by hand (SET shard.target = 'n' reaches one shard); shardctl migrate does it for the payment schema's own tables";
 const OBSCURE: &str = "seems to be placed by the sharding key, and cannot be moved";
 const OBSCURE_REMEDY: &str = "declare it ([[table]] kind = \"plain\"), change the column's type, or drop it";
 
-async fn of_tables(db: &Db, config: &Config, tables: &[Table], found: &mut Findings) -> anyhow::Result<()> {
+pub(super) async fn of_tables(
+    db: &Db,
+    config: &Config,
+    tables: &[Table],
+    found: &mut Findings,
+) -> anyhow::Result<()> {
     for (name, why) in obscure(db, config).await? {
         found.add(format!("{name} {OBSCURE}: {why}"), OBSCURE_REMEDY);
     }
@@ -316,7 +285,7 @@ async fn of_tables(db: &Db, config: &Config, tables: &[Table], found: &mut Findi
                 "UPDATE and DELETE would fail as soon as it is published: add the column to the key",
             );
         }
-        for (what, remedy) in misfits(db, table).await? {
+        for (what, remedy) in misfits(db, table).await?.into_iter().chain(objects::large(db, table).await?) {
             found.add(what, remedy);
         }
     }
@@ -324,7 +293,7 @@ async fn of_tables(db: &Db, config: &Config, tables: &[Table], found: &mut Findi
 }
 
 /// A plain or reference table may refer to rows that are going to leave.
-async fn foreign_keys(source: &Db, tables: &[Table], found: &mut Findings) -> anyhow::Result<()> {
+pub(super) async fn foreign_keys(source: &Db, tables: &[Table], found: &mut Findings) -> anyhow::Result<()> {
     let names: Vec<_> = tables.iter().map(|table| format!("{}::regclass", literal(&table.sql()))).collect();
     if names.is_empty() {
         return Ok(());
@@ -346,35 +315,14 @@ async fn foreign_keys(source: &Db, tables: &[Table], found: &mut Findings) -> an
     Ok(())
 }
 
-/// Free bytes where the server keeps its data, as the machine says; `None` when it does not.
-pub async fn free_bytes(db: &Db) -> anyhow::Result<Option<i64>> {
-    // Never committed: a commit would wait for a standby that may be away.
-    let sql = "BEGIN; CREATE TEMP TABLE shard_move_df (line text); COPY pg_temp.shard_move_df FROM PROGRAM 'df -Pk .' WITH (FORMAT csv, DELIMITER E'\\x01')";
-    let asked = async {
-        db.run(sql).await?;
-        db.rows("SELECT line FROM pg_temp.shard_move_df", &[]).await
-    };
-    let asked = asked.await;
-    db.run("ROLLBACK").await?;
-    let rows = match asked {
-        // There is no such program.
-        Err(error) if is_code(&error, &SqlState::EXTERNAL_ROUTINE_EXCEPTION) => return Ok(None),
-        rows => rows?,
-    };
-    let Some(row) = rows.last() else { return Ok(None) };
-    let line: String = row.try_get(0)?;
-    let kilobytes = line.split_whitespace().nth(3).and_then(|field| field.parse::<i64>().ok());
-    Ok(kilobytes.map(|kilobytes| kilobytes * 1024))
-}
-
-/// Why every commit on this server waits, if it does: standbys that it is told to wait for are away. A subscription's worker
-/// is none.
+/// Why every commit of the mover on this server waits, if it does: standbys that it is told to wait for are away, whatever others
+/// wait for. A subscription's worker is none.
 pub async fn commits_wait(db: &Db) -> anyhow::Result<Option<String>> {
     let sql = "SELECT names, wanted, there FROM (SELECT current_setting('synchronous_standby_names') AS names,
             coalesce(substring(current_setting('synchronous_standby_names') FROM '(?i)^\\s*(?:FIRST|ANY)?\\s*(\\d+)\\s*\\(')::int8, 1) AS wanted,
             (SELECT count(*) FROM pg_stat_replication WHERE sync_state IN ('sync', 'quorum') AND pid NOT IN (
                 SELECT active_pid FROM pg_replication_slots WHERE slot_type = 'logical' AND active_pid IS NOT NULL)) AS there) s
-        WHERE names <> '' AND there < wanted AND current_setting('synchronous_commit') NOT IN ('off', 'local')";
+        WHERE names <> '' AND there < wanted";
     let Some(row) = db.first(sql, &[]).await? else { return Ok(None) };
     let (names, wanted, there): (String, i64, i64) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
     Ok(Some(format!(
@@ -406,14 +354,15 @@ async fn room(
     let owned = f64::from(map.map.count(job.source).max(1));
     let share = if job.scope.hashes().is_empty() { moving as f64 / owned } else { 1.0 };
     let estimate = (bytes as f64 * share.min(1.0)) as i64;
-    for (shard, db, need) in [(job.target, target, estimate * ROOM), (job.source, source, estimate)] {
-        if let Some(free) = free_bytes(db).await?
-            && free < need
-        {
-            found.add(
-                format!("shard {shard} has {} free, the move wants {}", human(free), human(need)),
-                "make room, or move fewer buckets at a time",
-            );
+    for (shard, db) in [(job.target, target), (job.source, source)] {
+        let Some(disks) = disk::of(db, shard).await? else { continue };
+        let lack = match shard == job.target {
+            true => disks.lack_as_target(estimate),
+            false => disks.lack_as_source(estimate),
+        };
+        if let Some(Lack { place, free, need, remedy }) = lack {
+            let (free, need) = (human(free), human(need));
+            found.add(format!("shard {shard} has {free} free{place}, the move wants {need}"), remedy);
         }
     }
     Ok(())

@@ -11,6 +11,7 @@ use shard_config::ShardId;
 
 use super::attach::{Attached, attach, end_others};
 use super::catalog::{self, StoredMap};
+use super::disk;
 use super::job::{Job, Way};
 use super::machine::{Event, Phase, Wish};
 use super::preflight::{Problem, placement, told};
@@ -106,6 +107,7 @@ pub(super) struct Runner<'a> {
     unfit: Option<Instant>,
     /// The version that proxies were last told just to see whether it drains.
     pub(super) probed: Option<i64>,
+    pub(super) disks: disk::Watch,
     problems: Vec<Problem>,
     backoff: Duration,
 }
@@ -157,6 +159,7 @@ impl<'a> Runner<'a> {
             checked: None,
             unfit: None,
             probed: None,
+            disks: disk::Watch::default(),
             problems: Vec::new(),
             backoff: BACKOFF_FIRST,
         }
@@ -190,22 +193,16 @@ impl Runner<'_> {
             if self.obey(options).await? {
                 continue;
             }
-            if self.job.paused() && may_pause(self.job.phase) {
-                if matches!(self.job.phase, Phase::Verifying | Phase::BackVerifying) {
-                    // Nobody reads it meanwhile. A server that is away ends no pause: it is asked again.
-                    if self.leave().await.is_err() {
-                        self.reconnect().await?;
-                    }
-                }
-                tokio::time::sleep(LOOK).await;
-                continue;
-            }
-            if !self.has_place().await? {
-                tokio::time::sleep(LOOK).await;
-                continue;
-            }
             let phase = self.job.phase;
-            let done = self.step(phase).await;
+            // What rests keeps WAL, too.
+            let done = match self.look_at_disks().await {
+                Ok(()) if self.rests().await? => {
+                    tokio::time::sleep(LOOK).await;
+                    continue;
+                }
+                Ok(()) => self.step_watched(phase).await,
+                Err(error) => Err(error),
+            };
             if let Some(end) = self.note(phase, done).await? {
                 self.leave_slot().await?;
                 return Ok(end);
@@ -219,6 +216,18 @@ impl Runner<'_> {
                 return Ok(End::Waiting);
             }
         }
+    }
+
+    /// Whether nothing is done just now: the operator has paused it, or it waits in line.
+    async fn rests(&mut self) -> anyhow::Result<bool> {
+        if !self.job.paused() || !self.job.phase.may_pause() {
+            return Ok(!self.has_place().await?);
+        }
+        // Nobody reads it meanwhile. A server that is away ends no pause: it is asked again.
+        if matches!(self.job.phase, Phase::Verifying | Phase::BackVerifying) && self.leave().await.is_err() {
+            self.reconnect().await?;
+        }
+        Ok(true)
     }
 
     async fn leave_slot(&mut self) -> anyhow::Result<()> {
@@ -377,7 +386,7 @@ impl Runner<'_> {
     }
 
     /// A failed statement may have left its session in the middle of something; a primary may be another server now.
-    async fn reconnect(&mut self) -> anyhow::Result<()> {
+    pub(super) async fn reconnect(&mut self) -> anyhow::Result<()> {
         let name = self.job.session_name();
         if let Ok(db) = self.servers.primary(self.job.source, &name).await {
             self.source = db;
@@ -391,7 +400,7 @@ impl Runner<'_> {
         Ok(())
     }
 
-    async fn step(&mut self, phase: Phase) -> anyhow::Result<Option<Event>> {
+    pub(super) async fn step(&mut self, phase: Phase) -> anyhow::Result<Option<Event>> {
         match phase {
             Phase::Preflight => self.preflight().await,
             Phase::Announcing => self.announce().await,
@@ -417,7 +426,10 @@ impl Runner<'_> {
         // Nothing is begun on servers that cannot even be asked.
         let problems = self.look_at_all().await.map_err(|error| Hopeless(format!("{error:#}")))?;
         if problems.is_empty() {
-            for text in super::warnings::all(&self.job, &self.source, &self.target).await? {
+            let mut notes = super::warnings::all(&self.job, &self.source, &self.target).await?;
+            let (source, target) = (&self.source, &self.target);
+            notes.extend(super::objects::of_both(self.servers, &self.job, source, target).await?);
+            for text in notes {
                 self.job.note(&self.control, &text).await?;
             }
             return Ok(Some(Event::Finished));
@@ -473,21 +485,4 @@ impl Runner<'_> {
     pub(super) fn side(&self, shard: ShardId) -> &Db {
         if shard == self.job.source { &self.source } else { &self.target }
     }
-}
-
-/// A pause holds back work that costs the shards something; it never holds a fence, or proxies. The window goes on: a lock that
-/// waits for old snapshots keeps VACUUM and new slots waiting.
-fn may_pause(phase: Phase) -> bool {
-    matches!(
-        phase,
-        Phase::Announcing
-            | Phase::Arming
-            | Phase::Copying
-            | Phase::CatchingUp
-            | Phase::Verifying
-            | Phase::BackVerifying
-            | Phase::Emptying
-            | Phase::Cleaning
-            | Phase::Clearing
-    )
 }

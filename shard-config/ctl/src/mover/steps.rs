@@ -12,6 +12,7 @@ use super::fault::reach;
 use super::fence;
 use super::job::Way;
 use super::machine::{Event, Phase, Wish};
+use super::obstacles::far_slot;
 use super::preflight::human;
 use super::run::{Different, Hopeless, Runner, Step};
 use super::tables::Table;
@@ -29,8 +30,6 @@ const CAUGHT_UP: Duration = Duration::from_secs(2);
 const UNTOLD: Duration = Duration::from_secs(2);
 /// Transactions that end within this time are waited for on the spot before a cut-over.
 const READERS: Duration = Duration::from_secs(1);
-/// WAL that may be read within the pause: a quarter of a second.
-const FAR: i64 = 128 << 20;
 /// A subscription that stopped more often than this, each time within so long after the time before, cannot go on.
 const STOPS_MOST: i64 = 5;
 const STOPS_WITHIN: Duration = Duration::from_secs(60);
@@ -96,7 +95,11 @@ impl Runner<'_> {
         let (giver, taker) = (self.side(self.job.giver(way)), self.side(self.job.taker(way)));
         match copy::slot_state(giver, &self.job.publication(way)).await? {
             None => {
-                return Err(Hopeless("the replication slot is gone: did its server fail over?".into()).into());
+                let text = match self.dropped().filter(|_| way == Way::Back) {
+                    Some(why) => format!("the way back was given up: {why}"),
+                    None => "the replication slot is gone: did its server fail over?".into(),
+                };
+                return Err(Hopeless(text).into());
             }
             Some((state, _)) if state == "lost" => {
                 let text =
@@ -224,7 +227,7 @@ impl Runner<'_> {
         let writer = fence::in_the_way(&self.source, &self.job).await?;
         let waits_for = match writer {
             Some(who) => Some(format!("a transaction that wrote rows of the scope: {who}")),
-            None => behind.or(self.far_slot().await?),
+            None => behind.or(far_slot(&self.source, &self.target, &self.job).await?),
         };
         // Last: proxies are told, and it takes a while.
         let waits_for = match waits_for {
@@ -265,28 +268,16 @@ impl Runner<'_> {
         Ok((!late.is_empty()).then(|| format!("a transaction that began before: {}", late.join("; "))))
     }
 
-    /// A slot that is read within the pause, and reads too much.
-    async fn far_slot(&self) -> anyhow::Result<Option<String>> {
-        let slots =
-            [(&self.source, self.job.verify_slot(Way::Out)), (&self.target, self.job.publication(Way::Back))];
-        for (db, slot) in slots {
-            if let Some((_, kept)) = copy::slot_state(db, &slot).await?.filter(|(_, kept)| *kept > FAR) {
-                let who = copy::oldest(db).await?;
-                return Ok(Some(format!(
-                    "slot {slot}, which has {} of WAL to read each time: {who}",
-                    human(kept)
-                )));
-            }
-        }
-        Ok(None)
-    }
-
     pub(super) async fn reverse(&mut self) -> Step {
         self.note_flipped().await?;
         self.settle(self.job.source).await?;
         // Forward goes before back begins: with both, every change would go round (H29).
         copy::take_down(&self.source, &self.target, &self.job, Way::Out).await?;
         reach(&self.job, "");
+        if copy::slot_state(&self.target, &self.job.publication(Way::Back)).await?.is_none() {
+            // It was given up, or has gone with a failover. The window says so.
+            return Ok(Some(Event::Finished));
+        }
         let conninfo = self.servers.conninfo(&self.target);
         copy::subscribe(&self.source, &self.job, Way::Back, &conninfo).await?;
         copy::begin(&self.target, &self.source, &self.job, Way::Back).await?;
@@ -308,13 +299,14 @@ impl Runner<'_> {
                 Err(error) => return Err(error),
             }
         }
-        let way_back = match state {
-            None => "gone: the slot on the target is no more; only finish is left",
-            Some((state, _)) if state == "lost" => {
-                "gone: the slot on the target kept too much WAL; only finish is left"
+        let way_back = match (state, self.dropped()) {
+            (None, Some(why)) => format!("gone: {why}; only finish is left"),
+            (None, None) => "gone: the slot on the target is no more; only finish is left".into(),
+            (Some((state, _)), _) if state == "lost" => {
+                "gone: the slot on the target kept too much WAL; only finish is left".into()
             }
-            Some(_) if !enabled => "stopped at an error, which the source's log has",
-            Some(_) => "open",
+            (Some(_), _) if !enabled => "stopped at an error, which the source's log has".into(),
+            (Some(_), _) => "open".to_owned(),
         };
         let waits_for = held.as_ref().map(|who| format!("snapshots from before the cut-over: {who}"));
         self.job
@@ -346,11 +338,19 @@ impl Runner<'_> {
     pub(super) async fn take_down_all(&mut self) -> Step {
         // Nothing is copied any more, and no session of the copy is about to commit.
         self.transfer = None;
+        let taken = self.take_down_both().await;
+        if taken.is_err() {
+            // One of them is what a disk is full of, should the other server have gone.
+            self.drop_slots(&[Way::Out, Way::Back]).await;
+        }
+        taken.map(|()| Some(Event::Finished))
+    }
+
+    async fn take_down_both(&mut self) -> anyhow::Result<()> {
         end_others(&[&self.control, &self.source, &self.target], &self.job.session_name()).await?;
         self.job.set(&self.control, json!({ "throttled": null })).await?;
         copy::take_down(&self.source, &self.target, &self.job, Way::Out).await?;
-        copy::take_down(&self.target, &self.source, &self.job, Way::Back).await?;
-        Ok(Some(Event::Finished))
+        copy::take_down(&self.target, &self.source, &self.job, Way::Back).await
     }
 
     /// Deletes the rows of the scope from `shard`, which does not own them, and ends the motion.

@@ -17,7 +17,7 @@ use super::preflight::human;
 use super::scope::{Scope, ident, literal};
 use super::snapshot::{Snapshot, endless, enter};
 use super::tables::{Table, leaves};
-use super::throttle::Throttle;
+use super::throttle::{Commits, Throttle};
 use crate::direct::{Db, Servers};
 
 /// No server says nothing for so long unless it is gone. Somebody may hold a lock for a while.
@@ -31,6 +31,8 @@ pub(super) struct Transfer {
     work: Arc<Work>,
     workers: JoinSet<anyhow::Result<()>>,
     session_name: String,
+    /// What payments wait for meanwhile.
+    pub(super) commits: Commits,
     /// Why there are fewer workers than may be.
     trouble: Option<String>,
 }
@@ -93,7 +95,8 @@ impl Transfer {
             done: Mutex::new(vec![Done::default(); tables.len()]),
             tables,
         };
-        Self { snapshot, work: Arc::new(work), workers: JoinSet::new(), session_name, trouble: None }
+        let (workers, commits) = (JoinSet::new(), Commits::default());
+        Self { snapshot, work: Arc::new(work), workers, session_name, commits, trouble: None }
     }
 
     /// Lets it go on for a moment, unless it is held, with as many workers as may be. True when every row is copied.

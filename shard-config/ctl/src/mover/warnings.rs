@@ -8,7 +8,7 @@ use crate::direct::Db;
 const WAL_READY: i64 = 128 << 20;
 
 pub(super) async fn all(job: &Job, source: &Db, target: &Db) -> anyhow::Result<Vec<String>> {
-    let mut warnings = Vec::new();
+    let mut warnings = super::durable::notes(job, source, target).await?;
     for (shard, db) in [(job.source, source), (job.target, target)] {
         // A slot that nobody reads keeps WAL until the disk is full.
         if db.holds("SELECT current_setting('max_slot_wal_keep_size') = '-1'", &[]).await? {

@@ -300,6 +300,11 @@ impl Writers {
         Self { stop, posted, longest_ms, tasks }
     }
 
+    /// How many postings were acknowledged by now.
+    pub fn posted(&self) -> u64 {
+        self.posted.load(Ordering::Relaxed)
+    }
+
     /// How many postings were acknowledged.
     pub async fn stop(self) -> u64 {
         self.stop.store(true, Ordering::Relaxed);

@@ -4,10 +4,11 @@
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use shard_config::ShardId;
 use shardctl::exit;
+use shardctl::mover::disk;
 use shardctl::mover::job::Way;
 use shardctl::mover::machine::{Phase, Wish};
-use shardctl::mover::preflight;
 use shardctl::mover::run::{End, Options};
 use shardctl::mover::scope::Scope;
 
@@ -15,7 +16,7 @@ use crate::bed::{Bed, bucket, tenant};
 use crate::commands::Tool;
 
 /// The server's commits wait for a standby that is not there, or no more.
-async fn commits_wait(bed: &Bed, shard: u16, wait: bool) {
+pub async fn commits_wait(bed: &Bed, shard: u16, wait: bool) {
     let db = bed.shard(shard).await;
     let word =
         if wait { "SET synchronous_standby_names = 'nobody'" } else { "RESET synchronous_standby_names" };
@@ -42,8 +43,8 @@ async fn a_shard_whose_commits_wait_for_a_standby_is_refused_at_once() {
     tool.run(&format!("plan move --buckets 0-7 --to 3 --save {plan}")).check(0, "Next");
     commits_wait(&bed, 3, true).await;
     let begun = Instant::now();
-    let free = preflight::free_bytes(&bed.shard(3).await).await.unwrap();
-    assert!(free.is_some_and(|bytes| bytes > 0), "{free:?}");
+    let disks = disk::of(&bed.shard(3).await, ShardId(3)).await.unwrap();
+    assert!(disks.is_some_and(|disks| disks.data.free > 0), "{disks:?}");
     for words in [format!("apply {plan} --dry-run"), format!("apply {plan}")] {
         tool.run(&words).check(
             exit::REFUSED,

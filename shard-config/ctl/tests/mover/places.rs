@@ -31,6 +31,12 @@ impl Places {
         self.tool.command(words).env("SHARDCTL_FAULT_DIR", &self.directory).spawn().unwrap()
     }
 
+    /// A figure in place of what a server says, or none any more.
+    pub fn say(&self, name: &str, figure: Option<&str>) {
+        let file = self.directory.join(name);
+        figure.map_or_else(|| std::fs::remove_file(&file), |figure| std::fs::write(&file, figure)).unwrap();
+    }
+
     pub async fn reached(&self, place: &str) {
         let reached = self.directory.join(format!("{place}.reached"));
         let begun = Instant::now();

@@ -167,10 +167,10 @@ async fn sql_names_any_set_of_buckets() {
 }
 
 /// The proxy itself, built beside this program.
-struct Running(Child);
+pub struct Running(Child);
 
 impl Running {
-    fn start(file: &Path) -> Self {
+    pub fn start(file: &Path) -> Self {
         let program = Path::new(env!("CARGO_BIN_EXE_shardctl")).with_file_name("shard-proxy");
         assert!(program.exists(), "{} is missing: cargo build --workspace", program.display());
         let log = std::fs::File::create(file.with_extension("log")).unwrap();
@@ -186,8 +186,66 @@ impl Drop for Running {
     }
 }
 
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// What only the last of two proxies knows of keeps shard 3 in the first, too. Returns the other proxy, which has a file without
+/// it, and now nothing that keeps it.
+async fn taken_out_by_all_or_none(bed: &Bed, tool: &Tool, with: &impl Fn(&[u16]) -> String) -> Running {
+    let (listen, own) = (free_port(), tool.directory.join("own2.toml"));
+    let with = |shards: &[u16]| {
+        let text = with(shards);
+        let (head, rest) = text.split_once("[key]").unwrap();
+        let database = head.split_once("database").unwrap().1.replace("/state\"", "/state2\"");
+        format!(
+            "[proxy]\nname = \"p2\"\nlisten = \"127.0.0.1:{listen}\"\nhttp = \"127.0.0.1:{}\"\ndatabase{database}[key]{rest}",
+            free_port()
+        )
+    };
+    std::fs::create_dir_all(tool.directory.join("state2")).unwrap();
+    let three = with(&[1, 2, 3]);
+    std::fs::write(&own, &three).unwrap();
+    let proxy = Running::start(&own);
+    let all = "SELECT count(*) = 2 AND bool_and(shards = '{1,2,3}' AND version > 0) FROM shard_catalog.proxy";
+    until(bed, all).await;
+    let (head, shards) = three.split_once("[[shard]]\nid = 3").unwrap();
+    assert!(!shards.contains("[["), "the last one");
+    std::fs::write(&own, head).unwrap();
+
+    let url = format!("postgresql://app:x@127.0.0.1:{listen}/postgres");
+    let (client, connection) = tokio_postgres::connect(&url, tokio_postgres::NoTls).await.unwrap();
+    let connection = tokio::spawn(connection);
+    for sql in ["SET shard.target = '3'", "CREATE TEMP TABLE own (v int)"] {
+        client.batch_execute(sql).await.unwrap();
+    }
+    for command in ["reload --dry-run", "reload"] {
+        let said = tool.run(command);
+        said.check(exit::REFUSED, "of p2 (user app) is pinned to a server of it");
+        said.check(exit::REFUSED, "nothing was reloaded");
+    }
+    drop(client);
+    connection.await.unwrap().unwrap();
+
+    let direct = bed.direct(3).await;
+    let gid = "shardproxy:postgres:lost:00000000000000aa:77:900";
+    direct
+        .batch_execute(&format!("BEGIN; SELECT pg_current_xact_id(); PREPARE TRANSACTION '{gid}'"))
+        .await
+        .unwrap();
+    tokio::time::sleep(Duration::from_millis(3200)).await;
+    tool.run("reload")
+        .check(exit::REFUSED, "1 transactions over several shards are prepared there and not finished");
+    direct.batch_execute(&format!("ROLLBACK PREPARED '{gid}'")).await.unwrap();
+    assert!(bed.control.holds(all, &[]).await.unwrap(), "nobody was told");
+
+    // What can be seen at the one that refuses only: the others are named, and what is not to be done meanwhile.
+    std::fs::write(&own, head.to_owned() + "[key]\n").unwrap();
+    let said = tool.run("reload");
+    said.check(exit::FAILED, "p2: the configuration was not changed");
+    said.check(exit::FAILED, "p1 did read the file before: until all have, write to no reference table");
+    std::fs::write(&own, head).unwrap();
+    proxy
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -232,16 +290,32 @@ async fn proxies_are_compared_with_the_file_and_reloaded() {
     std::fs::write(&own, with(&[1, 2, 3]) + "[key]\n").unwrap();
     tool.run("reload").check(exit::FAILED, "p1: the configuration was not changed");
     std::fs::write(&own, with(&[1, 2, 3])).unwrap();
+    tool.run("reload --dry-run").check(0, "to read its file again: p1; nothing was reloaded");
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    until(&bed, "SELECT bool_and(shards = '{1,2}') FROM shard_catalog.proxy").await;
     tool.run("reload").check(0, "every proxy has read its file again and serves what it says");
     until(&bed, "SELECT bool_and(shards = '{1,2,3}') FROM shard_catalog.proxy").await;
 
-    // A shard goes when it owns nothing, and then by a restart.
+    // A shard goes when it owns nothing.
     file(&[1, 3]);
     tool.run("servers").check(exit::FAILED, "p1: PROBLEM: shard 2 is not in the file and owns 32 buckets");
     let said = tool.run("reload");
     said.check(exit::REFUSED, "plan drain 2");
     said.check(exit::REFUSED, "nothing was reloaded");
     file(&[1, 2]);
-    tool.run("servers")
-        .check(exit::FAILED, "shard 3 is not in the file and owns nothing: restart the proxies");
+    tool.run("servers").check(0, "p1: reload: shard 3 owns nothing and is taken out");
+    tool.run("reload").check(exit::FAILED, "p1 has read its file and serves other servers");
+    std::fs::write(&own, with(&[1, 2])).unwrap();
+    let second = taken_out_by_all_or_none(&bed, &tool, &with).await;
+    tool.run("reload").check(0, "every proxy has read its file again and serves what it says");
+    until(&bed, "SELECT bool_and(shards = '{1,2}') FROM shard_catalog.proxy").await;
+    tool.run("servers").check(0, "every proxy serves what the file says");
+    drop(second);
+    until(&bed, "SELECT count(*) = 1 FROM shard_catalog.proxy WHERE lease_until > clock_timestamp()").await;
+    // Back in the file of --config, it is news to the proxy, and nothing may be moved to it.
+    file(&[1, 2, 3]);
+    tool.run("servers").check(0, "p1: reload: shard 3 is added");
+    let plan = tool.file("back.json");
+    tool.run(&format!("plan move --buckets 0-3 --to 3 --save {plan}")).check(0, "Next");
+    tool.run(&format!("apply {plan} --dry-run")).check(exit::REFUSED, "does not know shard 3");
 }

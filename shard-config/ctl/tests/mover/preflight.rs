@@ -4,13 +4,11 @@ use std::fs::OpenOptions;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use serde_json::json;
 use shard_config::{Config, ShardId};
 use shardctl::direct::Servers;
-use shardctl::mover::machine::{Phase, Wish};
-use shardctl::mover::preflight;
 use shardctl::mover::run::{End, Options};
 use shardctl::mover::scope::Scope;
+use shardctl::mover::standing;
 use testpg::TempPostgres;
 
 use crate::bed::Bed;
@@ -81,7 +79,7 @@ async fn what_a_server_lacks_is_refused_and_said() {
     refused(&bed, &scope, 1, 2, "shard 1: in doubt for over 0ns: orphan -> a running proxy finishes its own")
         .await;
     bed.servers.in_doubt = Duration::from_secs(60);
-    let problems = preflight::shard(&bed.servers, ShardId(1)).await.unwrap();
+    let problems = standing::shard(&bed.servers, ShardId(1)).await.unwrap().problems;
     assert!(problems.is_empty(), "it is younger than a minute: {problems:?}");
     one.run("ROLLBACK PREPARED 'orphan'").await.unwrap();
     two.run("BEGIN; INSERT INTO public.plain VALUES (1); PREPARE TRANSACTION 'shard_move:77:1'")
@@ -135,7 +133,7 @@ async fn a_server_with_other_settings_and_a_role_without_rights_are_named() {
     let make = servers("postgres").primary(ShardId(1), "test").await.unwrap();
     make.run("CREATE ROLE weak LOGIN").await.unwrap();
     let said = async |user: &str| {
-        let problems = preflight::shard(&servers(user), ShardId(1)).await.unwrap();
+        let problems = standing::shard(&servers(user), ShardId(1)).await.unwrap().problems;
         problems.iter().map(|p| format!("{} -> {}", p.what, p.remedy)).collect::<Vec<_>>()
     };
     let of_server = [
@@ -147,53 +145,4 @@ async fn a_server_with_other_settings_and_a_role_without_rights_are_named() {
     let weak = said("weak").await;
     assert!(weak[0].starts_with("shard 1: role weak is no superuser -> "), "{weak:?}");
     assert_eq!(weak[1..], of_server);
-}
-
-/// A standby that is behind holds the copy, until it is not.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_copy_waits_for_a_standby_that_is_behind() {
-    let mut bed = Bed::start(2).await;
-    let scope = Scope::of_range(0, 31);
-    let standby = bed.standby_of(1);
-    let (client, connection) =
-        tokio_postgres::connect(&standby.url("postgres"), tokio_postgres::NoTls).await.unwrap();
-    tokio::spawn(connection);
-    let one = bed.shard(1).await;
-    let until = async |sql: &str| {
-        let begun = Instant::now();
-        while !one.holds(sql, &[]).await.unwrap() {
-            assert!(begun.elapsed() < Duration::from_secs(20), "{sql}");
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    };
-    until("SELECT coalesce(bool_or(replay_lsn IS NOT NULL), false) FROM pg_stat_replication").await;
-    client.batch_execute("SELECT pg_wal_replay_pause()").await.unwrap();
-    one.run("SELECT pg_logical_emit_message(true, '', repeat('x', 3000000))").await.unwrap();
-    until("SELECT bool_or(pg_wal_lsn_diff(flush_lsn, replay_lsn) > 2000000) FROM pg_stat_replication").await;
-
-    let mut job = bed.plan(&scope, 1, 2).await;
-    job.set(&bed.control, json!({ "throttle": { "standby_lag_bytes": 1_000_000 } })).await.unwrap();
-    let runner = bed.spawn(job.id, Options::default());
-    bed.until(job.id, Phase::Copying).await;
-    let begun = Instant::now();
-    loop {
-        let now = bed.load(job.id).await;
-        if let Some(why) = now.text("throttled") {
-            assert!(
-                why.starts_with("a standby of the source is ") && why.ends_with("limit 976.6 KiB"),
-                "{why}"
-            );
-            break;
-        }
-        assert!(begun.elapsed() < Duration::from_secs(20), "{}", bed.story(job.id).await);
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    assert_eq!(bed.rows(2, &scope).await["accounts"].0, 0, "copied while the standby was behind");
-    client.batch_execute("SELECT pg_wal_replay_resume()").await.unwrap();
-    assert_eq!(runner.await.unwrap().unwrap(), End::Waiting, "{}", bed.story(job.id).await);
-    assert_eq!(bed.load(job.id).await.text("throttled"), None);
-    bed.ask(job.id, Wish::Abort).await;
-    assert_eq!(bed.run(job.id, Options::default()).await, End::Over);
-    bed.check_clean().await;
 }

@@ -5,6 +5,7 @@ use shardctl::direct::Servers;
 use shardctl::mover::machine::{Phase, Wish};
 use shardctl::mover::run::{End, Options};
 use shardctl::mover::scope::Scope;
+use shardctl::mover::standing;
 
 use crate::bed::{Bed, bucket, tenant};
 
@@ -108,6 +109,23 @@ async fn what_cannot_be_moved_is_refused_before_anything_happens() {
             "ALTER TABLE public.accounts ENABLE ALWAYS TRIGGER touch",
             "ALTER TABLE public.accounts ENABLE TRIGGER touch",
             "fired by replicated rows, too: touch",
+        ),
+        // A large object is not in the row that names it.
+        (
+            "CREATE DOMAIN public.lo AS oid; CREATE TABLE public.docs (tenant_id uuid PRIMARY KEY, body public.lo)",
+            "DROP TABLE public.docs; DROP DOMAIN public.lo",
+            "column body of public.docs is of type public.lo: the large objects that it names would stay behind -> keep them in the rows",
+        ),
+        (
+            "CREATE DOMAIN public.lo AS oid; CREATE DOMAIN public.scan AS public.lo; \
+             CREATE TABLE public.docs (tenant_id uuid PRIMARY KEY, more text, pages public.scan[])",
+            "DROP TABLE public.docs; DROP DOMAIN public.scan; DROP DOMAIN public.lo",
+            "column pages of public.docs is of type public.scan[]: the large objects",
+        ),
+        (
+            "CREATE TABLE public.docs (tenant_id uuid PRIMARY KEY, body oid); SELECT lo_create(4711)",
+            "DROP TABLE public.docs; SELECT lo_unlink(4711)",
+            "column body of public.docs is of type oid, and the server has large objects: those that it names would stay behind",
         ),
     ] {
         for db in [&one, &two] {
@@ -294,4 +312,49 @@ async fn nothing_moves_to_a_shard_that_a_proxy_does_not_know_or_that_lacks_refer
     let all = Options { auto: true, finish: true, stay: false };
     assert_eq!(bed.run(job.id, all).await, End::Over, "{}", bed.story(job.id).await);
     assert_eq!(bed.load(job.id).await.phase, Phase::Done, "{}", bed.story(job.id).await);
+}
+
+/// Numbers that shards give by themselves are no reason not to move, and the operator must know of them. Those that the proxy draws
+/// are in nobody's way; nor is a column of `oid` on a server without large objects.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sequences_that_shards_draw_from_themselves_are_noted() {
+    let bed = Bed::start(2).await;
+    let (one, two) = (bed.shard(1).await, bed.shard(2).await);
+    for db in [&one, &two] {
+        db.run(
+            "CREATE SEQUENCE public.odd; CREATE TABLE public.bills (tenant_id uuid, id bigserial, n int GENERATED ALWAYS AS IDENTITY,
+                 code text DEFAULT 'B-' || nextval('public.odd'), file oid, PRIMARY KEY (tenant_id, id))",
+        )
+        .await
+        .unwrap();
+    }
+    // On the default shard it is the proxy, for all of them; on another one it is not.
+    one.run("SELECT nextval('public.bills_id_seq'), nextval('public.bills_n_seq')").await.unwrap();
+    two.run("SELECT nextval('public.bills_id_seq'), nextval('public.bills_id_seq')").await.unwrap();
+    let notes = |shard: u16| {
+        let servers = &bed.servers;
+        async move { standing::shard(servers, ShardId(shard)).await.unwrap().notes }
+    };
+    let (on_one, on_two) = (notes(1).await, notes(2).await);
+    let begins = |note: &str, wanted: &str| assert!(note.starts_with(wanted), "not \"{wanted}\" but: {note}");
+    assert_eq!((on_one.len(), on_two.len()), (1, 2), "{on_one:#?} {on_two:#?}");
+    begins(
+        &on_one[0],
+        "sequence public.odd (column code of public.bills) is drawn from by shard 1 for itself",
+    );
+    begins(&on_two[0], "sequence public.bills_id_seq (column id of public.bills) stands at 2 on shard 2");
+    begins(
+        &on_two[1],
+        "sequence public.odd (column code of public.bills) is drawn from by shard 2 for itself",
+    );
+    assert!(on_two[0].contains(
+        "There is no duplicate key only if the sequence of each shard stands behind the highest number"
+    ));
+
+    let job = bed.plan(&Scope::of_range(0, 15), 1, 2).await;
+    assert_eq!(bed.run(job.id, Options::default()).await, End::Waiting, "{}", bed.story(job.id).await);
+    let story = bed.story(job.id).await;
+    assert!(on_one.iter().chain(&on_two).all(|note| story.contains(note.as_str())), "{story}");
+    bed.ask(job.id, Wish::Abort).await;
+    assert_eq!(bed.run(job.id, Options::default()).await, End::Over);
 }
