@@ -58,9 +58,10 @@ Moves of buckets: between two shards, under payments through two proxies (`cargo
 Each run strikes shardctl, a proxy, the source, the target, the source's standby or the server of the catalog in one phase
 of a move: kill -9, SIGSTOP for 8 s, or a cut of the network for 8 s. At most one command of the operator later the move is
 over, every row is on one shard, nothing is left on any server, no payment is lost or doubled, and no count over all shards
-was wrong meanwhile. A run whose phase was not hit says so and does not count. Before them, in one more run, the first
-proxy sleeps from before the fence until after the flip, with clients of every isolation level on it, and the mover is killed
-while it holds the fence: what they send then fails as one that may be tried again, or is done by the new owner.
+was wrong meanwhile. A run whose phase was not hit says so and does not count. Before them, in two more runs, one of a
+cut-over and one of a roll-back, the first proxy sleeps from before the fence until after the flip, with clients of every isolation
+level on it, and the mover is killed while it holds the fence: what they send then fails as one that may be tried again, or is
+done by the new owner.
 
   --suite rebalance              --runs of them (default {}) at --rate payments a second (default {})
   --suite rebalance:WORD/...     only those of a component, phase or blow, e.g. rebalance:source/fencing/kill

@@ -20,6 +20,10 @@ const PORTS_AWAY: u16 = 200;
 
 /// Milliseconds that a write waits for a cut-over at most, on whatever machine.
 const PAUSE_LIMIT_MS: f64 = 2000.0;
+/// What is an order of magnitude off is wrong on whatever machine: of COPY's speed (0.2 with so few rows, of which each copy's
+/// first half second is most), and milliseconds until all proxies serve by a new map.
+const COPY_LEAST: f64 = 0.02;
+const MAP_LIMIT_MS: f64 = 2000.0;
 /// What is moved, and the phase that its moves have when the step is over.
 const STEPS: [(&str, &str); 5] = [
     ("move", "window"),
@@ -190,7 +194,7 @@ fn with_stack(verify: &mut Verify, options: &Options) -> Result<()> {
         let words = "--suite rebalance --runs 3 --seed 1 --json";
         let text = captured(Command::new(release("chaos")?).envs(vars.clone()).args(words.split(' ')))?;
         let mut outcome = judge_chaos(&text.0)?;
-        let words = "compare rebalance --steps move,rollback,isolate,drain,add --buckets 256 --rate 100 --payments 1000 --baseline 2 --no-copy --no-jdbc --json";
+        let words = "compare rebalance --steps move,rollback,isolate,drain,add --buckets 512 --rate 100 --payments 30000 --baseline 2 --json";
         let text = captured(Command::new(release("bench")?).envs(vars).args(words.split(' ')))?;
         let moved = judge_moves(&text.0)?;
         outcome.passed += moved.passed;
@@ -331,6 +335,13 @@ fn judge_moves(text: &str) -> Result<Outcome> {
     expect("the invariants hold", value["invariants"] == true);
     let pause = value["pause_p99_ms_seen"].as_f64().zip(value["pause_p99_ms"].as_f64());
     expect("no write waits for seconds", pause.is_some_and(|(_, ms)| ms <= PAUSE_LIMIT_MS));
+    let jdbc = &value["jdbc"];
+    expect("the JDBC application went on", jdbc["ok"].as_u64() > Some(0) && jdbc["wrong"] == 0);
+    let figure = |key: &str| value[key].as_f64();
+    expect("the copy is no slower by orders", figure("copy_ratio").is_some_and(|ratio| ratio >= COPY_LEAST));
+    expect("payments were made while rows were copied", figure("foreground_p99_ratio").is_some());
+    let followed = figure("map_change_max_ms");
+    expect("every proxy served by every new map", followed.is_some_and(|ms| ms <= MAP_LIMIT_MS));
     let steps = value["steps"].as_array().context("no steps in the answer")?;
     let went_on = ["payments", "writes", "counts", "writes_to_what_moves"];
     let counted = |step: &Value| went_on.iter().all(|key| step[key].as_u64() > Some(0));
@@ -403,10 +414,11 @@ mod tests {
         });
         let good = format!(
             r#"{{"errors": 0, "lost": 0, "doubled": 0, "duplicate_rows": 0, "missing_rows": 0, "invariants": true,
-                "pause_p99_ms": 300.5, "pause_p99_ms_seen": 300.5, "steps": [{}]}}"#,
+                "pause_p99_ms": 300.5, "pause_p99_ms_seen": 300.5, "jdbc": {{"ok": 5, "wrong": 0}}, "copy_ratio": 0.2,
+                "foreground_p99_ratio": 2.5, "map_change_max_ms": 40.0, "steps": [{}]}}"#,
             steps.join(", ")
         );
-        assert_eq!(judge_moves(&good).unwrap(), Outcome { passed: 13, failures: vec![] });
+        assert_eq!(judge_moves(&good).unwrap(), Outcome { passed: 17, failures: vec![] });
         for (from, to) in [
             ("\"lost\": 0", "\"lost\": 1"),
             ("\"missing_rows\": 0", "\"missing_rows\": 2"),
@@ -415,6 +427,12 @@ mod tests {
             ("\"writes_to_what_moves\": 4", "\"writes_to_what_moves\": 0"),
             ("\"pause_p99_ms\": 300.5", "\"pause_p99_ms\": 2001"),
             ("\"pause_p99_ms_seen\": 300.5", "\"pause_p99_ms_seen\": null"),
+            ("\"ok\": 5", "\"ok\": 0"),
+            ("\"wrong\": 0", "\"wrong\": 1"),
+            ("{\"ok\": 5, \"wrong\": 0}", "null"),
+            ("\"copy_ratio\": 0.2", "\"copy_ratio\": 0.01"),
+            ("\"foreground_p99_ratio\": 2.5", "\"foreground_p99_ratio\": null"),
+            ("\"map_change_max_ms\": 40.0", "\"map_change_max_ms\": 2001"),
             ("rolled_back", "window"),
             ("isolate a tenant", "isolate"),
         ] {

@@ -20,6 +20,7 @@ mod wire;
 use crate::load;
 use crate::stack::Stack;
 use anyhow::{Result, bail};
+use asleep::Way;
 pub use cell::Cell;
 use run::Act;
 use serde_json::{Value, json};
@@ -27,7 +28,7 @@ use serde_json::{Value, json};
 pub const RUNS: u64 = 40;
 /// Payments a second, beside which a move still has the machine for most of its time.
 pub const RATE: u32 = 40;
-/// The cell of the proxy that sleeps, which every run of the whole suite begins with.
+/// The two cells of the proxy that sleeps, which every run of the whole suite begins with.
 pub const ASLEEP: &str = "asleep";
 /// A cell whose place was not reached is tried so often.
 const TRIES: u64 = 3;
@@ -80,7 +81,7 @@ pub async fn run(stack: &Stack, words: &[String], runs: u64, seed: u64, rate: u3
     let cells = if words == [ASLEEP] { Vec::new() } else { cell::draw(runs, seed, &words) };
     let mut acts: Vec<Act> = cells.iter().map(Act::Strike).collect();
     if words.is_empty() || words == [ASLEEP] {
-        acts.insert(0, Act::Asleep);
+        acts.splice(0..0, [Way::There, Way::Back].map(Act::Asleep));
     }
     if acts.is_empty() || !cells.is_empty() && (cells.len() as u64) < runs {
         bail!("no component, phase, place or blow is called {}", words.join(" and "));

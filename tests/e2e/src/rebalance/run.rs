@@ -1,6 +1,6 @@
 //! One move, one blow, at most one command of the operator, and the judgement.
 
-use super::asleep;
+use super::asleep::{self, Way};
 use super::cell::{self, Cell, Component, Phase};
 use super::field::{CATALOG, Field, SIDES, in_sync, map};
 use super::shardctl::{Driver, Ended};
@@ -42,7 +42,7 @@ pub struct Verdict {
 pub enum Act<'a> {
     Strike(&'a Cell),
     /// The first proxy sleeps from before the fence until after the flip.
-    Asleep,
+    Asleep(Way),
 }
 
 /// What became of the move.
@@ -59,7 +59,7 @@ impl Act<'_> {
     pub fn name(self) -> String {
         match self {
             Act::Strike(cell) => cell.name(),
-            Act::Asleep => super::ASLEEP.to_owned(),
+            Act::Asleep(way) => format!("{}, {}", super::ASLEEP, way.phase()),
         }
     }
 
@@ -68,7 +68,7 @@ impl Act<'_> {
             Act::Strike(cell) => json!({
                 "component": cell.component.name(), "phase": cell.phase.name(), "place": cell.place, "blow": cell.blow.name(),
             }),
-            Act::Asleep => json!({ "component": "proxy", "phase": "fencing", "blow": super::ASLEEP }),
+            Act::Asleep(way) => json!({ "component": "proxy", "phase": way.phase(), "blow": super::ASLEEP }),
         }
     }
 
@@ -79,7 +79,7 @@ impl Act<'_> {
                 matches!(cell.component, Component::Shardctl | Component::Proxy)
                     && !matches!(cell.phase, Phase::Fencing | Phase::BackFencing)
             }
-            Act::Asleep => true,
+            Act::Asleep(_) => true,
         }
     }
 }
@@ -105,7 +105,7 @@ pub async fn one(
     let mut violations = Vec::new();
     let outcome = match act {
         Act::Strike(cell) => carry(stack, field, cell, &mut random, &mut violations).await,
-        Act::Asleep => asleep::carry(stack, field, seed, &mut violations).await,
+        Act::Asleep(way) => asleep::carry(stack, field, seed, way, &mut violations).await,
     };
     if outcome.is_ok() {
         served(stack, seed, &load, &mut violations).await;

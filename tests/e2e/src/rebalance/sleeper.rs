@@ -17,6 +17,8 @@ enum Work {
     /// One statement, sent before the fence or after the flip.
     Early,
     Late,
+    EarlyRead,
+    LateRead,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -43,7 +45,7 @@ pub enum Told {
 pub fn sleepers() -> Vec<Sleeper> {
     let blocks =
         [Work::WriteRead, Work::WriteFirst, Work::Read].map(|work| LEVELS.map(|level| (Some(level), work)));
-    let alone = [(None, Work::Early), (None, Work::Late)];
+    let alone = [Work::Early, Work::Late, Work::EarlyRead, Work::LateRead].map(|work| (None, work));
     blocks.into_iter().flatten().chain(alone).map(|(level, work)| Sleeper { level, work }).collect()
 }
 
@@ -53,12 +55,12 @@ impl Sleeper {
     }
 
     pub fn reads(&self) -> bool {
-        self.work == Work::Read
+        matches!(self.work, Work::Read | Work::EarlyRead | Work::LateRead)
     }
 
     /// Sends while the old owner still owns the row.
     pub fn is_early(&self) -> bool {
-        self.work == Work::Early
+        matches!(self.work, Work::Early | Work::EarlyRead)
     }
 
     /// Before the proxy is stopped.
@@ -74,9 +76,10 @@ impl Sleeper {
 
     /// As one message, so that all of it is there when the proxy wakes. The answer comes then.
     pub fn send(self, client: Client, table: &str, row: &str) -> JoinHandle<Told> {
-        let sql = match self.work {
-            Work::Read => format!("SELECT n FROM {table} WHERE {row}"),
-            _ => format!("UPDATE {table} SET n = n + 1 WHERE {row} RETURNING n"),
+        let sql = if self.reads() {
+            format!("SELECT n FROM {table} WHERE {row}")
+        } else {
+            format!("UPDATE {table} SET n = n + 1 WHERE {row} RETURNING n")
         };
         tokio::spawn(async move {
             let answer = match client.simple_query(&sql).await {
@@ -133,11 +136,11 @@ mod tests {
     #[test]
     fn every_level_writes_and_reads() {
         let all = sleepers();
-        assert_eq!(all.len(), 11);
+        assert_eq!(all.len(), 13);
         let names: std::collections::BTreeSet<String> = all.iter().map(Sleeper::name).collect();
-        assert_eq!(names.len(), 11);
-        assert_eq!(all.iter().filter(|one| one.reads()).count(), 3);
-        assert_eq!(all.iter().filter(|one| one.is_early()).count(), 1);
+        assert_eq!(names.len(), 13);
+        assert_eq!(all.iter().filter(|one| one.reads()).count(), 5);
+        assert_eq!(all.iter().filter(|one| one.is_early()).count(), 2);
     }
 
     #[test]

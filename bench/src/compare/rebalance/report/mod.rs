@@ -18,6 +18,8 @@ const PAUSE_BAR_MS: f64 = 500.0;
 /// The 99th percentile of payments while rows are copied, as a multiple of that without a move.
 const P99_BAR: f64 = 2.0;
 const COPY_BAR: f64 = 0.7;
+/// Payments a second, of those that were to be begun: who is slower waits less than who is not.
+const RATE_BAR: f64 = 0.95;
 /// Milliseconds until every proxy serves by a new map.
 const MAP_BAR_MS: f64 = 250.0;
 
@@ -176,6 +178,14 @@ impl Report {
         } else {
             bars.push((false, "no cut-over was attempted".to_owned()));
         }
+        let rates = || self.noticed().map(|(_, noticed)| noticed.load.rate / self.rate);
+        let least = rates().fold(f64::INFINITY, f64::min);
+        let text = format!(
+            "payments made of {:.0}/s, without a move and in the slowest step: {least:.2} (bar {RATE_BAR})",
+            self.rate
+        );
+        // Not by the least one: what is no number is left out of it.
+        bars.push((rates().all(|rate| rate >= RATE_BAR), text));
         let maps: usize = self.steps.iter().map(|step| step.followed_ms.len()).sum();
         let followed = self.followed_ms();
         let text = format!(
@@ -288,7 +298,7 @@ mod tests {
 
     fn noticed(p99_ms: f64, lost: u64) -> Noticed {
         Noticed {
-            load: Seen { p99_ms, ..Seen::default() },
+            load: Seen { p99_ms, rate: 1.0, ..Seen::default() },
             seen: Counts { lost, ..Counts::default() },
             ..Noticed::default()
         }
@@ -370,6 +380,19 @@ mod tests {
     }
 
     #[test]
+    fn fewer_payments_are_another_load() {
+        let with = |rate| {
+            let mut report = moved(0, 1.0);
+            report.steps[0].noticed.load.rate = rate;
+            report.well()
+        };
+        assert_eq!((with(0.95), with(0.94), with(f64::NAN)), (true, false, false));
+        let mut report = moved(0, 1.0);
+        report.baseline.load.rate = 0.94;
+        assert!(!report.well());
+    }
+
+    #[test]
     fn every_proxy_follows_every_map() {
         let with = |followed_ms: &[Option<f64>]| {
             let mut report =
@@ -439,7 +462,7 @@ mod tests {
         assert!(!copied(1399, noticed(10.0, 0)).well());
         assert!(!copied(1400, noticed(10.0, 1)).well());
         let failed = Noticed {
-            load: Seen { errors: 2, ..Seen::default() },
+            load: Seen { errors: 2, rate: 1.0, ..Seen::default() },
             seen: Counts { errors: 3, texts: ["XX000: oops".to_owned()].into(), ..Counts::default() },
             ..Noticed::default()
         };
