@@ -10,6 +10,27 @@ use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedMessage, Headers, Message};
 use rdkafka::{Offset, TopicPartitionList};
 
+/// A client that has not closed by then is left to its thread.
+const CLOSE_LIMIT: Duration = Duration::from_secs(10);
+
+/// Lets go of a consumer, or whatever else has one, on a thread of its own. Its `drop` waits for the broker to answer that it leaves
+/// its group: while Kafka is away that would keep a thread of the runtime, and with it payments, from all else.
+pub async fn close<T: Send + 'static>(client: T) {
+    let (done, closed) = tokio::sync::oneshot::channel();
+    let closing = std::thread::Builder::new().name("kafka-close".into()).spawn(move || {
+        drop(client);
+        // Nobody waits any more if it took too long.
+        let _ = done.send(());
+    });
+    match closing {
+        Ok(_) if tokio::time::timeout(CLOSE_LIMIT, closed).await.is_err() => {
+            tracing::warn!("a Kafka client does not close within {CLOSE_LIMIT:?}");
+        }
+        Ok(_) => {}
+        Err(error) => tracing::error!(%error, "no thread to close a Kafka client on"),
+    }
+}
+
 /// R14's settings; the group's own name and how much a fetch waits for are the caller's.
 pub fn settings(brokers: &str, group: &str, fetch_min_bytes: u32, fetch_wait: Duration) -> ClientConfig {
     let mut c = ClientConfig::new();
@@ -47,6 +68,10 @@ impl Offsets {
     fn note(&mut self, partition: i32, offset: i64) {
         let next = self.0.entry(partition).or_insert(0);
         *next = (*next).max(offset + 1);
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
     /// Next offset per partition.
@@ -95,4 +120,31 @@ pub async fn batch<T, C: ConsumerContext + 'static>(
         }
     }
     Ok((parsed, offsets))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Instant;
+
+    struct Slow(Duration);
+
+    impl Drop for Slow {
+        fn drop(&mut self) {
+            std::thread::sleep(self.0);
+        }
+    }
+
+    /// On a runtime of one thread, as a core has.
+    #[tokio::test]
+    async fn a_client_that_is_slow_to_close_keeps_nobody() {
+        let begun = Instant::now();
+        let others = async {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            begun.elapsed()
+        };
+        let long = Duration::from_millis(700);
+        let ((), at) = tokio::join!(close(Slow(long)), others);
+        assert!(at < long / 2 && begun.elapsed() >= long, "{at:?}");
+    }
 }

@@ -11,7 +11,7 @@ use rustc_hash::FxHashSet;
 use tokio::sync::watch;
 use uuid::Uuid;
 
-use super::consumer::{batch, header, settings};
+use super::consumer::{batch, close, header, settings};
 use super::seen::{Inbox, Recent};
 use super::{EventsConfig, topics};
 use crate::ledger::connect::{self, Link};
@@ -130,19 +130,32 @@ impl Worker {
         let settings =
             settings(&config.brokers, &config.notification_group, 256 * 1024, Duration::from_millis(250));
         let consumer: StreamConsumer = settings.create().map_err(say)?;
+        let done = self.follow(&consumer, recent, stopped).await;
+        close(consumer).await;
+        done
+    }
+
+    async fn follow(
+        &self,
+        consumer: &StreamConsumer,
+        recent: &mut Recent,
+        stopped: &mut watch::Receiver<bool>,
+    ) -> Result<(), String> {
+        let say = |e: rdkafka::error::KafkaError| e.to_string();
+        let config = &self.config;
         consumer.subscribe(&[&config.payment_topic]).map_err(say)?;
         let inbox = if self.sink.needs_inbox() { Some(self.open_inbox().await?) } else { None };
         let mut gather = GATHER;
         loop {
             let read = |message: &BorrowedMessage<'_>| parse(|name| header(message, name));
             let (events, offsets) = tokio::select! {
-                batch = batch(&consumer, config.batch, gather, read) => batch.map_err(say)?,
+                batch = batch(consumer, config.batch, gather, read) => batch.map_err(say)?,
                 _ = stopped.wait_for(|s| *s) => return Ok(()),
             };
             // A full batch: there is a backlog.
             gather = if events.len() < config.batch { GATHER } else { Duration::ZERO };
             self.act(events, recent, inbox.as_ref()).await?;
-            offsets.commit(&consumer, &config.payment_topic, CommitMode::Async).map_err(say)?;
+            offsets.commit(consumer, &config.payment_topic, CommitMode::Async).map_err(say)?;
         }
     }
 

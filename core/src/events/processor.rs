@@ -22,7 +22,7 @@ use rustc_hash::FxHashSet;
 use tokio::sync::watch;
 
 use super::command::{Command, Outcome, Poster, Unfit, judge};
-use super::consumer::{Offsets, batch, settings};
+use super::consumer::{Offsets, batch, close, settings};
 use super::line::{Bounds, Lines, Ticket, UNFIT, Waiting};
 use super::{EventsConfig, topics};
 use crate::domain::code::Code;
@@ -55,6 +55,27 @@ struct Tried {
     generation: u64,
     done: Vec<Ticket>,
     again: Vec<Command>,
+}
+
+/// What the consumer leaves to the thread that closes it.
+struct Clients {
+    consumer: Commands,
+    dead_letters: Option<FutureProducer>,
+    /// The asynchronous commit of these may still be under way; a second is harmless, a lost one repeats a batch.
+    last: Offsets,
+    topic: String,
+}
+
+impl Drop for Clients {
+    fn drop(&mut self) {
+        if !self.last.is_empty()
+            && let Err(error) = self.last.commit(&self.consumer, &self.topic, CommitMode::Sync)
+        {
+            tracing::warn!(%error, "the last offsets are not committed: their commands are read again");
+        }
+        // Before the consumer: nothing is tried any more.
+        self.dead_letters.take();
+    }
 }
 
 pub(super) struct Worker {
@@ -110,14 +131,36 @@ impl Worker {
             settings(&config.brokers, &config.command_group, 4_096, Duration::from_millis(50))
                 .create_with_context(Rebalances::default())
                 .map_err(say)?;
-        consumer.subscribe(&[&config.command_topic]).map_err(say)?;
-        let dead_letters: FutureProducer = ClientConfig::new()
+        let dead_letters = ClientConfig::new()
             .set("bootstrap.servers", &config.brokers)
             .set("enable.idempotence", "true")
             .set("compression.type", "lz4")
             .set("message.timeout.ms", "30000")
-            .create()
-            .map_err(say)?;
+            .create::<FutureProducer>();
+        let done = match &dead_letters {
+            Ok(dead_letters) => self.follow(&consumer, dead_letters, stopped).await,
+            Err(error) => Err(error.to_string()),
+        };
+        let topic = config.command_topic.clone();
+        let (last, done) = match done {
+            Ok(last) => (last, Ok(())),
+            Err(error) => (BTreeMap::new(), Err(error)),
+        };
+        let clients = Clients { consumer, dead_letters: dead_letters.ok(), last: Offsets::of(last), topic };
+        close(clients).await;
+        done
+    }
+
+    /// Until it is to stop: what is to be committed then.
+    async fn follow(
+        &self,
+        consumer: &Commands,
+        dead_letters: &FutureProducer,
+        stopped: &mut watch::Receiver<bool>,
+    ) -> Result<BTreeMap<i32, i64>, String> {
+        let say = |e: rdkafka::error::KafkaError| e.to_string();
+        let config = &self.config;
+        consumer.subscribe(&[&config.command_topic]).map_err(say)?;
         let context = consumer.context().clone();
         let mut generation = 0;
         let mut lines = self.lines();
@@ -126,13 +169,13 @@ impl Worker {
         let mut committed = BTreeMap::new();
         loop {
             while let Some((shard, commands)) = lines.start(Instant::now(), config.command_batch) {
-                tries.push(self.execute(shard, generation, commands, &dead_letters));
+                tries.push(self.execute(shard, generation, commands, dead_letters));
             }
             // With nothing that rests, a read or the end of a try is what comes next.
             let rest = lines.next_start().unwrap_or_else(|| Instant::now() + BACKOFF_MOST);
             let mut read = Vec::new();
             tokio::select! {
-                messages = batch(&consumer, config.command_batch, Duration::ZERO, |m| {
+                messages = batch(consumer, config.command_batch, Duration::ZERO, |m| {
                     (context.0.load(Ordering::Acquire), Command::read(m))
                 }) => read = messages.map_err(say)?.0,
                 Some(tried) = tries.next() => {
@@ -150,7 +193,7 @@ impl Worker {
                 generation = current;
                 lines = self.lines();
                 committed.clear();
-                resume(&consumer, &config.command_topic, std::mem::take(&mut paused));
+                resume(consumer, &config.command_topic, std::mem::take(&mut paused));
             }
             let mut full = BTreeSet::new();
             for (of, command) in read {
@@ -165,23 +208,16 @@ impl Worker {
                 paused.append(&mut full);
             }
             let again: BTreeSet<i32> = lines.resumable().into_iter().filter(|p| paused.remove(p)).collect();
-            resume(&consumer, &config.command_topic, again);
+            resume(consumer, &config.command_topic, again);
             let upto = lines.committable();
             if upto != committed {
                 Offsets::of(upto.clone())
-                    .commit(&consumer, &config.command_topic, CommitMode::Async)
+                    .commit(consumer, &config.command_topic, CommitMode::Async)
                     .map_err(say)?;
                 committed = upto;
             }
         }
-        drop(tries);
-        if !committed.is_empty() {
-            // The asynchronous one may still be under way; a second is harmless, a lost one repeats a batch.
-            let (offsets, topic) = (Offsets::of(committed), config.command_topic.clone());
-            let _ = tokio::task::spawn_blocking(move || offsets.commit(&consumer, &topic, CommitMode::Sync))
-                .await;
-        }
-        Ok(())
+        Ok(committed)
     }
 
     /// Tries each command once. Those that will never have another outcome go to the dead letter topic.
