@@ -189,6 +189,8 @@ fn with_stack(verify: &mut Verify, options: &Options) -> Result<()> {
         let two = Options { proxies: Some(2), cores: Some(2), ..options.clone() };
         let mut vars = environment(&up::bring_up(&two, true)?.state())?;
         vars.push(("STACK_BIN".into(), std::env::current_exe()?.display().to_string()));
+        // Where the JDBC application is.
+        vars.push(("STACK_WORKSPACE".into(), workspace()?.display().to_string()));
         // Another three each time would make somebody's unrelated change fail for what `cargo chaos` is there to find. Before the
         // steps: where a single tenant lives elsewhere than its bucket, zones of buckets do not go to and fro.
         let words = "--suite rebalance --runs 3 --seed 1 --json";
