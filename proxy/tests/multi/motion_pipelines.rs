@@ -53,6 +53,12 @@ impl Sent {
     }
 }
 
+/// The mover's copy of the row on the target.
+async fn copy_to_third(world: &World, key: i64) {
+    let target = world.cluster.primaries[2].client("postgres").await;
+    target.batch_execute(&format!("INSERT INTO t VALUES ({key}, 1, 'a')")).await.unwrap();
+}
+
 fn texts(statements: &[&str]) -> Vec<String> {
     statements.iter().map(|sql| (*sql).to_owned()).collect()
 }
@@ -122,12 +128,7 @@ async fn h2_a_row_that_was_locked_behind_a_commit_is_not_overwritten() {
     let answers = raw.query(&format!("COMMIT; BEGIN; {read}")).await;
     assert_eq!(answers, ["CCOMMIT", "CBEGIN", "CSELECT 1", "ZT"]);
     // Whoever flips now does not wait for it.
-    world.cluster.primaries[2]
-        .client("postgres")
-        .await
-        .batch_execute(&format!("INSERT INTO t VALUES ({moving}, 1, 'a')"))
-        .await
-        .unwrap();
+    copy_to_third(&world, moving).await;
     let version = mover.flip(1, &buckets_of(&[moving]), 1, 3, "flipped").await;
     mover.wait("version", version, 1).await;
     assert_eq!(raw.query(&update(moving)).await, ["E40001", "ZE"]);
@@ -199,12 +200,7 @@ async fn a_transaction_that_has_lost_its_server_is_not_waited_for() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_statement_waits_its_own_time() {
     let (world, mut mover, (moving, ..)) = held("own-time").await;
-    world.cluster.primaries[2]
-        .client("postgres")
-        .await
-        .batch_execute(&format!("INSERT INTO t VALUES ({moving}, 1, 'a')"))
-        .await
-        .unwrap();
+    copy_to_third(&world, moving).await;
     let client = world.proxy.client().await;
     client.batch_execute("BEGIN").await.unwrap();
     let (token, sql) = (client.cancel_token(), update(moving));
