@@ -19,6 +19,12 @@ pub struct Request {
     pub latency_us: u64,
 }
 
+impl Request {
+    pub fn latency_ms(&self) -> f64 {
+        self.latency_us as f64 / 1000.0
+    }
+}
+
 pub struct Trace {
     file: BufWriter<File>,
     /// One moment by both clocks.

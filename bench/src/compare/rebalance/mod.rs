@@ -29,6 +29,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use clients::Clients;
 use pauses::Pauses;
+use phases::Phase;
 use plan::{Kind, Step};
 use report::{Report, StepResult};
 use std::path::PathBuf;
@@ -40,13 +41,13 @@ pub struct RebalanceArgs {
     #[arg(long, default_value_t = 1000.0)]
     pub rate: f64,
     /// Payments made before anything moves, so that there is something to copy.
-    #[arg(long, default_value_t = 60_000)]
+    #[arg(long, default_value_t = 400_000)]
     pub payments: u64,
     /// Buckets that the first step moves.
     #[arg(long, default_value_t = 512)]
     pub buckets: u16,
-    /// Seconds of payments without a move, which the latencies of the others are compared with.
-    #[arg(long, default_value_t = 20)]
+    /// Seconds of payments without a move before each step that copies, which the latencies of the others are compared with.
+    #[arg(long, default_value_t = 15)]
     pub baseline: u64,
     /// What is done: move, rollback, drain, add, isolate (default: all, in this order).
     #[arg(long, value_enum, num_args = 1.., value_delimiter = ',')]
@@ -96,22 +97,22 @@ pub async fn run(args: RebalanceArgs) -> Result<bool> {
         true => None,
         false => Some(application::Application::start(stack.proxies.last().context("no proxy")?).await?),
     };
-    say("payments without a move");
-    // The same clients as beside a move: what they cost is not the move's.
-    let calm = Clients::start(args.rate, &stack, &[]).await?;
-    tokio::time::sleep(Duration::from_secs(args.baseline)).await;
-    let baseline = calm.stop().await?;
-
-    let mut report = Report::new(&args, baseline);
+    let mut report = Report::new(&args);
     for kind in steps {
-        let by_copy = match kind {
-            Kind::Move if !args.no_copy => {
+        if kind.copies() || report.calms.is_empty() {
+            say("payments without a move");
+            // The same clients as beside a move: what they cost is not the move's.
+            let calm = Clients::start(args.rate, &shardctl::stack_now(&stack).await?, &[]).await?;
+            tokio::time::sleep(Duration::from_secs(args.baseline)).await;
+            report.calms.push(calm.stop().await?);
+        }
+        if kind == Kind::Move && !args.no_copy {
+            for onto in copy::others(&stack) {
                 say("the same rows by COPY");
                 wal::checkpoint(&stack.shards).await?;
-                Some(copy::measure(&args, &stack).await?)
+                report.copies.push(copy::measure(&args, &stack, onto).await?);
             }
-            _ => None,
-        };
+        }
         say(kind.name());
         // The steps before have written over the files that were there.
         wal::checkpoint(&shardctl::stack_now(&stack).await?.shards).await?;
@@ -119,9 +120,6 @@ pub async fn run(args: RebalanceArgs) -> Result<bool> {
         let result = one(&args, &stack, &tool, step).await.with_context(|| kind.name().to_owned())?;
         say(&result.line());
         report.steps.push(result);
-        if let (Kind::Move, Some(by_copy)) = (kind, by_copy) {
-            report.copy = report.first_move().and_then(|moved| copy::Copied::new(by_copy, moved));
-        }
     }
     let is_back = report.steps.iter().any(|step| step.kind == Kind::Rollback);
     if let Some(moved) = report.first_move().filter(|_| !is_back) {
@@ -164,11 +162,13 @@ async fn one(
     let noticed = clients.stop().await;
     done?;
     let (mut noticed, moves) = (noticed?, tool.moves_after(before).await?);
-    // What they add up to is kept, they are not: there may be millions.
+    // What they add up to is kept, and of those while rows were copied each: there may be millions.
     let requests = std::mem::take(&mut noticed.load.requests);
     let writes = std::mem::take(&mut noticed.seen.trace);
-    let by_phase = phases::ByPhase::new(&requests, moves.iter().map(|one| one.history.as_slice()));
+    let histories = || moves.iter().map(|one| one.history.as_slice());
+    let by_phase = phases::ByPhase::new(&requests, histories());
+    let copying_ms = phases::within(Phase::Copying, &requests, histories());
     let pauses = Pauses::new(&writes, moves.iter().map(|one| one.since(begun_us)));
     let followed_ms = maps::followed_ms(&tool.maps().await?, &noticed.sights);
-    Ok(StepResult { kind: step.kind, seconds, moves, noticed, by_phase, pauses, followed_ms })
+    Ok(StepResult { kind: step.kind, seconds, moves, noticed, by_phase, copying_ms, pauses, followed_ms })
 }

@@ -79,14 +79,10 @@ impl ByPhase {
         let spans: Vec<Span> = histories.flat_map(spans).collect();
         let mut latencies_ms: [Vec<f64>; Phase::ALL.len()] = Default::default();
         for request in requests {
-            let mut within = [false; Phase::ALL.len()];
-            for span in &spans {
-                within[span.phase as usize] |= (span.from_us..span.to_us).contains(&request.begin_us);
-            }
-            within[Phase::Other as usize] = !within.contains(&true);
+            let within = phases_of(request, &spans);
             for (latencies_ms, within) in latencies_ms.iter_mut().zip(within) {
                 if within {
-                    latencies_ms.push(request.latency_us as f64 / 1000.0);
+                    latencies_ms.push(request.latency_ms());
                 }
             }
         }
@@ -101,6 +97,27 @@ impl ByPhase {
     pub fn json(&self, figure: impl Fn(Part) -> Value) -> Value {
         Phase::ALL.iter().map(|phase| (phase.name(), figure(self.of(*phase)))).collect()
     }
+}
+
+/// Milliseconds of the payments that began in one phase.
+pub fn within<'a>(
+    phase: Phase,
+    requests: &[Request],
+    histories: impl Iterator<Item = &'a [Event]>,
+) -> Vec<f64> {
+    let spans: Vec<Span> = histories.flat_map(spans).collect();
+    let of_phase = requests.iter().filter(|request| phases_of(request, &spans)[phase as usize]);
+    of_phase.map(Request::latency_ms).collect()
+}
+
+/// Whether the moves were in each phase when a payment began.
+fn phases_of(request: &Request, spans: &[Span]) -> [bool; Phase::ALL.len()] {
+    let mut within = [false; Phase::ALL.len()];
+    for span in spans {
+        within[span.phase as usize] |= (span.from_us..span.to_us).contains(&request.begin_us);
+    }
+    within[Phase::Other as usize] = !within.contains(&true);
+    within
 }
 
 /// When the move was in any phase but [`Phase::Other`]. The last line holds for ever.

@@ -23,6 +23,11 @@ pub enum Kind {
 impl Kind {
     pub const ALL: [Kind; 5] = [Kind::Move, Kind::Rollback, Kind::Drain, Kind::Add, Kind::Isolate];
 
+    /// A roll-back goes back to rows that are there.
+    pub fn copies(self) -> bool {
+        self != Kind::Rollback
+    }
+
     pub fn name(self) -> &'static str {
         match self {
             Kind::Move => "move",

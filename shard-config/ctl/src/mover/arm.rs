@@ -20,6 +20,8 @@ use crate::direct::{Db, is_code};
 const LOCK_WAIT: Duration = Duration::from_millis(100);
 /// Between two attempts.
 const REST: Duration = Duration::from_millis(150);
+/// Longest rest between two tables.
+const APART: Duration = Duration::from_millis(250);
 /// A table that is never free for a moment in all this time has a transaction that sits on it; the operator is told.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -81,6 +83,7 @@ pub async fn register(db: &Db, job: &Job, tables: &[Table]) -> anyhow::Result<()
 pub async fn arm(db: &Db, job: &Job, tables: &[Table], buckets: u16) -> anyhow::Result<()> {
     db.run("SET shard_catalog.mover = on").await?;
     for table in tables {
+        let begun = Instant::now();
         let relations = tree(db, table).await?;
         let mut sql = String::new();
         let name = table.sql();
@@ -114,6 +117,8 @@ pub async fn arm(db: &Db, job: &Job, tables: &[Table], buckets: u16) -> anyhow::
         }
         briefly(db, &sql, PATIENCE).await.with_context(|| format!("guarding {}", table.full_name()))?;
         check(db, job, &relations).await?;
+        // Every session plans anew what it does with the table. Not with all tables at once.
+        tokio::time::sleep(begun.elapsed().min(APART)).await;
     }
     Ok(())
 }

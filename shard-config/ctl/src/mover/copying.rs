@@ -17,11 +17,13 @@ use super::clean;
 use super::copy;
 use super::fault::reach;
 use super::job::Way;
+use super::lane::Lane;
+use super::leaves;
 use super::machine::Event;
 use super::run::{Hopeless, Runner, Step};
 use super::snapshot::Snapshot;
 use super::throttle::Throttle;
-use super::transfer::Transfer;
+use super::transfer::{Rows, Transfer};
 use crate::direct::{Db, is_for_good};
 
 /// A copy that was cut short more often than this by an error cannot be made.
@@ -98,13 +100,8 @@ impl Runner<'_> {
             self.cut_short(&format!("{error:#}")).await?;
             return Err(error);
         }
-        self.job
-            .set(
-                &self.control,
-                json!({ "copied_to": server(&self.target), "slot_at": at, "throttled": null }),
-            )
-            .await?;
-        self.job.note(&self.control, &format!("{} rows copied", progress["rows"])).await?;
+        let copied = json!({ "copied_to": server(&self.target), "slot_at": at, "throttled": null });
+        self.job.set_noted(&self.control, copied, &format!("{} rows copied", progress["rows"])).await?;
         reach(&self.job, "copied");
         self.go_on_from_slot().await
     }
@@ -118,7 +115,9 @@ impl Runner<'_> {
     /// Makes the snapshot, after what an earlier attempt has left.
     async fn begin_copy(&mut self) -> anyhow::Result<()> {
         let again = self.job.flag("copy_begun");
-        self.job.set(&self.control, json!({ "copied_to": null, "progress": null })).await?;
+        if ["copied_to", "progress"].iter().any(|entry| !self.job.detail[*entry].is_null()) {
+            self.job.set(&self.control, json!({ "copied_to": null, "progress": null })).await?;
+        }
         let tables = self.published().await?;
         let (name, slot, buckets) = (self.job.session_name(), self.job.publication(Way::Out), self.buckets());
         end_others(&[&self.control, &self.source, &self.target], &name).await?;
@@ -154,18 +153,38 @@ impl Runner<'_> {
         copy::publish(&self.source, &self.job, Way::Out, &tables, buckets).await?;
         // The target reaches the source, or it is known now.
         let conninfo = self.servers.conninfo(&self.source);
-        let (made, subscribed) = tokio::join!(
+        let (made, subscribed, lane) = tokio::join!(
             Snapshot::with_slot(self.servers, &self.source, &name, &slot, self.slot_patience()),
-            copy::subscribe(&self.target, &self.job, Way::Out, &conninfo)
+            copy::subscribe(&self.target, &self.job, Way::Out, &conninfo),
+            Lane::open(self.servers, &self.source, &self.target, &name)
         );
         self.slot_tried(made.is_ok()).await?;
         let snapshot = made?;
         subscribed?;
+        let lane = lane?;
         // The slot has waited for what was under way when it was begun, a definition too.
-        self.published().await?;
+        let looked = async {
+            futures_util::try_join!(
+                leaves::of(lane.giver(), snapshot.name(), &tables),
+                leaves::portable(&self.source, &tables),
+                leaves::portable(&self.target, &tables)
+            )
+        };
+        let (published, looked) = futures_util::join!(self.published(), looked);
+        published?;
+        let (leaves, ours, theirs) = match looked {
+            Ok(looked) => looked,
+            Err(error) => {
+                // A slot and a snapshot for nothing.
+                self.cut_short(&format!("{error:#}")).await?;
+                return Err(error);
+            }
+        };
         reach(&self.job, "snapshot");
         self.job.set(&self.control, json!({ "copy_begun": true })).await?;
-        self.transfer = Some(Transfer::new(snapshot, tables, &self.job.scope, buckets, name));
+        let binary = ours.into_iter().zip(theirs).map(|(ours, theirs)| ours && theirs).collect();
+        let rows = Rows { tables, leaves, binary, scope: self.job.scope.clone(), buckets };
+        self.transfer = Some(Transfer::new(snapshot, rows, lane, name));
         Ok(())
     }
 

@@ -128,6 +128,15 @@ impl Job {
         Ok(())
     }
 
+    /// `set` and `note` at once.
+    pub async fn set_noted(&mut self, db: &Db, entries: Value, text: &str) -> anyhow::Result<()> {
+        let sql = "WITH noted AS (INSERT INTO shard_catalog.move_event (move_id, phase, text) VALUES ($1, $3, $4)) \
+                   UPDATE shard_catalog.move SET detail = detail || $2, updated_at = clock_timestamp() \
+                   WHERE id = $1 RETURNING detail";
+        self.detail = db.value(sql, &[&self.id, &entries, &self.phase.name(), &text]).await?;
+        Ok(())
+    }
+
     pub async fn refresh(&mut self, db: &Db) -> anyhow::Result<()> {
         *self = Self::load(db, self.id).await?;
         Ok(())

@@ -2,7 +2,7 @@
 //!
 //! Rooms, in reading order: `machine` (PURE: phases and what follows what), `job` (the durable record), `attach` (takes a move up), `run`
 //! (does the step of the phase that is written down), `steps`; each step's work: `preflight` with `newcomer`, `objects`, `durable` and `warnings` (`standing`: how one shard stands for moves), `catalog` (what proxies obey), `arm` (guards), `published` (the tables that it is about),
-//! `copying` (the first copy: `snapshot`, `transfer` with `pace` and `throttle`), `copy` (native logical replication from there on), `comparing`: `verify` with `digest`, `rounds`, `changes` (PURE) and `tables` with `definition`, `cutover` and `fence` with `obstacles`,
+//! `copying` (the first copy: `snapshot`, `leaves`, `transfer` by `lane`s, with `piece` and `pace` (PURE) and `throttle`), `copy` (native logical replication from there on), `comparing`: `verify` with `digest`, `rounds`, `changes` (PURE) and `tables` with `definition`, `cutover` and `fence` with `obstacles`,
 //! `clean`. `part` says how far they are, `scope` (PURE) says which rows; `lost` frees one shard when the other one is gone; `limit` keeps too many moves from copying at once; `disk` ends a
 //! move before a disk is full;
 //! `fault` stops a runner for tests.
@@ -31,6 +31,8 @@ mod durable;
 pub mod fault;
 pub mod fence;
 pub mod job;
+mod lane;
+mod leaves;
 mod limit;
 pub mod lost;
 pub mod machine;
@@ -39,6 +41,7 @@ pub mod objects;
 pub mod obstacles;
 mod pace;
 pub mod part;
+mod piece;
 pub mod preflight;
 mod published;
 mod room;

@@ -111,10 +111,14 @@ impl Pace {
         }
     }
 
-    /// A piece of so many pages is over. Returns how long to rest.
-    pub(super) fn spent(&self, pages: i64, took: Duration) -> Duration {
+    /// A piece of so many pages is over.
+    pub(super) fn spent(&self, pages: i64, took: Duration) {
         let mut state = self.state();
         state.wanted = state.wanted.after(pages, took);
+    }
+
+    /// How long each side rests that was busy with a piece for so long.
+    pub(super) fn rest(&self, took: Duration) -> Duration {
         took.mul_f64(REST)
     }
 
@@ -251,14 +255,15 @@ mod tests {
         assert_eq!(pace.pages(PAGE), PAGES_LEAST);
         pace.allow(now, true, Some(i64::MAX), 1);
         for _ in 0..20 {
-            assert_eq!(pace.spent(1 << 20, Duration::ZERO), Duration::ZERO);
+            pace.spent(1 << 20, Duration::ZERO);
         }
         assert_eq!(pace.pages(PAGE), PIECE_BYTES / PAGE);
         // Rows of megabytes, most of them beside the pages.
         assert_eq!(pace.pages(4 << 20), 16);
         assert_eq!(pace.pages(1 << 30), PAGES_LEAST);
         assert_eq!(pace.pages(0), PIECE_BYTES / PAGE, "an empty table");
-        assert_eq!(pace.spent(1, PIECE * 10), PIECE);
+        pace.spent(1, PIECE * 10);
+        assert_eq!(pace.rest(PIECE * 10), PIECE);
         assert_eq!(pace.pages(PAGE), PAGES_LEAST);
         pace.allow(now, true, Some(0), 1);
         assert_eq!(pace.limit(now), None);

@@ -314,7 +314,10 @@ impl Runner<'_> {
                 if phase != Phase::Copying {
                     self.backoff = BACKOFF_FIRST;
                 }
-                tokio::time::sleep(if phase == Phase::Copying { LOOK_AT_COPY } else { LOOK }).await;
+                match &self.transfer {
+                    Some(transfer) => transfer.rest(LOOK_AT_COPY).await,
+                    None => tokio::time::sleep(LOOK).await,
+                }
                 return Ok(None);
             }
             Ok(Some(event)) => (event, String::new()),

@@ -2,6 +2,7 @@
 //! began, and the slot has every other one (`CREATE_REPLICATION_SLOT ... EXPORT_SNAPSHOT`, protocol-replication.html).
 //! What is copied in the snapshot and then continued from the slot has every row once.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -28,32 +29,51 @@ impl Snapshot {
         slot: &str,
         patience: Duration,
     ) -> anyhow::Result<Self> {
-        let mut walsender = servers.replication(source, session_name).await?;
-        walsender.patience = patience;
-        let command = format!("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput EXPORT_SNAPSHOT", ident(slot));
-        let made = match walsender.command(&command).await {
-            Ok(made) => made,
-            Err(error) => {
-                // No statement_timeout ends it: it would go on waiting for transactions, and then make the slot.
-                let end = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity \
-                           WHERE application_name = $1 AND backend_type = 'walsender'";
-                source.rows(end, &[&session_name]).await?;
-                anyhow::bail!("slot {slot}: {error:#}; {}", oldest(source).await?);
-            }
+        let holder = async {
+            let holder = servers.beside(source, session_name).await?;
+            endless(&holder, "").await?;
+            anyhow::Ok(holder)
         };
+        let made = create(servers, source, session_name, slot, patience);
+        // The walsender's snapshot is there as long as its session. Nobody leaves it alone while it waits.
+        let (made, holder) = futures_util::join!(made, holder);
+        let ((_walsender, made), holder) = (made?, holder?);
         let exported = made.get("snapshot_name").context("no snapshot came with the slot")?;
         let at = made.get("consistent_point").context("nothing says where the slot begins")?.clone();
-        let holder = servers.beside(source, session_name).await?;
-        endless(&holder).await?;
+        let export = format!("{} SELECT pg_export_snapshot()", enter(exported));
         // Without its code, which says that no repetition mends it.
-        holder.run(&enter(exported)).await.map_err(|error| anyhow::anyhow!("the snapshot: {error:#}"))?;
+        let answer =
+            holder.command(&export).await.map_err(|error| anyhow::anyhow!("the snapshot: {error:#}"))?;
         // The walsender's goes with its connection, and that counts against max_wal_senders.
-        let name: String = holder.value("SELECT pg_export_snapshot()", &[]).await?;
+        let name = answer.into_values().next().context("a snapshot without a name")?;
         Ok(Self { _holder: holder, name, at })
     }
 
     pub(super) fn name(&self) -> &str {
         &self.name
+    }
+}
+
+/// The session that has made the slot, and what it was answered.
+async fn create(
+    servers: &Servers,
+    source: &Db,
+    session_name: &str,
+    slot: &str,
+    patience: Duration,
+) -> anyhow::Result<(Db, BTreeMap<String, String>)> {
+    let mut walsender = servers.replication(source, session_name).await?;
+    walsender.patience = patience;
+    let command = format!("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput EXPORT_SNAPSHOT", ident(slot));
+    match walsender.command(&command).await {
+        Ok(made) => Ok((walsender, made)),
+        Err(error) => {
+            // No statement_timeout ends it: it would go on waiting for transactions, and then make the slot.
+            let end = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity \
+                       WHERE application_name = $1 AND backend_type = 'walsender'";
+            source.rows(end, &[&session_name]).await?;
+            anyhow::bail!("slot {slot}: {error:#}; {}", oldest(source).await?);
+        }
     }
 }
 
@@ -65,11 +85,13 @@ pub(super) fn enter(snapshot: &str) -> String {
     )
 }
 
-/// A session that waits, in a transaction or not, for as long as its runner lives: an operator may pause the copy.
-pub(super) async fn endless(db: &Db) -> anyhow::Result<()> {
+/// A session that waits, in a transaction or not, for as long as its runner lives: an operator may pause the copy. `more`: what
+/// else it begins with.
+pub(super) async fn endless(db: &Db, more: &str) -> anyhow::Result<()> {
     // transaction_timeout is of PostgreSQL 17.
-    db.run("SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0").await?;
-    db.rows("SELECT set_config(name, '0', false) FROM pg_settings WHERE name = 'transaction_timeout'", &[])
-        .await
-        .map(drop)
+    db.run(&format!(
+        "SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0; \
+         SELECT set_config(name, '0', false) FROM pg_settings WHERE name = 'transaction_timeout'{more}"
+    ))
+    .await
 }

@@ -182,7 +182,7 @@ async fn a_target_that_drops_a_session_is_copied_to_anew() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_snapshot_that_is_lost_is_made_anew() {
     let short = Short::start().await;
-    let end = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE query = 'SELECT pg_export_snapshot()' AND state LIKE 'idle in%'";
+    let end = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE query LIKE '%SELECT pg_export_snapshot()' AND state LIKE 'idle in%'";
     assert_eq!(short.bed.shard(1).await.value::<i64>(end, &[]).await.unwrap(), 1);
     short.no_limit().await;
     short.ends_anew().await;
@@ -208,7 +208,7 @@ async fn many_pieces_are_one_copy() {
     assert_eq!(bed.load(job.id).await.phase, Phase::Window, "{}", bed.story(job.id).await);
     assert_eq!(digest(&bed, 2, &scope).await, before);
     let pieces = bed.load(job.id).await.detail["progress"]["pieces"].as_i64().unwrap();
-    // Three tables have one or two of few pages, and the fourth many.
+    // One table has many pages, and the others a piece together.
     assert!(pieces >= 7, "{pieces} pieces");
     bed.ask(job.id, shardctl::mover::machine::Wish::Rollback).await;
     assert_eq!(bed.run(job.id, Options::default()).await, End::Over);

@@ -24,7 +24,9 @@ impl Report {
         let none = || String::from("-");
         let calm = |noticed: &Noticed| format!("{:.0}", noticed.seen.longest_write_ms);
         let without = |seconds, noticed| [seconds, none(), none(), none(), calm(noticed)];
-        table.row(row(CALM, without(none(), &self.baseline), &self.baseline));
+        for noticed in &self.calms {
+            table.row(row(CALM, without(none(), noticed), noticed));
+        }
         for step in &self.steps {
             let moving = [
                 format!("{:.1}", step.seconds),
@@ -35,9 +37,8 @@ impl Report {
             ];
             table.row(row(step.kind.name(), moving, &step.noticed));
         }
-        if let Some(copy) = &self.copy {
-            let noticed = &copy.by_copy.noticed;
-            table.row(row(COPY, without(format!("{:.1}", copy.by_copy.seconds), noticed), noticed));
+        for copy in &self.copies {
+            table.row(row(COPY, without(format!("{:.1}", copy.seconds), &copy.noticed), &copy.noticed));
         }
         let mut text = format!("\n{}\n{}", table.render(), self.phases().render());
         let unseen = self.steps.iter().map(|step| step.pauses.gap_ms()).fold(0.0, f64::max);
@@ -49,14 +50,25 @@ impl Report {
                 "\nover the whole of the worst step: {ratio:.2} times that without a move\n"
             ));
         }
-        if let Some(copy) = &self.copy {
+        if let Some(ratio) = self.copying_ratio_worst() {
             text.push_str(&format!(
-                "\ncopy: {} rows, {:.1} MiB ({:.0} % of the source's rows) by COPY in {:.1} s, {} rows/s; the mover {} rows in {:.1} s, {} rows/s\n",
-                thousands(copy.by_copy.rows),
-                copy.by_copy.mib,
-                copy.by_copy.share * 100.0,
-                copy.by_copy.seconds,
-                thousands(copy.by_copy.rows_per_s() as u64),
+                "while the rows of the worst single step were copied: {ratio:.2} times\n"
+            ));
+        }
+        for copy in &self.copies {
+            text.push_str(&format!(
+                "\nCOPY: {} rows, {:.1} MiB ({:.0} % of the source's rows) to shard {} in {:.1} s, {} rows/s",
+                thousands(copy.rows),
+                copy.mib,
+                copy.share * 100.0,
+                copy.onto,
+                copy.seconds,
+                thousands(copy.rows_per_s() as u64)
+            ));
+        }
+        if let Some(copy) = self.copied() {
+            text.push_str(&format!(
+                "\nthe mover: {} rows in {:.1} s, {} rows/s\n",
                 thousands(copy.mover_rows.unsigned_abs()),
                 copy.mover_seconds,
                 thousands(copy.mover_rows_per_s() as u64)
