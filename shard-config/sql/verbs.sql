@@ -82,6 +82,72 @@ LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
     SELECT shard_catalog.isolate(tenant::text, target, auto, finish, dry_run)
 $$;
 
+-- What only looks is asked for in the same way: {"status": exit status of the verb, "report": what --json prints} is the answer.
+CREATE OR REPLACE FUNCTION shard_catalog.diff(move bigint) RETURNS bigint
+LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+    SELECT shard_catalog.ask(jsonb_build_object('verb', 'diff', 'move', move), '{}')
+$$;
+-- measure: size, or rate (rows written a second, counted for so long).
+CREATE OR REPLACE FUNCTION shard_catalog.tenants(top int DEFAULT 20, measure text DEFAULT 'size', seconds int DEFAULT NULL) RETURNS bigint
+LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+    SELECT shard_catalog.ask(jsonb_build_object('verb', 'tenants', 'top', top, 'measure', measure, 'seconds', seconds), '{}')
+$$;
+CREATE OR REPLACE FUNCTION shard_catalog.servers() RETURNS bigint
+LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+    SELECT shard_catalog.ask('{"verb": "servers"}', '{}')
+$$;
+CREATE OR REPLACE FUNCTION shard_catalog.reload(dry_run boolean DEFAULT false) RETURNS bigint
+LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+    SELECT shard_catalog.ask('{"verb": "reload"}', jsonb_build_object('dry_run', dry_run))
+$$;
+
+-- Which buckets and tenants changed owner between two epochs of the map.
+CREATE OR REPLACE FUNCTION shard_catalog.map_diff(before bigint, after bigint)
+    RETURNS TABLE (what text, from_shard int, to_shard int)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_missing bigint := (SELECT min(e) FROM unnest(ARRAY[before, after]) e
+        WHERE NOT EXISTS (SELECT FROM shard_catalog.map m WHERE m.epoch = e));
+BEGIN
+    IF v_missing IS NOT NULL THEN
+        RAISE EXCEPTION 'there is no epoch % of the map', v_missing USING ERRCODE = 'invalid_parameter_value',
+            HINT = 'SELECT epoch, created_at, reason FROM shard_catalog.map ORDER BY epoch lists them.';
+    END IF;
+    RETURN QUERY
+    WITH owner AS (
+        SELECT m.epoch, b AS bucket, (r ->> 2)::int AS shard FROM shard_catalog.map m
+         CROSS JOIN jsonb_array_elements(m.ranges) r CROSS JOIN generate_series((r ->> 0)::int, (r ->> 1)::int) b
+         WHERE m.epoch IN (before, after)
+    ), pinned AS (
+        SELECT m.epoch, (o ->> 0)::bigint AS hash, (o ->> 1)::int AS shard FROM shard_catalog.map m
+         CROSS JOIN jsonb_array_elements(m.overrides) o WHERE m.epoch IN (before, after)
+    ), tenant AS (
+        -- Two's complement, as `&` in the bucket function: of negative hashes, too.
+        SELECT m.epoch, p.hash, coalesce(
+                   (SELECT q.shard FROM pinned q WHERE q.epoch = m.epoch AND q.hash = p.hash),
+                   (SELECT o.shard FROM owner o WHERE o.epoch = m.epoch AND o.bucket = p.hash & (m.buckets - 1))) AS shard
+          FROM (SELECT DISTINCT hash FROM pinned) p JOIN shard_catalog.map m ON m.epoch IN (before, after)
+    ), moved AS (
+        SELECT a.bucket, a.shard AS f, b.shard AS t, a.bucket - row_number() OVER (PARTITION BY a.shard, b.shard ORDER BY a.bucket) AS run
+          FROM owner a JOIN owner b ON b.bucket = a.bucket AND b.epoch = after
+         WHERE a.epoch = before AND a.shard <> b.shard
+    ), lines AS (
+        SELECT 1 AS part, min(bucket)::bigint AS n, format('buckets %s-%s', min(bucket), max(bucket)) AS line, f, t
+          FROM moved GROUP BY f, t, run
+        UNION ALL
+        SELECT 2, a.hash, format('tenant hash %s', a.hash), a.shard, b.shard
+          FROM tenant a JOIN tenant b ON b.hash = a.hash AND b.epoch = after WHERE a.epoch = before AND a.shard <> b.shard
+    )
+    SELECT line, f, t FROM lines ORDER BY part, n;
+END
+$$;
+
+-- What happened to a move, oldest first.
+CREATE OR REPLACE FUNCTION shard_catalog.history(move bigint) RETURNS TABLE (at timestamptz, phase text, event text)
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT e.at, e.phase, e.text FROM shard_catalog.move_event e WHERE e.move_id = move ORDER BY e.id
+$$;
+
 -- What the verbs on one move write: an entry of its record, and a line of its history. Of limits (throttle) those that are named
 -- are set, null for none. Without a text nothing is written, and the limits are the answer.
 CREATE OR REPLACE FUNCTION shard_catalog.tell(p_move bigint, p_entries jsonb, p_text text) RETURNS text

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::Failure;
 use super::copy::{self, Copy};
 use super::exchange::ask;
-use crate::error::ProxyError;
+use super::statement::disagree;
 use crate::route::plan::CopyIn;
 use crate::session::multi_hook::{Message, MultiStatement, Participants};
 use crate::wire::build;
@@ -59,13 +59,7 @@ async fn end(p: &mut Participants<'_>, copies: &mut Copy<'_>) -> Result<Vec<u8>,
         let theirs = reply.tag.unwrap_or_default();
         let ours = tag.get_or_insert_with(|| theirs.clone());
         if *ours != theirs {
-            let message = format!(
-                "the shards disagree on a reference table: {ours} on the first, {theirs} on shard {}",
-                p.shard_id(at)
-            );
-            return Err(ProxyError::new("XX001", message)
-                .hint("Compare the table's rows on the shards; nothing was changed.")
-                .into());
+            return Err(disagree(&format!(": {ours} on the first, {theirs} on shard {}", p.shard_id(at))));
         }
     }
     let mut complete = Vec::new();

@@ -218,6 +218,17 @@ pub(super) async fn run_text(
     exchange::gather(p, at).await?.ok()
 }
 
+/// Copies of a reference table that are not alike. Whoever writes all of a table beside others who add rows to it meets their rows on
+/// some shards only, as they may commit between two of them; what is there stays alike.
+pub(super) fn disagree(how: &str) -> Failure {
+    ProxyError::new("XX001", format!("the shards disagree on a reference table{how}"))
+        .hint(
+            "Nothing was changed. Somebody else may have written the table at the same moment: try again. If it \
+             stays so, compare the table's rows on the shards.",
+        )
+        .into()
+}
+
 /// DDL and writes to reference tables: one shard after the other in order of their ids, so that the first shard's
 /// locks keep a second one of us waiting there, before either holds anything the other needs (H22).
 async fn everywhere_alike(
@@ -233,15 +244,12 @@ async fn everywhere_alike(
         match &first {
             None => first = Some(reply),
             Some(first) if kind == Broadcast::ReferenceWrite && first.tag != reply.tag => {
-                let message = format!(
-                    "the shards disagree on a reference table: {} on the first, {} on shard {}",
-                    first.tag.as_deref().unwrap_or("nothing"),
-                    reply.tag.as_deref().unwrap_or("nothing"),
+                let (ours, theirs) = (first.tag.as_deref(), reply.tag.as_deref());
+                let (ours, theirs) = (ours.unwrap_or("nothing"), theirs.unwrap_or("nothing"));
+                return Err(disagree(&format!(
+                    ": {ours} on the first, {theirs} on shard {}",
                     p.shard_id(at)
-                );
-                return Err(ProxyError::new("XX001", message)
-                    .hint("Compare the table's rows on the shards; nothing was changed.")
-                    .into());
+                )));
             }
             Some(_) => {}
         }

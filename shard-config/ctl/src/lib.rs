@@ -3,7 +3,7 @@
 //!
 //! Rooms: [`connect`] (the proxy, and one shard through it), [`map`] and [`explain`] (what the proxy knows), [`status`] and
 //! [`doctor`] with `drift`, `movable` and `sweep` (what the shards say), [`migrate`]; [`direct`] (the shards past the proxy, by `replication` as a standby would), [`plans`] (what to move) by [`figures`] (what buckets have; `tenants` shows it), [`epochs`] (what has moved), `home` and [`relocate`] (where the catalog is), [`repair`] (what it has lost), [`apply`] (a plan carried out; `abreast`: several steps at a time), [`moves`] (the verbs on
-//! one move) with [`aim`] (whether a move came where it was wanted), [`dry_run`] (what a verb would do) and [`look`] (what is seen of it) with [`flow`] (whether its rows still flow), [`serve`] (the same, asked for by SQL), [`reload`] with [`served`] (PURE; the file's servers beside those that proxies serve), [`exit`] (statuses), [`mover`] (moves rows between shards), [`output`] (a table for people, one JSON value for programs).
+//! one move) with [`aim`] (whether a move came where it was wanted), [`dry_run`] (what a verb would do) and [`look`] (what is seen of it) with [`flow`] (whether its rows still flow), [`serve`] (the same, asked for by SQL: `asked`), [`reload`] with [`served`] (PURE; the file's servers beside those that proxies serve), [`exit`] (statuses), [`mover`] (moves rows between shards), [`output`] (a table for people, one JSON value for programs).
 //!
 //! What only asks, asks through the proxy with the role of the URL, so it needs no access that an application has not. What
 //! moves rows takes the servers and the superuser of `[control]` from the proxy's configuration file.
@@ -14,6 +14,7 @@
 mod abreast;
 pub mod aim;
 pub mod apply;
+mod asked;
 pub mod connect;
 pub mod constraints;
 pub mod direct;

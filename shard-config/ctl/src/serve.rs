@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use anyhow::Context;
 use serde_json::{Value, json};
-use shard_config::ShardId;
 use tokio::sync::mpsc::Sender;
 use tokio::task::JoinHandle;
 
 use crate::aim::Aim;
+use crate::asked::{Asked, Request};
 use crate::direct::{Db, Servers};
 use crate::home;
 use crate::look::attended;
@@ -23,7 +23,7 @@ use crate::mover::preflight;
 use crate::mover::run::{End, Options, run};
 use crate::mover::scope::Scope;
 use crate::moves::{missed, stopped};
-use crate::plans::{self, Goal, Measure, scope_of};
+use crate::plans::{self, scope_of};
 
 /// Between two looks at the catalog.
 const LOOK: Duration = Duration::from_millis(500);
@@ -33,70 +33,6 @@ const REST: Duration = Duration::from_secs(5);
 const LINES: usize = 16;
 /// The session lock of who serves a request, beside the moves' own.
 const REQUEST_CLASS: i32 = crate::mover::job::LOCK_CLASS + 2;
-
-/// A request as it is stored.
-#[derive(Debug, Clone)]
-pub struct Request {
-    pub id: i64,
-    goal: Value,
-}
-
-/// What is wanted, and how.
-#[derive(Debug)]
-struct Wanted {
-    goal: Goal,
-    weights: Vec<(ShardId, u32)>,
-    options: Options,
-    dry_run: bool,
-}
-
-impl Request {
-    fn wanted(&self, servers: &Servers) -> anyhow::Result<Wanted> {
-        let goal = &self.goal;
-        let number = |name: &str| goal[name].as_u64().with_context(|| format!("{name} is to be a number"));
-        let small = |name: &str| -> anyhow::Result<u16> {
-            number(name)?.try_into().with_context(|| format!("{name} is too large"))
-        };
-        let flag = |name: &str| goal[name].as_bool().unwrap_or(false);
-        let mut weights = plans::weights(servers, &[])?;
-        let what = match goal["verb"].as_str() {
-            Some("move") => {
-                let ranges = match goal["buckets"].as_str() {
-                    Some(text) => shard_config::ranges::parse(text)?,
-                    None => vec![(small("first")?, small("last")?)],
-                };
-                Goal::Buckets { ranges, target: ShardId(small("target")?) }
-            }
-            Some("drain") => Goal::Drain(ShardId(small("shard")?)),
-            Some("rebalance") => {
-                let given: BTreeMap<String, u32> = serde_json::from_value(goal["weights"].clone())
-                    .context("weights are {\"SHARD\": WEIGHT}")?;
-                let given: Vec<String> = given.iter().map(|(id, weight)| format!("{id}={weight}")).collect();
-                weights = plans::weights(servers, &given)?;
-                let by = match goal["measure"].as_str() {
-                    Some("buckets") => Measure::Buckets,
-                    Some("rows") => Measure::Rows,
-                    Some("bytes") => Measure::Bytes,
-                    // A request plans again before each step, and no two seconds have the same load.
-                    Some("load") if flag("dry_run") => Measure::Load,
-                    Some("load") => anyhow::bail!(
-                        "by load only with dry_run => true: shardctl plan rebalance --by load --save FILE, then shardctl apply FILE"
-                    ),
-                    other => anyhow::bail!("measure is {other:?}: buckets, rows, bytes or load"),
-                };
-                let tolerance = number("tolerance")?.try_into().context("tolerance")?;
-                Goal::Rebalance { by, tolerance, seconds: crate::figures::SECONDS }
-            }
-            Some("isolate") => {
-                let tenant = goal["tenant"].as_str().context("tenant is to be a text")?.to_owned();
-                Goal::Isolate { tenant, target: ShardId(small("target")?) }
-            }
-            other => anyhow::bail!("{other:?} is no verb of this version of shardctl"),
-        };
-        let options = Options { auto: flag("auto"), finish: flag("finish"), stay: false };
-        Ok(Wanted { goal: what, weights, options, dry_run: flag("dry_run") })
-    }
-}
 
 /// Serves until it is ended. `servers` reads the configuration, for whatever begins anew: shards may have been added since. `say`
 /// gets a line for a person.
@@ -242,16 +178,20 @@ async fn fulfil(servers: &Servers, request: &Request) -> anyhow::Result<Option<V
         return Ok(None);
     }
     let wanted = match request.wanted(servers) {
-        Ok(wanted) => wanted,
-        Err(error) => {
-            return end(&control, request, "failed", json!({ "error": format!("{error:#}") })).await;
+        Ok(Asked::Moves(wanted)) => wanted,
+        Ok(Asked::Look(look)) => {
+            return match look.answer(servers).await {
+                Ok(answer) => end(&control, request, "done", answer).await,
+                Err(error) => failed(&control, request, &error).await,
+            };
         }
+        Err(error) => return failed(&control, request, &error).await,
     };
     if wanted.dry_run {
         let plan = plans::make(servers, &control, &wanted.goal, &wanted.weights, None).await;
         return match plan {
             Ok(plan) => end(&control, request, "done", plan.json()?).await,
-            Err(error) => end(&control, request, "failed", json!({ "error": format!("{error:#}") })).await,
+            Err(error) => failed(&control, request, &error).await,
         };
     }
     // One step after the other, each planned from the map as it is then: what a process that died has left over is what
@@ -322,6 +262,10 @@ async fn ended_badly(control: &Db, made: &[i64]) -> anyhow::Result<Option<String
         }
     }
     Ok(None)
+}
+
+async fn failed(control: &Db, request: &Request, error: &anyhow::Error) -> anyhow::Result<Option<Value>> {
+    end(control, request, "failed", json!({ "error": format!("{error:#}") })).await
 }
 
 async fn end(control: &Db, request: &Request, state: &str, answer: Value) -> anyhow::Result<Option<Value>> {

@@ -4,7 +4,7 @@ use shard_config::KeyType;
 
 use super::super::Failure;
 use super::super::exchange::{Reply, fields};
-use super::super::statement::say_rows;
+use super::super::statement::{disagree, say_rows};
 use super::images::{Address, Tail};
 use super::order::{self, Order};
 use super::place::{self, Find, Rest, Row};
@@ -99,9 +99,7 @@ impl Computed {
         if matches!(plan.writes[own].kind, TableKind::Reference) {
             let same = |pair: &[(Vec<usize>, Reply)]| pair[0].1.tag == pair[1].1.tag;
             if !replies.windows(2).all(same) {
-                return Err(ProxyError::new("XX001", "the shards disagree on a reference table")
-                    .hint("Compare the table's rows on the shards; nothing was changed.")
-                    .into());
+                return Err(disagree(""));
             }
             replies.truncate(1);
         }

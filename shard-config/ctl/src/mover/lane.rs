@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use bytes::{Bytes, BytesMut};
 use futures_util::{SinkExt, TryStreamExt};
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_postgres::Statement;
 
@@ -30,6 +30,8 @@ const BINARY_EMPTY: usize = 11 + 4 + 4 + 2;
 const PARCEL: usize = 32 << 10;
 /// Bytes that were read and not written yet, but for what the system keeps for connections, and for a row that is larger.
 const UNDER_WAY: usize = 1 << 20;
+/// And so many messages, of pieces without rows, too.
+const PARCELS: usize = 64;
 
 pub(super) struct Lane {
     giver: Db,
@@ -63,7 +65,7 @@ impl Lane {
 
     /// Copies piece after piece until none is left, or there are too many lanes.
     pub(super) async fn run(self, work: Arc<Work>, snapshot: String) -> anyhow::Result<()> {
-        let (send, receive) = unbounded_channel();
+        let (send, receive) = channel(PARCELS);
         let belt = Belt { send, room: Arc::new(Semaphore::new(UNDER_WAY)) };
         let done = futures_util::try_join!(
             give(&work, &self.giver, &snapshot, belt),
@@ -95,19 +97,19 @@ struct Read {
 }
 
 struct Belt {
-    send: UnboundedSender<Parcel>,
+    send: Sender<Parcel>,
     room: Arc<Semaphore>,
 }
 
 impl Belt {
-    fn put(&self, parcel: Parcel) -> anyhow::Result<()> {
-        self.send.send(parcel).ok().context("nobody takes the rows")
+    async fn put(&self, parcel: Parcel) -> anyhow::Result<()> {
+        self.send.send(parcel).await.ok().context("nobody takes the rows")
     }
 
     async fn rows(&self, rows: Bytes) -> anyhow::Result<()> {
         let size = u32::try_from(rows.len().min(UNDER_WAY))?;
         let room = self.room.clone().acquire_many_owned(size).await?;
-        self.put(Parcel::Rows(rows, room))
+        self.put(Parcel::Rows(rows, room)).await
     }
 }
 
@@ -124,8 +126,8 @@ async fn give(work: &Work, giver: &Db, snapshot: &str, belt: Belt) -> anyhow::Re
             .await
             .with_context(|| format!("reading {}", table.full_name()))?;
         let rest = work.pace.rest(read.took);
-        belt.put(Parcel::End(read))?;
-        giver.run("COMMIT").await?;
+        // What it has locked is free while the target is still at it.
+        futures_util::try_join!(belt.put(Parcel::End(read)), giver.run("COMMIT"))?;
         tokio::time::sleep(rest).await;
     }
 }
@@ -189,7 +191,7 @@ impl Given<'_> {
         if next.is_none() {
             return Ok(());
         }
-        self.belt.put(Parcel::Begin(table))?;
+        self.belt.put(Parcel::Begin(table)).await?;
         let (mut parcel, mut counted) = (BytesMut::new(), 0);
         while let Some(row) = next {
             self.bytes += row.len() as u64;
@@ -230,7 +232,7 @@ impl Given<'_> {
 }
 
 /// The side of the target.
-async fn take(work: &Work, taker: &Db, mut belt: UnboundedReceiver<Parcel>) -> anyhow::Result<()> {
+async fn take(work: &Work, taker: &Db, mut belt: Receiver<Parcel>) -> anyhow::Result<()> {
     let mut taken = Taken { taker, into: vec![None; work.tables.len()] };
     let mut free = Instant::now();
     while let Some(parcel) = belt.recv().await {
@@ -264,7 +266,7 @@ impl Taken<'_> {
         &mut self,
         work: &Work,
         table: usize,
-        belt: &mut UnboundedReceiver<Parcel>,
+        belt: &mut Receiver<Parcel>,
     ) -> anyhow::Result<(u64, Read)> {
         let taker = self.taker;
         let into = match &self.into[table] {

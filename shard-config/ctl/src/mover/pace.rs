@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 /// A piece should take about so long: its rows are locked against TRUNCATE and the like, and a pause or a limit holds from the
 /// next one on.
-const PIECE: Duration = Duration::from_millis(400);
+const PIECE: Duration = Duration::from_millis(250);
 /// The first ones, before anything is known of the machine.
 const PAGES_FIRST: i64 = 32;
 const PAGES_LEAST: i64 = 4;
@@ -150,9 +150,11 @@ impl Pages {
     #[must_use]
     pub(super) fn after(self, pages: i64, took: Duration) -> Self {
         let next = match took {
-            // At once: the next ones may be as large.
-            took if took > PIECE * 2 => (pages as f64 * PIECE.as_secs_f64() / took.as_secs_f64()) as i64,
-            // The last piece of a table says nothing of large ones.
+            // Not for long because of one that met a stall: small ones are mostly round trips.
+            took if took > PIECE * 2 => {
+                (pages as f64 * PIECE.as_secs_f64() / took.as_secs_f64()).max(self.0 as f64 / 2.0) as i64
+            }
+            // At once: the next ones may be as large. The last piece of a table says nothing of large ones.
             took if took < PIECE / 8 && pages >= self.0 => self.0 * 4,
             took if took < PIECE / 2 && pages >= self.0 => self.0 * 2,
             _ => self.0,
@@ -235,8 +237,9 @@ mod tests {
     fn pieces_fit_the_machine() {
         let after = |wanted: i64, pages: i64, took: Duration| Pages(wanted).after(pages, took).0;
         assert_eq!(after(128, 128, PIECE), 128);
-        assert_eq!(after(128, 128, PIECE * 4), 32);
-        assert_eq!(after(128, 16, PIECE * 4), PAGES_LEAST, "it had fewer, for a reason of its own");
+        assert_eq!(after(128, 128, PIECE * 5 / 2), 64, "half of them at least");
+        assert_eq!(after(100, 100, PIECE * 201 / 100), 50);
+        assert_eq!(after(128, 16, PIECE * 4), 64, "it had fewer, for a reason of its own");
         assert_eq!(after(PAGES_LEAST, PAGES_LEAST, PIECE * 30), PAGES_LEAST);
         assert_eq!(after(128, 128, PIECE / 4), 256);
         assert_eq!(after(128, 128, Duration::ZERO), 512);
@@ -262,8 +265,10 @@ mod tests {
         assert_eq!(pace.pages(4 << 20), 16);
         assert_eq!(pace.pages(1 << 30), PAGES_LEAST);
         assert_eq!(pace.pages(0), PIECE_BYTES / PAGE, "an empty table");
-        pace.spent(1, PIECE * 10);
-        assert_eq!(pace.rest(PIECE * 10), PIECE);
+        for _ in 0..20 {
+            pace.spent(1, PIECE * 10);
+        }
+        assert_eq!(pace.rest(PIECE * 10), (PIECE * 10).mul_f64(REST));
         assert_eq!(pace.pages(PAGE), PAGES_LEAST);
         pace.allow(now, true, Some(0), 1);
         assert_eq!(pace.limit(now), None);

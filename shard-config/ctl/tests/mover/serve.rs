@@ -173,3 +173,73 @@ async fn a_request_to_an_unreachable_shard_fails_and_leaves_no_move() {
     bed.pg[2].resume();
     serving.abort();
 }
+
+/// What only looks, and the histories.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn looks_are_asked_for_by_sql() {
+    let bed = Bed::start(3).await;
+    let _proxy = Proxy::start(&bed.servers).await;
+    let serving = server(&bed);
+    let answer = async |sql: &str, state: &str| {
+        let sql = format!("SELECT shard_catalog.{sql}");
+        let id: i64 = bed.control.value(&sql, &[]).await.unwrap();
+        until(&bed, &format!("SELECT state FROM shard_catalog.request WHERE id = {id}"), state).await;
+        let answer = "SELECT answer FROM shard_catalog.requests WHERE id = $1";
+        bed.control.value::<Value>(answer, &[&id]).await.unwrap()
+    };
+    let phase = "SELECT (SELECT phase FROM shard_catalog.moves ORDER BY id DESC LIMIT 1)";
+    bed.control.value::<i64>("SELECT shard_catalog.move_buckets('0-3,8', 3)", &[]).await.unwrap();
+    until(&bed, phase, "ready").await;
+
+    let equal = answer("diff(1)", "done").await;
+    assert_eq!((&equal["status"], &equal["report"]["equal"]), (&0.into(), &true.into()), "{equal}");
+    let largest = answer("tenants(2)", "done").await;
+    assert_eq!(largest["report"].as_array().unwrap().len(), 2, "{largest}");
+    let rates = answer("tenants(1, 'rate', 1)", "done").await;
+    assert!(rates["report"][0]["rows_per_second"].is_number(), "{rates}");
+    for (goal, text) in [
+        ("diff(9)", "there is no move 9"),
+        // These proxies have nobody who may ask them.
+        ("servers()", "admin = true"),
+        ("reload()", "admin = true"),
+        ("tenants(1, 'beauty')", "size or rate"),
+        ("tenants(1, 'rate', 0)", "from 1 to 3600"),
+    ] {
+        let error = answer(goal, "failed").await["error"].to_string();
+        assert!(error.contains(text), "{goal}: {error}");
+    }
+
+    bed.control.value::<String>("SELECT shard_catalog.cutover(1)", &[]).await.unwrap();
+    until(&bed, phase, "window").await;
+    let one = tenant(7);
+    bed.control
+        .value::<i64>("SELECT shard_catalog.isolate($1, 2, auto => true)", &[&one.to_string()])
+        .await
+        .unwrap();
+    until(&bed, phase, "window").await;
+    let changed = async |before: i64, after: i64| -> Vec<(String, i32, i32)> {
+        let sql = "SELECT what, from_shard, to_shard FROM shard_catalog.map_diff($1, $2)";
+        let rows = bed.control.rows(sql, &[&before, &after]).await.unwrap();
+        rows.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect()
+    };
+    let buckets = |from, to| vec![("buckets 0-3".to_owned(), from, to), ("buckets 8-8".to_owned(), from, to)];
+    assert_eq!(changed(1, 2).await, buckets(1, 3));
+    assert_eq!(changed(2, 1).await, buckets(3, 1));
+    assert_eq!(changed(3, 3).await, []);
+    let home = catalog::map_at(&bed.control, 2).await.unwrap().owner_of_hash(hash(&one));
+    let tenant = (format!("tenant hash {}", hash(&one).get()), i32::from(home.0), 2);
+    assert_eq!(changed(2, 3).await, [tenant]);
+    let error = bed.control.run("SELECT * FROM shard_catalog.map_diff(1, 9)").await.unwrap_err();
+    assert!(format!("{error:#}").contains("no epoch 9"), "{error:#}");
+    let story: Vec<String> = bed
+        .control
+        .rows("SELECT phase FROM shard_catalog.history(1)", &[])
+        .await
+        .unwrap()
+        .iter()
+        .map(|row| row.get(0))
+        .collect();
+    assert!(story.first().is_some_and(|phase| phase == "preflight"), "{story:?}");
+    assert!(story.contains(&"fencing".to_owned()), "{story:?}");
+    serving.abort();
+}
