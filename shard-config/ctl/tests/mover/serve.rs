@@ -129,6 +129,9 @@ async fn a_tenant_and_a_way_back_are_asked_for_by_sql() {
     until(&bed, phase, "ready").await;
     serving.abort();
     _ = serving.await;
+    // Its runner is still there, and looks no more.
+    tell("pause(3)".into()).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
     // As it was when it was last looked at.
     let far = "UPDATE shard_catalog.move SET detail = detail || '{\"lag_bytes\": 100000000}' WHERE id = 3";
     bed.control.run(far).await.unwrap();
@@ -139,7 +142,10 @@ async fn a_tenant_and_a_way_back_are_asked_for_by_sql() {
     }
     assert_eq!(bed.load(3).await.wish(), None);
     let sql = "cutover(3, max_lag => 100000000)";
-    assert_eq!(tell(sql.into()).await.unwrap(), "move 3 in phase ready: cutover was asked for");
+    assert_eq!(
+        tell(sql.into()).await.unwrap(),
+        "move 3 in phase ready: cutover was asked for; the pause ends with it"
+    );
     // Nobody takes up what is paused; what was asked for is not forgotten.
     assert_eq!(tell("pause(3)".into()).await.unwrap(), "move 3 in phase ready: paused");
     let serving = server(&bed);
@@ -212,11 +218,11 @@ async fn looks_are_asked_for_by_sql() {
     bed.control.value::<String>("SELECT shard_catalog.cutover(1)", &[]).await.unwrap();
     until(&bed, phase, "window").await;
     let one = tenant(7);
-    bed.control
-        .value::<i64>("SELECT shard_catalog.isolate($1, 2, auto => true)", &[&one.to_string()])
-        .await
-        .unwrap();
-    until(&bed, phase, "window").await;
+    let home = catalog::map(&bed.control).await.unwrap().owner_of_hash(hash(&one));
+    let other = if home.0 == 2 { 1 } else { 2 };
+    let isolate = "SELECT shard_catalog.isolate($1, $2, auto => true)";
+    let asked = bed.control.value::<i64>(isolate, &[&one.to_string(), &other]).await.unwrap();
+    until(&bed, &format!("SELECT state FROM shard_catalog.request WHERE id = {asked}"), "done").await;
     let changed = async |before: i64, after: i64| -> Vec<(String, i32, i32)> {
         let sql = "SELECT what, from_shard, to_shard FROM shard_catalog.map_diff($1, $2)";
         let rows = bed.control.rows(sql, &[&before, &after]).await.unwrap();
@@ -226,8 +232,7 @@ async fn looks_are_asked_for_by_sql() {
     assert_eq!(changed(1, 2).await, buckets(1, 3));
     assert_eq!(changed(2, 1).await, buckets(3, 1));
     assert_eq!(changed(3, 3).await, []);
-    let home = catalog::map_at(&bed.control, 2).await.unwrap().owner_of_hash(hash(&one));
-    let tenant = (format!("tenant hash {}", hash(&one).get()), i32::from(home.0), 2);
+    let tenant = (format!("tenant hash {}", hash(&one).get()), i32::from(home.0), other);
     assert_eq!(changed(2, 3).await, [tenant]);
     let error = bed.control.run("SELECT * FROM shard_catalog.map_diff(1, 9)").await.unwrap_err();
     assert!(format!("{error:#}").contains("no epoch 9"), "{error:#}");
