@@ -13,10 +13,9 @@ CREATE TABLE IF NOT EXISTS shard_catalog.request (
     ended_at timestamptz
 );
 
-CREATE OR REPLACE FUNCTION shard_catalog.ask(p_goal jsonb, p_how jsonb) RETURNS bigint
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-    v_id bigint;
+-- An error on a shard that does not keep the catalog.
+CREATE OR REPLACE FUNCTION shard_catalog.insist_on_catalog() RETURNS void
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF NOT EXISTS (SELECT FROM shard_catalog.map) THEN
         RAISE EXCEPTION 'this shard does not keep the shard map' USING HINT = 'Ask on the default shard.';
@@ -25,6 +24,15 @@ BEGIN
         RAISE EXCEPTION 'the shard catalog is on shard % now', (SELECT moved_to FROM shard_catalog.control)
             USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Ask there.';
     END IF;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION shard_catalog.ask(p_goal jsonb, p_how jsonb) RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_id bigint;
+BEGIN
+    PERFORM shard_catalog.insist_on_catalog();
     IF (p_how ->> 'finish')::boolean AND NOT (p_how ->> 'auto')::boolean THEN
         RAISE EXCEPTION 'finish needs auto' USING ERRCODE = 'invalid_parameter_value';
     END IF;
@@ -82,7 +90,8 @@ LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
     SELECT shard_catalog.isolate(tenant::text, target, auto, finish, dry_run)
 $$;
 
--- What only looks is asked for in the same way: {"status": exit status of the verb, "report": what --json prints} is the answer.
+-- What only looks is asked for in the same way: {"status": exit status of the verb, "report": what --json prints} is the answer, and
+-- "failed" its state when that status is not 0.
 CREATE OR REPLACE FUNCTION shard_catalog.diff(move bigint) RETURNS bigint
 LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
     SELECT shard_catalog.ask(jsonb_build_object('verb', 'diff', 'move', move), '{}')
@@ -104,11 +113,13 @@ $$;
 -- Which buckets and tenants changed owner between two epochs of the map.
 CREATE OR REPLACE FUNCTION shard_catalog.map_diff(before bigint, after bigint)
     RETURNS TABLE (what text, from_shard int, to_shard int)
-LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    v_missing bigint := (SELECT min(e) FROM unnest(ARRAY[before, after]) e
-        WHERE NOT EXISTS (SELECT FROM shard_catalog.map m WHERE m.epoch = e));
+    v_missing bigint;
 BEGIN
+    PERFORM shard_catalog.insist_on_catalog();
+    SELECT min(e) INTO v_missing FROM unnest(ARRAY[before, after]) e
+     WHERE NOT EXISTS (SELECT FROM shard_catalog.map m WHERE m.epoch = e);
     IF v_missing IS NOT NULL THEN
         RAISE EXCEPTION 'there is no epoch % of the map', v_missing USING ERRCODE = 'invalid_parameter_value',
             HINT = 'SELECT epoch, created_at, reason FROM shard_catalog.map ORDER BY epoch lists them.';
@@ -144,8 +155,11 @@ $$;
 
 -- What happened to a move, oldest first.
 CREATE OR REPLACE FUNCTION shard_catalog.history(move bigint) RETURNS TABLE (at timestamptz, phase text, event text)
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT e.at, e.phase, e.text FROM shard_catalog.move_event e WHERE e.move_id = move ORDER BY e.id
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    PERFORM shard_catalog.insist_on_catalog();
+    RETURN QUERY SELECT e.at, e.phase, e.text FROM shard_catalog.move_event e WHERE e.move_id = move ORDER BY e.id;
+END
 $$;
 
 -- What the verbs on one move write: an entry of its record, and a line of its history. Of limits (throttle) those that are named
@@ -293,4 +307,5 @@ FROM shard_catalog.move ORDER BY id DESC;
 CREATE OR REPLACE VIEW shard_catalog.requests AS
 SELECT id, asked_at, asked_by, goal, state, answer, ended_at FROM shard_catalog.request ORDER BY id DESC;
 
-REVOKE ALL ON FUNCTION shard_catalog.ask(jsonb, jsonb), shard_catalog.tell(bigint, jsonb, text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION shard_catalog.ask(jsonb, jsonb), shard_catalog.tell(bigint, jsonb, text),
+    shard_catalog.map_diff(bigint, bigint), shard_catalog.history(bigint) FROM PUBLIC;

@@ -44,14 +44,19 @@ pub(crate) enum Look {
 }
 
 impl Look {
-    pub(crate) async fn answer(self, servers: &Servers) -> anyhow::Result<Value> {
+    /// And whether its exit status is 0.
+    pub(crate) async fn answer(self, servers: &Servers) -> anyhow::Result<(Value, bool)> {
         let (report, status) = match self {
             Self::Diff(id) => moves::diff(servers, id).await?,
             Self::Tenants { top, by, seconds } => (tenants::tenants(servers, top, by, seconds).await?, 0),
             Self::Servers => reload::servers(servers).await?,
             Self::Reload { dry_run } => reload::reload(servers, dry_run).await?,
         };
-        Ok(json!({ "status": status, "report": report.json }))
+        let mut answer = json!({ "status": status, "report": report.json });
+        if status != 0 {
+            answer["error"] = report.text.trim_end().into();
+        }
+        Ok((answer, status == 0))
     }
 }
 

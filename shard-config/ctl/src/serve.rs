@@ -181,7 +181,9 @@ async fn fulfil(servers: &Servers, request: &Request) -> anyhow::Result<Option<V
         Ok(Asked::Moves(wanted)) => wanted,
         Ok(Asked::Look(look)) => {
             return match look.answer(servers).await {
-                Ok(answer) => end(&control, request, "done", answer).await,
+                Ok((answer, well)) => {
+                    end(&control, request, if well { "done" } else { "failed" }, answer).await
+                }
                 Err(error) => failed(&control, request, &error).await,
             };
         }

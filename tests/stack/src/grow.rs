@@ -20,11 +20,11 @@ SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname)
                     WHERE a.attrelid = c.oid AND a.attname = 'tenant_id' AND NOT a.attisdropped)
  ORDER BY 1";
 
-/// 512 MiB of WAL (`min_wal_size`), which the next checkpoint keeps to be written over.
+/// 1.25 GiB of WAL, which the next checkpoint keeps to be written over: so many files as the distance between the two.
 const WAL_AHEAD: &str = "
 DO $$
 BEGIN
-    FOR n IN 1..32 LOOP
+    FOR n IN 1..80 LOOP
         PERFORM pg_logical_emit_message(false, 'ahead', '');
         PERFORM pg_switch_wal();
     END LOOP;

@@ -101,6 +101,8 @@ pub async fn run(args: RebalanceArgs) -> Result<bool> {
     for kind in steps {
         if kind.copies() || report.calms.is_empty() {
             say("payments without a move");
+            // As before each step.
+            wal::checkpoint(&shardctl::stack_now(&stack).await?.shards).await?;
             // The same clients as beside a move: what they cost is not the move's.
             let calm = Clients::start(args.rate, &shardctl::stack_now(&stack).await?, &[]).await?;
             tokio::time::sleep(Duration::from_secs(args.baseline)).await;

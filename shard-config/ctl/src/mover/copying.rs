@@ -18,10 +18,11 @@ use super::copy;
 use super::fault::reach;
 use super::job::Way;
 use super::lane::Lane;
-use super::leaves;
+use super::leaves::{self, Leaf};
 use super::machine::Event;
 use super::run::{Hopeless, Runner, Step};
 use super::snapshot::Snapshot;
+use super::tables::Table;
 use super::throttle::Throttle;
 use super::transfer::{Rows, Transfer};
 use crate::direct::{Db, is_for_good};
@@ -161,18 +162,10 @@ impl Runner<'_> {
         self.slot_tried(made.is_ok()).await?;
         let snapshot = made?;
         subscribed?;
-        let lane = lane?;
         // The slot has waited for what was under way when it was begun, a definition too.
-        let looked = async {
-            futures_util::try_join!(
-                leaves::of(lane.giver(), snapshot.name(), &tables),
-                leaves::portable(&self.source, &tables),
-                leaves::portable(&self.target, &tables)
-            )
-        };
-        let (published, looked) = futures_util::join!(self.published(), looked);
+        let (published, looked) = futures_util::join!(self.published(), self.look(lane, &snapshot, &tables));
         published?;
-        let (leaves, ours, theirs) = match looked {
+        let (lane, leaves, binary) = match looked {
             Ok(looked) => looked,
             Err(error) => {
                 // A slot and a snapshot for nothing.
@@ -182,10 +175,26 @@ impl Runner<'_> {
         };
         reach(&self.job, "snapshot");
         self.job.set(&self.control, json!({ "copy_begun": true })).await?;
-        let binary = ours.into_iter().zip(theirs).map(|(ours, theirs)| ours && theirs).collect();
         let rows = Rows { tables, leaves, binary, scope: self.job.scope.clone(), buckets };
         self.transfer = Some(Transfer::new(snapshot, rows, lane, name));
         Ok(())
+    }
+
+    /// What there is to copy, and which tables in binary form.
+    async fn look(
+        &self,
+        lane: anyhow::Result<Lane>,
+        snapshot: &Snapshot,
+        tables: &[Table],
+    ) -> anyhow::Result<(Lane, Vec<Leaf>, Vec<bool>)> {
+        let lane = lane?;
+        let (leaves, ours, theirs) = futures_util::try_join!(
+            leaves::of(lane.giver(), snapshot.name(), tables),
+            leaves::portable(&self.source, tables),
+            leaves::portable(&self.target, tables)
+        )?;
+        let binary = ours.into_iter().zip(theirs).map(|(ours, theirs)| ours && theirs).collect();
+        Ok((lane, leaves, binary))
     }
 
     /// Every row of the snapshot is on the target.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 /// A piece should take about so long: its rows are locked against TRUNCATE and the like, and a pause or a limit holds from the
 /// next one on.
-const PIECE: Duration = Duration::from_millis(250);
+const PIECE: Duration = Duration::from_millis(400);
 /// The first ones, before anything is known of the machine.
 const PAGES_FIRST: i64 = 32;
 const PAGES_LEAST: i64 = 4;
@@ -150,10 +150,9 @@ impl Pages {
     #[must_use]
     pub(super) fn after(self, pages: i64, took: Duration) -> Self {
         let next = match took {
-            // Not for long because of one that met a stall: small ones are mostly round trips.
-            took if took > PIECE * 2 => {
-                (pages as f64 * PIECE.as_secs_f64() / took.as_secs_f64()).max(self.0 as f64 / 2.0) as i64
-            }
+            took if took > PIECE * 4 => (pages as f64 * PIECE.as_secs_f64() / took.as_secs_f64()) as i64,
+            // It may have met a stall, and small ones are mostly round trips.
+            took if took > PIECE * 2 => pages / 2,
             // At once: the next ones may be as large. The last piece of a table says nothing of large ones.
             took if took < PIECE / 8 && pages >= self.0 => self.0 * 4,
             took if took < PIECE / 2 && pages >= self.0 => self.0 * 2,
@@ -237,9 +236,9 @@ mod tests {
     fn pieces_fit_the_machine() {
         let after = |wanted: i64, pages: i64, took: Duration| Pages(wanted).after(pages, took).0;
         assert_eq!(after(128, 128, PIECE), 128);
-        assert_eq!(after(128, 128, PIECE * 5 / 2), 64, "half of them at least");
-        assert_eq!(after(100, 100, PIECE * 201 / 100), 50);
-        assert_eq!(after(128, 16, PIECE * 4), 64, "it had fewer, for a reason of its own");
+        assert_eq!(after(128, 128, PIECE * 3), 64);
+        assert_eq!(after(128, 128, PIECE * 8), 16);
+        assert_eq!(after(128, 32, PIECE * 8), PAGES_LEAST, "it had fewer, for a reason of its own");
         assert_eq!(after(PAGES_LEAST, PAGES_LEAST, PIECE * 30), PAGES_LEAST);
         assert_eq!(after(128, 128, PIECE / 4), 256);
         assert_eq!(after(128, 128, Duration::ZERO), 512);

@@ -92,6 +92,8 @@ async fn what_sql_asks_for_is_done_by_whoever_serves() {
         ("SELECT shard_catalog.finish(99)", "no move 99"),
         ("SELECT shard_catalog.move_buckets(0, 7, 3, finish => true)", "finish needs auto"),
         ("SET ROLE app; SELECT shard_catalog.drain(2)", "permission denied"),
+        ("SET ROLE app; SELECT shard_catalog.map_diff(1, 2)", "permission denied"),
+        ("SET ROLE app; SELECT shard_catalog.history(1)", "permission denied"),
     ] {
         let error = bed.control.run(sql).await.unwrap_err();
         assert!(format!("{error:#}").contains(text), "{sql}: {error:#}");
