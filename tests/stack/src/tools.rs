@@ -49,6 +49,8 @@ const JAVA_COMPILER: Need =
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum For {
     Servers,
+    /// And what runs beside them is compiled.
+    Building,
     Everything,
 }
 
@@ -92,27 +94,32 @@ fn present(need: &Need) -> bool {
         "postgres" => postgres_bin().is_some(),
         // Maven is needed once; its jars are cached.
         "mvn" => which("mvn").is_some() || crate::kafka::jars().is_ok_and(|jars| jars.is_dir()),
-        // The bindings need the library; the compiler's presence is how we notice.
-        "clang" => which("clang").is_some() || libclang(),
+        // The bindings need the library. A compiler may be there without it.
+        "clang" => libclang(),
         program => which(program).is_some(),
     }
 }
 
 fn libclang() -> bool {
-    std::fs::read_dir("/usr/lib").into_iter().flatten().filter_map(Result::ok).any(|entry| {
-        entry.file_name().to_string_lossy().starts_with("llvm-")
-            && std::fs::read_dir(entry.path().join("lib"))
-                .into_iter()
-                .flatten()
-                .filter_map(Result::ok)
-                .any(|file| file.file_name().to_string_lossy().starts_with("libclang"))
-    }) || std::env::var_os("LIBCLANG_PATH").is_some()
+    let entries = |dir: PathBuf| std::fs::read_dir(dir).into_iter().flatten().filter_map(Result::ok);
+    // Where Debian keeps it: in a folder of LLVM's version, or of the architecture.
+    entries("/usr/lib".into())
+        .flat_map(|dir| entries(dir.path()).chain(entries(dir.path().join("lib"))))
+        .any(|file| is_libclang(&file.file_name().to_string_lossy()))
+        || std::env::var_os("LIBCLANG_PATH").is_some()
+}
+
+/// Not `libclang-cpp`, which other packages bring without it: that one has no C interface.
+fn is_libclang(file: &str) -> bool {
+    (file.starts_with("libclang.so") || file.starts_with("libclang-"))
+        && file.contains(".so")
+        && !file.contains("-cpp.")
 }
 
 /// Names what is missing and how to install it; installs it when `install` says so.
 pub(crate) fn ensure(purpose: For, install: bool) -> Result<Tools> {
     let needs = || {
-        let rest = if purpose == For::Everything { &BUILD[..] } else { &[] };
+        let rest = if purpose == For::Servers { &[] } else { &BUILD[..] };
         let javac = (purpose == For::Everything).then_some(&JAVA_COMPILER);
         SERVERS.iter().chain(rest).chain(javac).filter(|need| !present(need))
     };
@@ -207,4 +214,22 @@ pub(crate) fn memory_bytes() -> u64 {
     let limit =
         std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok().and_then(|text| text.trim().parse().ok());
     limit.map_or(total, |limit: u64| limit.min(total))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_libclang;
+
+    #[test]
+    fn the_library_of_the_bindings() {
+        for file in
+            ["libclang.so", "libclang.so.1", "libclang-14.so.1", "libclang-14.0.6.so.1", "libclang-14.so"]
+        {
+            assert!(is_libclang(file), "{file}");
+        }
+        for file in ["libclang-cpp.so.14", "libclang-cpp.so.14.0", "libclang-14.a", "libclangAST.so", "llvm"]
+        {
+            assert!(!is_libclang(file), "{file}");
+        }
+    }
 }

@@ -25,8 +25,10 @@ pub(crate) fn interrupt_flag() -> Result<Arc<AtomicBool>> {
 
 /// Starts everything that is not running yet. What this call started is stopped again when anything fails.
 pub(crate) fn bring_up(options: &Options, quiet: bool) -> Result<Stack> {
-    let tools = tools::ensure(For::Servers, options.install)?;
-    if !options.only_infra && !options.no_build {
+    let builds = !options.only_infra && !options.no_build;
+    let purpose = if builds { For::Building } else { For::Servers };
+    let tools = tools::ensure(purpose, options.install)?;
+    if builds {
         build::binaries()?;
     }
     let dir = data_dir(options)?;
