@@ -35,6 +35,8 @@ pub(crate) fn config(
     // Debian's own default is /var/run/postgresql; a socket's path is limited to 107 bytes (sun_path).
     let sockets = run_dir.display().to_string();
     let sockets = if sockets.len() < 80 { sockets } else { String::new() };
+    // Many servers share the processors: none vacuums as if it had them to itself, nor all at the same moment.
+    let naptime = 13 + name.chars().find_map(|c| c.to_digit(10)).unwrap_or(0) % 5;
     let mut text = format!(
         "# Made by `cargo stack up`; changes are overwritten. {name}, profile {profile}.
 listen_addresses = '127.0.0.1'
@@ -69,7 +71,9 @@ max_worker_processes = 24
 max_logical_replication_workers = 12
 random_page_cost = 1.1
 jit = off
-autovacuum_naptime = 15s
+autovacuum_naptime = {naptime}s
+autovacuum_max_workers = 2
+autovacuum_vacuum_cost_delay = 10ms
 log_destination = 'stderr'
 logging_collector = off
 log_line_prefix = '%m [%p] %q%u@%d %a '

@@ -102,9 +102,14 @@ fn present(need: &Need) -> bool {
 
 fn libclang() -> bool {
     let entries = |dir: PathBuf| std::fs::read_dir(dir).into_iter().flatten().filter_map(Result::ok);
-    // Where Debian keeps it: in a folder of LLVM's version, or of the architecture.
-    entries("/usr/lib".into())
-        .flat_map(|dir| entries(dir.path()).chain(entries(dir.path().join("lib"))))
+    // There, or in a folder of LLVM's version, or of the architecture.
+    ["/usr/lib", "/usr/lib64", "/usr/local/lib"]
+        .into_iter()
+        .flat_map(|root| entries(root.into()))
+        .flat_map(|found| {
+            let within = entries(found.path()).chain(entries(found.path().join("lib"))).collect::<Vec<_>>();
+            std::iter::once(found).chain(within)
+        })
         .any(|file| is_libclang(&file.file_name().to_string_lossy()))
         || std::env::var_os("LIBCLANG_PATH").is_some()
 }

@@ -2,7 +2,7 @@
 
 use crate::args::{Options, Profile};
 use crate::build;
-use crate::paths::{create_data_dir, data_dir};
+use crate::paths::{create_data_dir, data_dir, release};
 use crate::server::{KILL_LIMIT, Kind, Stack, kind};
 use crate::state::{State, lock};
 use crate::status;
@@ -26,7 +26,9 @@ pub(crate) fn interrupt_flag() -> Result<Arc<AtomicBool>> {
 /// Starts everything that is not running yet. What this call started is stopped again when anything fails.
 pub(crate) fn bring_up(options: &Options, quiet: bool) -> Result<Stack> {
     let builds = !options.only_infra && !options.no_build;
-    let purpose = if builds { For::Building } else { For::Servers };
+    // What was compiled before needs no more for a small change.
+    let compiled = release("shard-proxy")?.exists();
+    let purpose = if builds && !compiled { For::Building } else { For::Servers };
     let tools = tools::ensure(purpose, options.install)?;
     if builds {
         build::binaries()?;

@@ -7,6 +7,8 @@ use serde_json::Value;
 /// What clients may notice of a move. Where several moves run beside each other, a payment counts for the phase of each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
+    /// Guards and publication are made on the source.
+    Arming,
     Copying,
     /// Of both directions.
     Verifying,
@@ -42,10 +44,12 @@ struct Span {
 }
 
 impl Phase {
-    pub const ALL: [Phase; 4] = [Phase::Copying, Phase::Verifying, Phase::Cutover, Phase::Other];
+    pub const ALL: [Phase; 5] =
+        [Phase::Arming, Phase::Copying, Phase::Verifying, Phase::Cutover, Phase::Other];
 
     pub fn name(self) -> &'static str {
         match self {
+            Phase::Arming => "arming",
             Phase::Copying => "copying",
             Phase::Verifying => "verifying",
             Phase::Cutover => "cutover",
@@ -55,6 +59,7 @@ impl Phase {
 
     fn of(mover: &str) -> Phase {
         match mover {
+            "arming" => Phase::Arming,
             "copying" => Phase::Copying,
             "verifying" | "back_verifying" => Phase::Verifying,
             "fencing" | "back_fencing" => Phase::Cutover,
@@ -151,7 +156,7 @@ mod tests {
         (0..count).map(|begin_us| Request { begin_us, latency_us: 1000 }).collect()
     }
 
-    fn counts(requests: &[Request], histories: &[Vec<Event>]) -> [u64; 4] {
+    fn counts(requests: &[Request], histories: &[Vec<Event>]) -> [u64; 5] {
         let parts = ByPhase::new(requests, histories.iter().map(Vec::as_slice));
         Phase::ALL.map(|phase| parts.of(phase).requests)
     }
@@ -168,6 +173,7 @@ mod tests {
     fn a_phase_lasts_until_another_one_is_written_down() {
         let there = history(&[
             (2, "preflight"),
+            (7, "arming"),
             (10, "copying"),
             // A remark in the same phase ends nothing.
             (15, "copying"),
@@ -180,13 +186,13 @@ mod tests {
             (63, "reversing"),
             (70, "window"),
         ]);
-        assert_eq!(counts(&requests(100), std::slice::from_ref(&there)), [20, 7, 3, 70]);
+        assert_eq!(counts(&requests(100), std::slice::from_ref(&there)), [3, 20, 7, 3, 67]);
         // What was before the first request and after the last one has none.
-        assert_eq!(counts(&requests(5), std::slice::from_ref(&there)), [0, 0, 0, 5]);
+        assert_eq!(counts(&requests(5), std::slice::from_ref(&there)), [0, 0, 0, 0, 5]);
         let back = history(&[(1, "back_verifying"), (5, "back_fencing"), (6, "returning")]);
-        assert_eq!(counts(&requests(10), &[back]), [0, 4, 1, 5]);
-        assert_eq!(counts(&requests(10), &[history(&[(4, "copying")])]), [6, 0, 0, 4]);
-        assert_eq!(counts(&requests(10), &[]), [0, 0, 0, 10]);
+        assert_eq!(counts(&requests(10), &[back]), [0, 0, 4, 1, 5]);
+        assert_eq!(counts(&requests(10), &[history(&[(4, "copying")])]), [0, 6, 0, 0, 4]);
+        assert_eq!(counts(&requests(10), &[]), [0, 0, 0, 0, 10]);
     }
 
     #[test]
@@ -195,7 +201,7 @@ mod tests {
         let other = history(&[(20, "copying"), (40, "verifying"), (50, "ready")]);
         let third = history(&[(25, "verifying"), (35, "ready")]);
         // 20 to 29 is copied by two and counts once; 25 to 34 is copied and verified.
-        assert_eq!(counts(&requests(100), &[one, other, third]), [30, 20, 0, 60]);
+        assert_eq!(counts(&requests(100), &[one, other, third]), [0, 30, 20, 0, 60]);
     }
 
     #[test]
@@ -212,7 +218,7 @@ mod tests {
         assert_eq!(parts.of(Phase::Cutover), Part { requests: 0, p99_ms: None });
         assert_eq!(
             parts.json(|part| part.p99_ms.into()),
-            serde_json::json!({ "copying": 50.5, "verifying": 1.0, "cutover": null, "other": 1.0 })
+            serde_json::json!({ "arming": null, "copying": 50.5, "verifying": 1.0, "cutover": null, "other": 1.0 })
         );
         assert_eq!(parts.of(Phase::Copying).cell(), "50.5 (100)");
         assert_eq!(parts.of(Phase::Cutover).cell(), "-");

@@ -2,29 +2,22 @@
 //! while rows are in motion.
 //!
 //! CREATE TRIGGER waits for every transaction that wrote the table, prepared ones too, and everybody who comes later
-//! waits behind it. So it asks only briefly, again and again: no statement of the application waits longer than
-//! `LOCK_WAIT` for it. Once it is there, no writer that did not meet it is left (H14).
+//! waits behind it. So it asks only `briefly`. Once it is there, no writer that did not meet it is left (H14).
 
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use tokio_postgres::error::SqlState;
 
+use super::brief::{PATIENCE, briefly};
 use super::copy::oldest;
 use super::job::Job;
 use super::scope::{ident, literal};
 use super::tables::{TREE, Table, tree};
 use crate::direct::{Db, is_code};
 
-/// Longest wait for a lock on a table of the application, and so the longest that its statements wait for us.
-const LOCK_WAIT: Duration = Duration::from_millis(100);
-/// Between two attempts.
-const REST: Duration = Duration::from_millis(150);
 /// Longest rest between two tables.
-const APART: Duration = Duration::from_millis(250);
-/// A table that is never free for a moment in all this time has a transaction that sits on it; the operator is told.
-const PATIENCE: Duration = Duration::from_secs(60);
-
+const APART: Duration = Duration::from_millis(500);
 /// Definitions that are under way may take longer than this; it is said whose they are, and asked again.
 const DEFINITIONS: Duration = Duration::from_secs(5);
 
@@ -118,7 +111,7 @@ pub async fn arm(db: &Db, job: &Job, tables: &[Table], buckets: u16) -> anyhow::
         briefly(db, &sql, PATIENCE).await.with_context(|| format!("guarding {}", table.full_name()))?;
         check(db, job, &relations).await?;
         // Every session plans anew what it does with the table. Not with all tables at once.
-        tokio::time::sleep(begun.elapsed().min(APART)).await;
+        tokio::time::sleep((begun.elapsed() * 2).min(APART)).await;
     }
     Ok(())
 }
@@ -159,24 +152,4 @@ pub async fn disarm(db: &Db, job: &Job) -> anyhow::Result<()> {
         id * 2 + 1
     ))
     .await
-}
-
-/// Runs DDL in one transaction that waits for locks only briefly, until it has been free once.
-async fn briefly(db: &Db, sql: &str, patience: Duration) -> anyhow::Result<()> {
-    let begun = Instant::now();
-    loop {
-        let wait = LOCK_WAIT.as_millis();
-        // An autovacuum gives way to who waits, once they have looked for a deadlock.
-        let limits = format!("SET LOCAL lock_timeout = {wait}; SET LOCAL deadlock_timeout = {}", wait / 5);
-        let done = db.run(&format!("BEGIN; {limits}; {sql} COMMIT")).await;
-        let Err(error) = done else { return Ok(()) };
-        // Ends the transaction that failed; also when the connection is gone, which the next attempt says.
-        let _ = db.run("ROLLBACK").await;
-        let busy = is_code(&error, &SqlState::LOCK_NOT_AVAILABLE)
-            || is_code(&error, &SqlState::T_R_DEADLOCK_DETECTED);
-        if !busy || begun.elapsed() >= patience {
-            return Err(error);
-        }
-        tokio::time::sleep(REST).await;
-    }
 }

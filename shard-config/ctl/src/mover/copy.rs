@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use tokio_postgres::error::SqlState;
 
+use super::brief::{PATIENCE, briefly};
 use super::fault::reach;
 use super::job::{Job, Way};
 use super::scope::{ident, literal};
@@ -21,7 +22,7 @@ pub const LAG_MOST: i64 = 64 << 20;
 /// A slot that keeps no more WAL is read at once.
 const NEAR: i64 = 16 << 20;
 
-/// Publication of the mark and of `tables`.
+/// Publication of the mark and of `tables`, unless there is one.
 pub async fn publish(giver: &Db, job: &Job, way: Way, tables: &[Table], buckets: u16) -> anyhow::Result<()> {
     let name = job.publication(way);
     let sql = "SELECT EXISTS (SELECT FROM pg_publication WHERE pubname = $1)";
@@ -33,12 +34,13 @@ pub async fn publish(giver: &Db, job: &Job, way: Way, tables: &[Table], buckets:
     // A TRUNCATE knows no row filter (H3).
     let sql = format!(
         "INSERT INTO shard_catalog.mark VALUES ({}, 0, clock_timestamp()) ON CONFLICT DO NOTHING; \
-         CREATE PUBLICATION {} FOR TABLE {} WITH (publish = 'insert,update,delete', publish_via_partition_root = true)",
+         CREATE PUBLICATION {} FOR TABLE {} WITH (publish = 'insert,update,delete', publish_via_partition_root = true);",
         job.mark_id(way),
         ident(&name),
         parts.join(", ")
     );
-    giver.run(&sql).await.context("the publication")
+    // Nobody who writes waits behind it. It waits for VACUUM and the like.
+    briefly(giver, &sql, PATIENCE).await.context("the publication")
 }
 
 fn published(table: &Table, job: &Job, buckets: u16) -> String {
@@ -226,6 +228,12 @@ pub async fn forget(taker: &Db, job: &Job, way: Way) -> anyhow::Result<()> {
 /// Takes down one direction: subscription, slots, publication. Every part may be gone already, and a server that cannot
 /// be reached is an error, so that it is tried again and nothing keeps WAL for ever.
 pub async fn take_down(giver: &Db, taker: &Db, job: &Job, way: Way) -> anyhow::Result<()> {
+    cut(giver, taker, job, way).await?;
+    unpublish(giver, job, way).await
+}
+
+/// All of it but the publication.
+pub(super) async fn cut(giver: &Db, taker: &Db, job: &Job, way: Way) -> anyhow::Result<()> {
     let name = job.publication(way);
     let quoted = ident(&name);
     if subscribed(taker, job, way).await? {
@@ -240,7 +248,7 @@ pub async fn take_down(giver: &Db, taker: &Db, job: &Job, way: Way) -> anyhow::R
     for slot in [name.clone(), job.verify_slot(way)] {
         drop_slot(giver, &slot).await?;
     }
-    unpublish(giver, job, way).await
+    Ok(())
 }
 
 /// A worker on its way out may still apply what it has read.

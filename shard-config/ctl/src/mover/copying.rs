@@ -122,7 +122,12 @@ impl Runner<'_> {
         let tables = self.published().await?;
         let (name, slot, buckets) = (self.job.session_name(), self.job.publication(Way::Out), self.buckets());
         end_others(&[&self.control, &self.source, &self.target], &name).await?;
-        copy::take_down(&self.source, &self.target, &self.job, Way::Out).await?;
+        let armed_on = self.armed_on.take();
+        copy::cut(&self.source, &self.target, &self.job, Way::Out).await?;
+        if armed_on.is_none() || armed_on != self.source.identity {
+            // Not what this runner has made there a moment ago: nobody knows what it was made of.
+            copy::unpublish(&self.source, &self.job, Way::Out).await?;
+        }
         if again || self.job.number("slot_tries").is_some() {
             // Another primary may lack what arming wrote there.
             arm::install(&self.target).await?;

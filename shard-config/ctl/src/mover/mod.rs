@@ -1,7 +1,7 @@
 //! Moves rows of buckets, or of single tenants, from one running shard to another while the application writes them.
 //!
 //! Rooms, in reading order: `machine` (PURE: phases and what follows what), `job` (the durable record), `attach` (takes a move up), `run`
-//! (does the step of the phase that is written down), `steps`; each step's work: `preflight` with `newcomer`, `objects`, `durable` and `warnings` (`standing`: how one shard stands for moves), `catalog` (what proxies obey), `arm` (guards), `published` (the tables that it is about),
+//! (does the step of the phase that is written down), `steps`; each step's work: `preflight` with `newcomer`, `objects`, `durable` and `warnings` (`standing`: how one shard stands for moves), `catalog` (what proxies obey), `arm` (guards; `brief`), `published` (the tables that it is about),
 //! `copying` (the first copy: `snapshot`, `leaves`, `transfer` by `lane`s, with `piece` and `pace` (PURE) and `throttle`), `copy` (native logical replication from there on), `comparing`: `verify` with `digest`, `rounds`, `changes` (PURE) and `tables` with `definition`, `cutover` and `fence` with `obstacles`,
 //! `clean`. `part` says how far they are, `scope` (PURE) says which rows; `lost` frees one shard when the other one is gone; `limit` keeps too many moves from copying at once; `disk` ends a
 //! move before a disk is full;
@@ -17,6 +17,7 @@
 
 pub mod arm;
 pub mod attach;
+mod brief;
 pub mod catalog;
 pub mod changes;
 pub mod clean;

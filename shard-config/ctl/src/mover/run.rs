@@ -96,6 +96,8 @@ pub(super) struct Runner<'a> {
     pub(super) suspects: Suspects,
     /// The servers that were compared: another primary may lack what the one before it had applied.
     pub(super) compared_on: Identities,
+    /// The server where this runner has made guards and publication, until the copy begins.
+    pub(super) armed_on: Option<(i64, i32)>,
     /// The first copy, while it is under way.
     pub(super) transfer: Option<Transfer>,
     pub(super) shown: Instant,
@@ -153,6 +155,7 @@ impl<'a> Runner<'a> {
             compared: false,
             suspects: Suspects::new(),
             compared_on: (None, None),
+            armed_on: None,
             transfer: None,
             shown: Instant::now(),
             places: None,

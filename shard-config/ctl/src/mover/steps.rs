@@ -17,6 +17,7 @@ use super::preflight::human;
 use super::run::{Different, Hopeless, Runner, Step};
 use super::tables::Table;
 use super::{arm, clean, published};
+use crate::direct::is_for_good;
 
 /// What was checked so long ago at most need not be checked again before the move is announced.
 const FRESH: Duration = Duration::from_secs(5);
@@ -24,6 +25,8 @@ const FRESH: Duration = Duration::from_secs(5);
 const PASSING: Duration = Duration::from_secs(120);
 /// How long statements that began before a motion was announced may still run before the step says who it waits for.
 const DRAIN: Duration = Duration::from_secs(30);
+/// Sessions plan anew what they do with tables that were guarded and published. The copy waits until they have: both at once are slow for payments.
+const SETTLE: Duration = Duration::from_secs(1);
 /// The target is called caught up when a mark takes no longer.
 const CAUGHT_UP: Duration = Duration::from_secs(2);
 /// Within this time a proxy without a lease has asked the shards what they know of moves.
@@ -87,6 +90,17 @@ impl Runner<'_> {
             }
         }
         arm::arm(&self.source, &self.job, &tables, self.buckets()).await?;
+        // What an arming that was broken off has left may be of other tables.
+        copy::unpublish(&self.source, &self.job, Way::Out).await?;
+        if let Err(error) = copy::publish(&self.source, &self.job, Way::Out, &tables, self.buckets()).await {
+            return Err(match is_for_good(&error) {
+                true => Hopeless(format!("the tables cannot be published: {error:#}")).into(),
+                false => error,
+            });
+        }
+        self.armed_on = self.source.identity;
+        reach(&self.job, "published");
+        tokio::time::sleep(SETTLE).await;
         Ok(Some(Event::Finished))
     }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
+use shardctl::mover::job::{Job, Way};
 use shardctl::mover::machine::Phase;
 use shardctl::mover::run::{End, Options};
 use shardctl::mover::scope::Scope;
@@ -121,6 +122,9 @@ async fn a_copy_that_is_cut_short_begins_anew() {
     tokio::time::sleep(Duration::from_millis(300)).await;
     let gone = (0..200).map(tenant).find(|t| bucket(t) < 32).unwrap();
     let source = short.bed.shard(1).await;
+    // Nor is what it has published, whoever has changed it.
+    let publication = Job::publication_of(id, Way::Out);
+    source.run(&format!("ALTER PUBLICATION {publication} DROP TABLE public.entries")).await.unwrap();
     source.execute("DELETE FROM public.entries WHERE tenant_id = $1 AND amount = 0", &[&gone]).await.unwrap();
     short.go_on().await;
     let (bed, _) = short.ends_anew().await;

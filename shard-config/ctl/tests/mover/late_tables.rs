@@ -12,6 +12,8 @@ use tokio_postgres::Client;
 use uuid::Uuid;
 
 use crate::bed::{Bed, bucket, tenant};
+use crate::commands::ended;
+use crate::places::Places;
 
 const ALL: Options = Options { auto: true, finish: true, stay: false };
 const LATE: &str = "CREATE TABLE public.late (tenant_id uuid, id int, PRIMARY KEY (tenant_id, id))";
@@ -103,6 +105,28 @@ async fn a_table_that_is_found_when_the_slot_begins_ends_the_move() {
     assert_eq!(bed.load(job.id).await.phase, Phase::Aborted, "{story}");
     assert!(story.contains("public.late has become a sharded table"), "{story}");
     assert!(!story.contains("rows copied"), "{story}");
+    assert_eq!(late_rows(&bed).await, (1, 0));
+    bed.check_rows(0).await;
+    bed.check_clean().await;
+}
+
+/// It was an ordinary table when the move began.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_that_cannot_be_published_ends_the_move() {
+    let bed = Bed::start(2).await;
+    late_table(&bed).await;
+    let job = bed.plan(&Scope::of_range(0, 15), 1, 2).await;
+    let places = Places::new(&bed);
+    places.stop_at("arming");
+    let runner = places.start(&format!("resume {}", job.id));
+    places.reached("arming").await;
+    let past = "SET shard_catalog.mover = on; ALTER TABLE public.late SET UNLOGGED";
+    bed.shard(1).await.run(past).await.unwrap();
+    places.go_on("arming");
+    let said = tokio::task::spawn_blocking(|| ended(runner)).await.unwrap();
+    let story = bed.story(job.id).await;
+    assert_eq!(bed.load(job.id).await.phase, Phase::Aborted, "{} {story}", said.text);
+    assert!(story.contains("the tables cannot be published"), "{story}");
     assert_eq!(late_rows(&bed).await, (1, 0));
     bed.check_rows(0).await;
     bed.check_clean().await;

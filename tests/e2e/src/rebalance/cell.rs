@@ -106,7 +106,7 @@ impl Phase {
     pub fn places(self) -> &'static [&'static str] {
         match self {
             Phase::Announcing => &["announcing"],
-            Phase::Arming => &["arming"],
+            Phase::Arming => &["arming", "arming-published"],
             Phase::Copying => &["copying", "copying-snapshot", "copying-copied", "copying-subscribed"],
             Phase::Verifying => &["catching_up", "verifying"],
             Phase::Fencing => {

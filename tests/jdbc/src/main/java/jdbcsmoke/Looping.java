@@ -28,7 +28,9 @@ final class Looping {
     private static final int TENANTS = 24;
     private static final int BATCH = 5;
     private static final int RETRIES_MOST = 100;
-    private static final long REST_MS = 5;
+    /** Between two transactions of a thread, from begin to begin: a rate of its own, and not whatever the machine has left. */
+    private static final long EVERY_MS = 50;
+    private static final long RETRY_MS = 5;
     private static final String UPDATE = "UPDATE jdbc_loop SET n = n + 1 WHERE tenant_id = ?";
 
     private final HikariDataSource pool;
@@ -64,12 +66,13 @@ final class Looping {
 
         Worker loop() throws InterruptedException {
             while (!stop) {
+                long next = System.nanoTime() + TimeUnit.MILLISECONDS.toNanos(EVERY_MS);
                 switch (random.nextInt(4)) {
                     case 0 -> batch();
                     case 1 -> select();
                     default -> transaction();
                 }
-                TimeUnit.MILLISECONDS.sleep(REST_MS);
+                TimeUnit.NANOSECONDS.sleep(next - System.nanoTime());
             }
             return this;
         }
@@ -174,7 +177,7 @@ final class Looping {
                     }
                     if ("40001".equals(first.getSQLState()) && attempt < RETRIES_MOST) {
                         retries++;
-                        TimeUnit.MILLISECONDS.sleep(REST_MS);
+                        TimeUnit.MILLISECONDS.sleep(RETRY_MS);
                         continue;
                     }
                     errors.merge(String.valueOf(first.getSQLState()), 1L, Long::sum);
