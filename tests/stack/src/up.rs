@@ -27,7 +27,7 @@ pub(crate) fn interrupt_flag() -> Result<Arc<AtomicBool>> {
 pub(crate) fn bring_up(options: &Options, quiet: bool) -> Result<Stack> {
     let builds = !options.only_infra && !options.no_build;
     // What was compiled before needs no more for a small change.
-    let compiled = release("shard-proxy")?.exists();
+    let compiled = release("shard-proxy")?.exists() && release("payment-core")?.exists();
     let purpose = if builds && !compiled { For::Building } else { For::Servers };
     let tools = tools::ensure(purpose, options.install)?;
     if builds {

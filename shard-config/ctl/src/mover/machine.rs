@@ -11,7 +11,7 @@ pub enum Phase {
     Preflight,
     /// Proxies learn that rows of the scope are going to be on two shards; those that did not know have ended.
     Announcing,
-    /// Guards on the source: its writes of the scope take the move's lock, TRUNCATE and DDL are refused.
+    /// Guards on the source: its writes of the scope take the move's lock, TRUNCATE and DDL are refused. And the publication.
     Arming,
     Copying,
     CatchingUp,

@@ -90,8 +90,9 @@ impl Report {
     }
 
     fn phases(&self) -> Table {
-        let mut table =
-            Table::new(&["payments' p99 ms (payments)", "copying", "verifying", "cut-over", "other"]);
+        let mut titles = vec!["payments' p99 ms (payments)"];
+        titles.extend(Phase::ALL.map(Phase::name));
+        let mut table = Table::new(&titles);
         for step in &self.steps {
             let cells = Phase::ALL.map(|phase| step.by_phase.of(phase).cell());
             table.row(std::iter::once(step.kind.name().to_owned()).chain(cells).collect());
