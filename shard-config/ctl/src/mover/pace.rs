@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 /// A piece should take about so long: its rows are locked against TRUNCATE and the like, and a pause or a limit holds from the
 /// next one on.
-const PIECE: Duration = Duration::from_millis(250);
+const PIECE: Duration = Duration::from_millis(400);
 /// The first ones, before anything is known of the machine.
 const PAGES_FIRST: i64 = 32;
 const PAGES_LEAST: i64 = 4;
@@ -21,7 +21,7 @@ const PAGE: i64 = 8192;
 /// Nothing goes on for longer than that without a runner who looks after it.
 const ALLOWANCE: Duration = Duration::from_secs(1);
 /// Of the time of a piece, what is rested after it.
-const REST: f64 = 0.25;
+const REST: f64 = 0.1;
 /// Between two looks of one who must wait for the runner.
 const LOOK: Duration = Duration::from_millis(50);
 
