@@ -1,7 +1,7 @@
 //! Apache Kafka, one broker that is its own controller (KRaft), from Maven's jars.
 
 use crate::paths::{fnv1a, workspace};
-use crate::process::{log_tail, run, wait_until};
+use crate::process::{log_tail, run, server, wait_until};
 use crate::server::Stack;
 use anyhow::{Context, Result, bail};
 use std::fs;
@@ -54,7 +54,7 @@ pub(crate) fn fetch(say: impl Fn(&str)) -> Result<PathBuf> {
 
 impl Stack {
     fn java(&self, jars: &std::path::Path, heap_mb: u32) -> Command {
-        let mut command = Command::new(&self.tools.java);
+        let mut command = server(&self.tools.java);
         command
             // The serial collector: least CPU for a small heap, and two cores are shared with everything else. For the same
             // reason only the quick compiler: the optimising one costs a broker with a few MB/s to do more than it saves.

@@ -1,7 +1,8 @@
 //! Single rows of what moves, written all the time through every proxy, each checked against what was written before.
 //!
 //! A write is begun every few milliseconds, by clients in turn: one that is held keeps only itself waiting, so that the
-//! first statement held is nearly the first that could have been.
+//! first statement held is nearly the first that could have been. While nothing can be held for a cut-over, that is without a move
+//! and until its rows are copied, writes are few: most go to one shard, and would be what payments wait for there.
 use super::pauses::Write;
 use super::scope::Scope;
 use super::watch::{Counts, url};
@@ -21,6 +22,8 @@ pub const TABLE: &str = "rebalance_probe";
 const CLIENTS: usize = 4;
 /// Between two writes, of whichever client.
 const BETWEEN_WRITES: Duration = Duration::from_millis(8);
+/// Of these, so many are left out for each one that is made, while no cut-over is near.
+const SPARSE: usize = 5;
 /// Rows in all, and of each part of what moves (a multiple of the clients).
 const ROWS: usize = 24;
 const ROWS_LEAST: usize = 2 * CLIENTS;
@@ -39,8 +42,14 @@ struct Row {
     part: usize,
 }
 
-/// The part that moves now; none beyond the last.
-type Now = Arc<AtomicUsize>;
+/// What moves now.
+#[derive(Debug)]
+struct Now {
+    /// None beyond the last.
+    part: AtomicUsize,
+    /// A cut-over may come before the next look.
+    is_near: AtomicBool,
+}
 
 pub struct Probe {
     stop: Arc<AtomicBool>,
@@ -53,7 +62,7 @@ impl Probe {
     /// One of `scopes` moves at a time; all rows alike are written when there are none.
     pub async fn start(stack: &Stack, scopes: &[Scope], stop: Arc<AtomicBool>) -> Result<Probe> {
         let rows = fill(&connect(&url(stack, 0)?).await?, scopes).await?;
-        let now: Now = Arc::new(AtomicUsize::new(usize::MAX));
+        let now = Arc::new(Now { part: AtomicUsize::new(usize::MAX), is_near: AtomicBool::new(false) });
         let control = connect(&stack.shards[0].primary).await?;
         let looker = tokio::spawn(look(control, scopes.to_vec(), now.clone(), stop.clone()));
         let mut writers = Vec::new();
@@ -63,7 +72,7 @@ impl Probe {
             // Nobody else writes them, so that what an update returns is known.
             let own = rows.iter().skip(n).step_by(CLIENTS).cloned().collect();
             let begin = begin + BETWEEN_WRITES * u32::try_from(n)?;
-            writers.push(tokio::spawn(write(client, own, begin, now.clone(), stop.clone())));
+            writers.push(tokio::spawn(write(client, own, begin, n, now.clone(), stop.clone())));
         }
         Ok(Probe { stop, writers, looker })
     }
@@ -130,19 +139,21 @@ async fn tenant_of(client: &Client, hash: i64) -> Result<Uuid> {
 }
 
 /// Keeps `now` at the first part with a move that is not over.
-async fn look(control: Client, scopes: Vec<Scope>, now: Now, stop: Arc<AtomicBool>) -> Result<()> {
-    let sql = "SELECT scope FROM shard_catalog.move WHERE phase <> ALL ('{done,rolled_back,aborted,refused}') ORDER BY id";
+async fn look(control: Client, scopes: Vec<Scope>, now: Arc<Now>, stop: Arc<AtomicBool>) -> Result<()> {
+    let sql = "SELECT scope, phase <> ALL ('{preflight,announcing,arming,copying}') FROM shard_catalog.move WHERE phase <> ALL ('{done,rolled_back,aborted,refused}') ORDER BY id";
     // Not before something was to move.
     let there = "SELECT to_regclass('shard_catalog.move') IS NOT NULL";
     while !stop.load(Ordering::Relaxed) {
-        let mut part = usize::MAX;
+        let (mut part, mut is_near) = (usize::MAX, false);
         if !scopes.is_empty() && control.query_one(there, &[]).await?.try_get::<_, bool>(0)? {
             for row in control.query(sql, &[]).await? {
                 let moving = Scope::from_json(&row.try_get::<_, Value>(0)?)?;
+                is_near |= row.try_get::<_, bool>(1)?;
                 part = part.min(scopes.iter().position(|scope| *scope == moving).unwrap_or(usize::MAX));
             }
         }
-        now.store(part, Ordering::Relaxed);
+        now.part.store(part, Ordering::Relaxed);
+        now.is_near.store(is_near, Ordering::Relaxed);
         tokio::time::sleep(LOOK).await;
     }
     Ok(())
@@ -184,7 +195,8 @@ async fn write(
     client: Client,
     rows: Vec<Row>,
     begin: tokio::time::Instant,
-    now: Now,
+    client_number: usize,
+    now: Arc<Now>,
     stop: Arc<AtomicBool>,
 ) -> Result<Counts> {
     let sql = format!("UPDATE {TABLE} SET n = n + 1 WHERE tenant_id = $1 AND slot = $2 RETURNING n");
@@ -195,9 +207,15 @@ async fn write(
     let mut ticks = tokio::time::interval_at(begin, BETWEEN_WRITES * u32::try_from(CLIENTS)?);
     // After a wait it goes on in its own turn.
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    // The clients' few writes, too, come one after the other.
+    let mut tick = client_number;
     while !stop.load(Ordering::Relaxed) {
         ticks.tick().await;
-        let at = turns.next(now.load(Ordering::Relaxed));
+        tick += 1;
+        if tick % SPARSE != 0 && !now.is_near.load(Ordering::Relaxed) {
+            continue;
+        }
+        let at = turns.next(now.part.load(Ordering::Relaxed));
         let (row, (least, most)) = (&rows[at], &mut known[at]);
         let (begin, begun) = (SystemTime::now().duration_since(UNIX_EPOCH)?, Instant::now());
         let answer = client.query(&update, &[&row.tenant, &row.slot]).await;

@@ -16,7 +16,7 @@ use tokio_postgres::Client;
 /// Who counts rests so many times as long as it took, and this besides. Without rests it would be the machine's heaviest load,
 /// whatever is measured beside it.
 const REST: u32 = 2;
-const REST_LEAST: Duration = Duration::from_millis(250);
+const REST_LEAST: Duration = Duration::from_millis(500);
 /// Error texts that are kept.
 const TEXTS: usize = 5;
 

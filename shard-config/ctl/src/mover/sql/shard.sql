@@ -20,52 +20,67 @@ CREATE TABLE IF NOT EXISTS shard_catalog.guards (
 );
 INSERT INTO shard_catalog.guards DEFAULT VALUES ON CONFLICT DO NOTHING;
 
+-- For a guard that has not got the lock of its move, or sees the fence: waits for the lock and returns, or refuses the write.
+CREATE OR REPLACE FUNCTION shard_catalog.wait_or_refuse(p_move int, p_op text, p_relation oid, p_table text, p_depth int)
+RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_fenced boolean := EXISTS (SELECT FROM shard_catalog.fence WHERE move_id = p_move);
+    v_timeout CONSTANT text := current_setting('lock_timeout');
+BEGIN
+    IF NOT v_fenced THEN
+        PERFORM set_config('lock_timeout', '2s', true);
+        BEGIN
+            PERFORM pg_advisory_xact_lock_shared(1936224870, p_move);
+        EXCEPTION WHEN lock_not_available THEN
+            v_fenced := true;
+        END;
+        PERFORM set_config('lock_timeout', v_timeout, true);
+        IF NOT v_fenced AND NOT EXISTS (SELECT FROM shard_catalog.fence WHERE move_id = p_move) THEN
+            RETURN;
+        END IF;
+    END IF;
+    -- A change of a row that is the same on every shard comes to copies, too, by a foreign key that acts on it: that is no
+    -- matter of where the rows are, and does not pass by trying again.
+    IF p_op <> 'INSERT' AND p_depth > 1 AND EXISTS (
+        SELECT FROM pg_constraint c WHERE c.conrelid = p_relation AND c.contype = 'f'
+           AND (c.confdeltype IN ('c', 'n', 'd') OR c.confupdtype IN ('c', 'n', 'd'))
+           AND NOT EXISTS (SELECT FROM shard_catalog.guarded g WHERE g.move_id = p_move AND g.relation = c.confrelid)) THEN
+        RAISE EXCEPTION 'a foreign key of % would change rows that are being moved', p_table
+            USING ERRCODE = 'object_in_use',
+                  DETAIL = format('Nothing was written. Move %s.', p_move),
+                  HINT = format('Wait for the move to end: shardctl watch %s.', p_move);
+    END IF;
+    RAISE EXCEPTION 'this shard does not take writes of these rows of %: they are being moved to another shard', p_table
+        USING ERRCODE = 'serialization_failure',
+              DETAIL = format('Nothing was written. Move %s.', p_move),
+              HINT = 'Try the transaction again; the proxy knows where the rows are.';
+END
+$$;
+REVOKE ALL ON FUNCTION shard_catalog.wait_or_refuse(int, text, oid, text, int) FROM PUBLIC;
+
 -- BEFORE each row that belongs to the scope of move TG_ARGV[0] (the trigger's WHEN says which), ENABLE ALWAYS.
 --
 -- The fence is a committed row plus the move's advisory lock. The lock is taken shared here and held to the end of the
 -- transaction; the mover takes it exclusively, so nobody who wrote before is still running, and leaves it to a prepared
 -- transaction until every snapshot is younger than the row. A REPEATABLE READ transaction that cannot see the row
 -- therefore meets the lock (H1).
-CREATE OR REPLACE FUNCTION shard_catalog.guard() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+--
+-- Every row that is written passes here. SET search_path would cost as much as the rest, so all is named with its schema.
+CREATE OR REPLACE FUNCTION shard_catalog.guard() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 DECLARE
-    v_move CONSTANT bigint := TG_ARGV[0];
-    v_fenced boolean;
-    v_timeout text;
+    v_move CONSTANT pg_catalog.int4 := TG_ARGV[0];
+    v_locked pg_catalog.bool;
 BEGIN
     -- Replication of the move itself, and the mover's clean-up, which says so in the same way. Needs a superuser.
-    IF NOT pg_replication_origin_session_is_setup() THEN
-        v_fenced := EXISTS (SELECT FROM shard_catalog.fence WHERE move_id = v_move);
-        IF NOT v_fenced AND NOT pg_try_advisory_xact_lock_shared(1936224870, v_move::int) THEN
-            v_timeout := current_setting('lock_timeout');
-            PERFORM set_config('lock_timeout', '2s', true);
-            BEGIN
-                PERFORM pg_advisory_xact_lock_shared(1936224870, v_move::int);
-            EXCEPTION WHEN lock_not_available THEN
-                v_fenced := true;
-            END;
-            PERFORM set_config('lock_timeout', v_timeout, true);
-        END IF;
-        IF v_fenced OR EXISTS (SELECT FROM shard_catalog.fence WHERE move_id = v_move) THEN
-            -- A change of a row that is the same on every shard comes to copies, too, by a foreign key that acts on it: that is no
-            -- matter of where the rows are, and does not pass by trying again.
-            IF TG_OP <> 'INSERT' AND pg_trigger_depth() > 1 AND EXISTS (
-                SELECT FROM pg_constraint c WHERE c.conrelid = TG_RELID AND c.contype = 'f'
-                   AND (c.confdeltype IN ('c', 'n', 'd') OR c.confupdtype IN ('c', 'n', 'd'))
-                   AND NOT EXISTS (SELECT FROM shard_catalog.guarded g WHERE g.move_id = v_move AND g.relation = c.confrelid)) THEN
-                RAISE EXCEPTION 'a foreign key of % would change rows that are being moved', TG_TABLE_NAME
-                    USING ERRCODE = 'object_in_use',
-                          DETAIL = format('Nothing was written. Move %s.', v_move),
-                          HINT = format('Wait for the move to end: shardctl watch %s.', v_move);
-            END IF;
-            RAISE EXCEPTION 'this shard does not take writes of these rows of %: they are being moved to another shard',
-                    TG_TABLE_NAME
-                USING ERRCODE = 'serialization_failure',
-                      DETAIL = format('Nothing was written. Move %s.', v_move),
-                      HINT = 'Try the transaction again; the proxy knows where the rows are.';
+    IF NOT pg_catalog.pg_replication_origin_session_is_setup() THEN
+        v_locked := pg_catalog.pg_try_advisory_xact_lock_shared(1936224870, v_move);
+        -- A statement of its own: its snapshot must be from after the lock. Within the one above it would be from before, and miss
+        -- a fence that was made, and whose lock was taken and released, in between.
+        IF NOT v_locked OR EXISTS (SELECT FROM shard_catalog.fence WHERE move_id OPERATOR(pg_catalog.=) v_move) THEN
+            PERFORM shard_catalog.wait_or_refuse(v_move, TG_OP, TG_RELID, TG_TABLE_NAME, pg_catalog.pg_trigger_depth());
         END IF;
     END IF;
-    IF TG_OP = 'DELETE' THEN
+    IF TG_OP OPERATOR(pg_catalog.=) 'DELETE' THEN
         RETURN OLD;
     END IF;
     RETURN NEW;

@@ -29,7 +29,7 @@ final class Looping {
     private static final int BATCH = 5;
     private static final int RETRIES_MOST = 100;
     /** Between two transactions of a thread, from begin to begin: a rate of its own, and not whatever the machine has left. */
-    private static final long EVERY_MS = 50;
+    private static final long EVERY_MS = 100;
     private static final long RETRY_MS = 5;
     private static final String UPDATE = "UPDATE jdbc_loop SET n = n + 1 WHERE tenant_id = ?";
 
