@@ -22,14 +22,14 @@ pub const TABLE: &str = "rebalance_probe";
 const CLIENTS: usize = 4;
 /// Between two writes, of whichever client.
 const BETWEEN_WRITES: Duration = Duration::from_millis(8);
-/// Of these, so many are left out for each one that is made, while no cut-over is near.
-const SPARSE: usize = 5;
+/// While no cut-over is near, one of so many is made.
+const SPARSE: u128 = 5;
 /// Rows in all, and of each part of what moves (a multiple of the clients).
 const ROWS: usize = 24;
 const ROWS_LEAST: usize = 2 * CLIENTS;
 /// One write in so many is of a part that does not move just now.
 const ELSEWHERE: usize = 4;
-const LOOK: Duration = Duration::from_millis(200);
+const LOOK: Duration = Duration::from_millis(100);
 /// Keys are drawn until some lie in the narrowest of parts.
 const DRAWN: usize = 20_000;
 
@@ -44,15 +44,24 @@ struct Row {
 
 /// What moves now.
 #[derive(Debug)]
-struct Now {
+pub struct Now {
     /// None beyond the last.
     part: AtomicUsize,
-    /// A cut-over may come before the next look.
+    /// Its rows are copied: a cut-over may come before the next look.
     is_near: AtomicBool,
+    /// It is being cut over, or will be at once.
+    is_here: AtomicBool,
+}
+
+impl Now {
+    pub fn is_cut_over(&self) -> bool {
+        self.is_here.load(Ordering::Relaxed)
+    }
 }
 
 pub struct Probe {
     stop: Arc<AtomicBool>,
+    now: Arc<Now>,
     writers: Vec<JoinHandle<Result<Counts>>>,
     /// Looks which part moves.
     looker: JoinHandle<Result<()>>,
@@ -62,7 +71,11 @@ impl Probe {
     /// One of `scopes` moves at a time; all rows alike are written when there are none.
     pub async fn start(stack: &Stack, scopes: &[Scope], stop: Arc<AtomicBool>) -> Result<Probe> {
         let rows = fill(&connect(&url(stack, 0)?).await?, scopes).await?;
-        let now = Arc::new(Now { part: AtomicUsize::new(usize::MAX), is_near: AtomicBool::new(false) });
+        let now = Arc::new(Now {
+            part: AtomicUsize::new(usize::MAX),
+            is_near: AtomicBool::new(false),
+            is_here: AtomicBool::new(false),
+        });
         let control = connect(&stack.shards[0].primary).await?;
         let looker = tokio::spawn(look(control, scopes.to_vec(), now.clone(), stop.clone()));
         let mut writers = Vec::new();
@@ -71,10 +84,14 @@ impl Probe {
             let client = connect(&url(stack, n)?).await?;
             // Nobody else writes them, so that what an update returns is known.
             let own = rows.iter().skip(n).step_by(CLIENTS).cloned().collect();
-            let begin = begin + BETWEEN_WRITES * u32::try_from(n)?;
-            writers.push(tokio::spawn(write(client, own, begin, n, now.clone(), stop.clone())));
+            let turn = BETWEEN_WRITES * u32::try_from(n)?;
+            writers.push(tokio::spawn(write(client, own, (begin, turn), now.clone(), stop.clone())));
         }
-        Ok(Probe { stop, writers, looker })
+        Ok(Probe { stop, now, writers, looker })
+    }
+
+    pub fn now(&self) -> Arc<Now> {
+        self.now.clone()
     }
 
     pub async fn stop(self) -> Result<Counts> {
@@ -140,20 +157,32 @@ async fn tenant_of(client: &Client, hash: i64) -> Result<Uuid> {
 
 /// Keeps `now` at the first part with a move that is not over.
 async fn look(control: Client, scopes: Vec<Scope>, now: Arc<Now>, stop: Arc<AtomicBool>) -> Result<()> {
-    let sql = "SELECT scope, phase <> ALL ('{preflight,announcing,arming,copying}') FROM shard_catalog.move WHERE phase <> ALL ('{done,rolled_back,aborted,refused}') ORDER BY id";
+    let sql = "SELECT scope, phase <> ALL ('{preflight,announcing,arming,copying}'),
+            phase = ANY ('{ready,fencing,reversing,back_fencing,returning}') FROM shard_catalog.move WHERE phase <> ALL ('{done,rolled_back,aborted,refused}') ORDER BY id";
     // Not before something was to move.
     let there = "SELECT to_regclass('shard_catalog.move') IS NOT NULL";
     while !stop.load(Ordering::Relaxed) {
-        let (mut part, mut is_near) = (usize::MAX, false);
+        let (mut part, mut is_near, mut is_here) = (usize::MAX, false, false);
         if !scopes.is_empty() && control.query_one(there, &[]).await?.try_get::<_, bool>(0)? {
             for row in control.query(sql, &[]).await? {
                 let moving = Scope::from_json(&row.try_get::<_, Value>(0)?)?;
-                is_near |= row.try_get::<_, bool>(1)?;
-                part = part.min(scopes.iter().position(|scope| *scope == moving).unwrap_or(usize::MAX));
+                // Another step's may have been left in its window.
+                let Some(at) = scopes.iter().position(|scope| *scope == moving) else { continue };
+                let (near, here): (bool, bool) = (row.try_get(1)?, row.try_get(2)?);
+                // Of several, the one that is cut over.
+                part = if here && !is_here {
+                    at
+                } else if is_here {
+                    part
+                } else {
+                    part.min(at)
+                };
+                (is_near, is_here) = (is_near || near, is_here || here);
             }
         }
         now.part.store(part, Ordering::Relaxed);
         now.is_near.store(is_near, Ordering::Relaxed);
+        now.is_here.store(is_here, Ordering::Relaxed);
         tokio::time::sleep(LOOK).await;
     }
     Ok(())
@@ -190,12 +219,12 @@ impl Turns {
     }
 }
 
-/// Each row counts its own updates. What an update returns says whether the ones before it are there, each once.
+/// Each row counts its own updates. What an update returns says whether the ones before it are there, each once. `begin` is the
+/// same for all clients, and `turn` this one's time after it.
 async fn write(
     client: Client,
     rows: Vec<Row>,
-    begin: tokio::time::Instant,
-    client_number: usize,
+    (begin, turn): (tokio::time::Instant, Duration),
     now: Arc<Now>,
     stop: Arc<AtomicBool>,
 ) -> Result<Counts> {
@@ -204,14 +233,12 @@ async fn write(
     let mut known: Vec<(i32, i32)> = vec![(0, 0); rows.len()];
     let mut seen = Counts::default();
     let mut turns = Turns::new(&rows);
-    let mut ticks = tokio::time::interval_at(begin, BETWEEN_WRITES * u32::try_from(CLIENTS)?);
+    let mut ticks = tokio::time::interval_at(begin + turn, BETWEEN_WRITES * u32::try_from(CLIENTS)?);
     // After a wait it goes on in its own turn.
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
-    // The clients' few writes, too, come one after the other.
-    let mut tick = client_number;
     while !stop.load(Ordering::Relaxed) {
-        ticks.tick().await;
-        tick += 1;
+        // By the clock, so that few writes come at equal distances, too, whatever was missed.
+        let tick = (ticks.tick().await - begin).as_millis() / BETWEEN_WRITES.as_millis();
         if tick % SPARSE != 0 && !now.is_near.load(Ordering::Relaxed) {
             continue;
         }

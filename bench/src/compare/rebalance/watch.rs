@@ -1,7 +1,7 @@
 //! Clients of the proxies that never pause: one counts rows that nobody changes over all shards, others write single rows
 //! of what moves ([`super::probe`]).
 use super::pauses::Write;
-use super::probe::{Probe, TABLE};
+use super::probe::{Now, Probe, TABLE};
 use super::scope::Scope;
 use crate::measure::wal::connect;
 use crate::stack::Stack;
@@ -17,6 +17,10 @@ use tokio_postgres::Client;
 /// whatever is measured beside it.
 const REST: u32 = 2;
 const REST_LEAST: Duration = Duration::from_millis(500);
+/// And so long at a cut-over.
+const REST_CUT_OVER: Duration = Duration::from_millis(20);
+/// Whether one is there is looked at so often.
+const REST_PART: Duration = Duration::from_millis(50);
 /// Error texts that are kept.
 const TEXTS: usize = 5;
 
@@ -49,7 +53,7 @@ impl Watch {
         let stop = Arc::new(AtomicBool::new(false));
         // Its rows are there before the first count.
         let probe = Probe::start(stack, scopes, stop.clone()).await?;
-        let counter = tokio::spawn(count(counting, stop.clone()));
+        let counter = tokio::spawn(count(counting, probe.now(), stop.clone()));
         Ok(Watch { stop, counter, probe })
     }
 
@@ -113,7 +117,7 @@ pub fn url(stack: &Stack, n: usize) -> Result<String> {
 
 /// Tenants, accounts and the probe's rows: nobody adds or removes one meanwhile. Shards count, or name what is to be counted, and
 /// no whole rows come together.
-async fn count(client: Client, stop: Arc<AtomicBool>) -> Result<Counts> {
+async fn count(client: Client, now: Arc<Now>, stop: Arc<AtomicBool>) -> Result<Counts> {
     let counted = [
         "count(*) FROM tenants".to_owned(),
         "count(*) FROM accounts".to_owned(),
@@ -144,7 +148,11 @@ async fn count(client: Client, stop: Arc<AtomicBool>) -> Result<Counts> {
                 Err(error) => seen.error(&error),
             }
         }
-        tokio::time::sleep(begun.elapsed() * REST + REST_LEAST).await;
+        let rested = Instant::now() + begun.elapsed() * REST + REST_LEAST;
+        while Instant::now() < rested && !now.is_cut_over() && !stop.load(Ordering::Relaxed) {
+            tokio::time::sleep(REST_PART).await;
+        }
+        tokio::time::sleep(REST_CUT_OVER).await;
     }
     Ok(seen)
 }

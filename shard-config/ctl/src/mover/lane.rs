@@ -14,6 +14,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_postgres::Statement;
 
 use super::leaves::{held, hold_sql};
+use super::niceness::give_way;
 use super::pace::{PART_BYTES, Pace};
 use super::piece::Piece;
 use super::scope::ident;
@@ -34,8 +35,22 @@ const UNDER_WAY: usize = 1 << 20;
 const PARCELS: usize = 64;
 
 pub(super) struct Lane {
-    giver: Db,
-    taker: Db,
+    giver: Side,
+    taker: Side,
+}
+
+/// One session of it.
+struct Side {
+    db: Db,
+    /// The machine lets others go first.
+    gives_way: bool,
+}
+
+impl Side {
+    /// Who gives way at every moment need not do so between pieces.
+    fn rest(&self, pace: &Pace, took: Duration) -> Duration {
+        if self.gives_way { Duration::ZERO } else { pace.rest(took) }
+    }
 }
 
 impl Lane {
@@ -48,8 +63,9 @@ impl Lane {
         let open = async |beside: &Db, what: &str| {
             let mut db = servers.beside(beside, name).await?;
             endless(&db, what).await?;
+            let gives_way = give_way(&db).await?;
             db.patience = PATIENCE;
-            anyhow::Ok(db)
+            anyhow::Ok(Side { db, gives_way })
         };
         // As for replicated rows: the source has checked them, and the target's triggers have fired there. A loss of the last
         // commits is a loss of this session, and then everything is copied anew; who ends the copy waits for the disk.
@@ -60,7 +76,7 @@ impl Lane {
 
     /// The session that reads.
     pub(super) fn giver(&self) -> &Db {
-        &self.giver
+        &self.giver.db
     }
 
     /// Copies piece after piece until none is left, or there are too many lanes.
@@ -114,8 +130,8 @@ impl Belt {
 }
 
 /// The side of the source.
-async fn give(work: &Work, giver: &Db, snapshot: &str, belt: Belt) -> anyhow::Result<()> {
-    let mut current = None;
+async fn give(work: &Work, side: &Side, snapshot: &str, belt: Belt) -> anyhow::Result<()> {
+    let (giver, mut current) = (&side.db, None);
     loop {
         while let Some(wait) = work.pace.wait(Instant::now()) {
             tokio::time::sleep(wait).await;
@@ -125,7 +141,7 @@ async fn give(work: &Work, giver: &Db, snapshot: &str, belt: Belt) -> anyhow::Re
         let read = give_piece(work, giver, snapshot, piece, &belt)
             .await
             .with_context(|| format!("reading {}", table.full_name()))?;
-        let rest = work.pace.rest(read.took);
+        let rest = side.rest(&work.pace, read.took);
         // What it has locked is free while the target is still at it.
         futures_util::try_join!(belt.put(Parcel::End(read)), giver.run("COMMIT"))?;
         tokio::time::sleep(rest).await;
@@ -232,8 +248,8 @@ impl Given<'_> {
 }
 
 /// The side of the target.
-async fn take(work: &Work, taker: &Db, mut belt: Receiver<Parcel>) -> anyhow::Result<()> {
-    let mut taken = Taken { taker, into: vec![None; work.tables.len()] };
+async fn take(work: &Work, side: &Side, mut belt: Receiver<Parcel>) -> anyhow::Result<()> {
+    let mut taken = Taken { taker: &side.db, into: vec![None; work.tables.len()] };
     let mut free = Instant::now();
     while let Some(parcel) = belt.recv().await {
         let (rows, read) = match parcel {
@@ -248,7 +264,7 @@ async fn take(work: &Work, taker: &Db, mut belt: Receiver<Parcel>) -> anyhow::Re
         // The piece before was in its way until then.
         let took = read.begun.max(free).elapsed().saturating_sub(read.limited).max(read.took);
         work.pace.spent(read.piece.pages(), took);
-        tokio::time::sleep(work.pace.rest(took)).await;
+        tokio::time::sleep(side.rest(&work.pace, took)).await;
         free = Instant::now();
     }
     Ok(())

@@ -2,7 +2,7 @@
 //!
 //! Rooms, in reading order: `machine` (PURE: phases and what follows what), `job` (the durable record), `attach` (takes a move up), `run`
 //! (does the step of the phase that is written down), `steps`; each step's work: `preflight` with `newcomer`, `objects`, `durable` and `warnings` (`standing`: how one shard stands for moves), `catalog` (what proxies obey), `arm` (guards; `brief`), `published` (the tables that it is about),
-//! `copying` (the first copy: `snapshot`, `leaves`, `transfer` by `lane`s, with `piece` and `pace` (PURE) and `throttle`), `copy` (native logical replication from there on), `comparing`: `verify` with `digest`, `rounds`, `changes` (PURE) and `tables` with `definition`, `cutover` and `fence` with `obstacles`,
+//! `copying` (the first copy: `snapshot`, `leaves`, `transfer` by `lane`s, with `piece` and `pace` (PURE), `niceness` and `throttle`), `copy` (native logical replication from there on), `comparing`: `verify` with `digest`, `rounds`, `changes` (PURE) and `tables` with `definition`, `cutover` and `fence` with `obstacles`,
 //! `clean`. `part` says how far they are, `scope` (PURE) says which rows; `lost` frees one shard when the other one is gone; `limit` keeps too many moves from copying at once; `disk` ends a
 //! move before a disk is full;
 //! `fault` stops a runner for tests.
@@ -38,6 +38,7 @@ mod limit;
 pub mod lost;
 pub mod machine;
 mod newcomer;
+mod niceness;
 pub mod objects;
 pub mod obstacles;
 mod pace;

@@ -117,7 +117,7 @@ impl Pace {
         state.wanted = state.wanted.after(pages, took);
     }
 
-    /// How long each side rests that was busy with a piece for so long.
+    /// How long a side rests that was busy with a piece for so long, and gives way to nobody meanwhile.
     pub(super) fn rest(&self, took: Duration) -> Duration {
         took.mul_f64(REST)
     }

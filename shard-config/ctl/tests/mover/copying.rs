@@ -132,6 +132,29 @@ async fn a_copy_that_is_cut_short_begins_anew() {
     assert_eq!(bed.shard(2).await.value::<i64>(left, &[&gone]).await.unwrap(), 0);
 }
 
+/// The sessions that copy give way to the application's, on either server; those that decide do not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_copies_gives_way() {
+    let bed = Bed::start(2).await;
+    let id = bed.plan(&Scope::of_range(0, 31), 1, 2).await.id;
+    let runner = cut_short(&bed, id, &Scope::of_range(0, 31)).await;
+    for shard in [1, 2] {
+        let sql = "SELECT array_agg(pid ORDER BY backend_start DESC) FROM pg_stat_activity \
+                   WHERE application_name = $1 AND backend_type = 'client backend'";
+        let name = bed.load(id).await.session_name();
+        let pids: Vec<i32> = bed.shard(shard).await.value(sql, &[&name]).await.unwrap();
+        let niceness = |pid: &i32| -> i64 {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+            // Field 19 of proc(5), counted from the end of the name.
+            stat.rsplit_once(')').unwrap().1.split_whitespace().nth(16).unwrap().parse().unwrap()
+        };
+        let nice = pids.iter().map(niceness).collect::<Vec<_>>();
+        assert_eq!(nice.iter().filter(|n| **n == 5).count(), 1, "shard {shard}: {nice:?}");
+        assert!(nice.contains(&0), "shard {shard}: {nice:?}");
+    }
+    runner.abort();
+}
+
 /// That every row is there holds of one server, since its last failover, and of one place in the source's changes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_note_that_all_is_copied_is_not_believed_of_another_server_or_slot() {
