@@ -1,7 +1,7 @@
 //! Apache Kafka, one broker that is its own controller (KRaft), from Maven's jars.
 
 use crate::paths::{fnv1a, workspace};
-use crate::process::{log_tail, run, server, wait_until};
+use crate::process::{log_tail, run, wait_until};
 use crate::server::Stack;
 use anyhow::{Context, Result, bail};
 use std::fs;
@@ -52,20 +52,20 @@ pub(crate) fn fetch(say: impl Fn(&str)) -> Result<PathBuf> {
     Ok(jars)
 }
 
-/// Java on our jars.
-fn java(mut command: Command, jars: &std::path::Path, heap_mb: u32) -> Command {
-    command
-        // The serial collector: least CPU for a small heap, and two cores are shared with everything else. For the same
-        // reason only the quick compiler: the optimising one costs a broker with a few MB/s to do more than it saves.
-        .args(["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto", "-XX:-UsePerfData"])
-        .args([format!("-Xms{heap_mb}m"), format!("-Xmx{heap_mb}m")])
-        .arg("-cp")
-        .arg(jars.join("*"))
-        .current_dir("/");
-    command
-}
-
 impl Stack {
+    fn java(&self, jars: &std::path::Path, heap_mb: u32) -> Command {
+        let mut command = Command::new(&self.tools.java);
+        command
+            // The serial collector: least CPU for a small heap, and two cores are shared with everything else. For the same
+            // reason only the quick compiler: the optimising one costs a broker with a few MB/s to do more than it saves.
+            .args(["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto", "-XX:-UsePerfData"])
+            .args([format!("-Xms{heap_mb}m"), format!("-Xmx{heap_mb}m")])
+            .arg("-cp")
+            .arg(jars.join("*"))
+            .current_dir("/");
+        command
+    }
+
     pub(crate) fn start_kafka(&self) -> Result<()> {
         let state = self.state().clone();
         let jars = fetch(|text| self.say(text))?;
@@ -79,7 +79,8 @@ impl Stack {
         fs::write(&logging, LOG_CONFIG)?;
         let logging = format!("-Dlog4j2.configurationFile={}", logging.display());
         if !data.join("meta.properties").exists() || !data.join("bootstrap.checkpoint").exists() {
-            run(java(Command::new(&self.tools.java), &jars, 64)
+            run(self
+                .java(&jars, 64)
                 .args([
                     "-XX:TieredStopAtLevel=1",
                     &logging,
@@ -92,10 +93,8 @@ impl Stack {
         }
         let log = state.log("kafka");
         let from = fs::metadata(&log).map(|meta| meta.len()).unwrap_or(0);
-        let process = self.spawn(
-            "kafka",
-            java(server(&self.tools.java), &jars, 384).args([&logging, "kafka.Kafka"]).arg(&properties),
-        )?;
+        let process =
+            self.spawn("kafka", self.java(&jars, 384).args([&logging, "kafka.Kafka"]).arg(&properties))?;
         let started = || log_tail(&log, from, 400).contains("Kafka Server started");
         if wait_until(START_LIMIT, || started() || !process.alive()) && process.alive() {
             return Ok(());

@@ -5,7 +5,7 @@
 //! a replica wired to the wrong shard would then stream happily.
 
 use crate::args::Profile;
-use crate::process::{Process, is_zombie, log_tail, run, server, wait_until};
+use crate::process::{Process, is_zombie, log_tail, run, wait_until};
 use crate::server::Stack;
 use crate::settings::{Role, STANDBY, config};
 use crate::state::State;
@@ -50,11 +50,7 @@ pub(crate) fn is_standby(data: &Path) -> bool {
 
 impl Stack {
     pub(crate) fn program(&self, name: &str) -> Command {
-        self.dressed(Command::new(self.tools.postgres.join(name)))
-    }
-
-    /// As the server's user, and not in a directory that it cannot read.
-    fn dressed(&self, mut command: Command) -> Command {
+        let mut command = Command::new(self.tools.postgres.join(name));
         if let Some((uid, gid)) = self.tools.user {
             command.uid(uid).gid(gid);
         }
@@ -217,10 +213,7 @@ impl Stack {
                 // PostgreSQL takes a zombie for a running server.
                 fs::remove_file(&pid_file)?;
             }
-            let process = self.spawn(
-                name,
-                self.dressed(server(self.tools.postgres.join("postgres"))).arg("-D").arg(&data),
-            )?;
+            let process = self.spawn(name, self.program("postgres").arg("-D").arg(&data))?;
             let ready = || {
                 let text = fs::read_to_string(data.join("postmaster.pid")).unwrap_or_default();
                 let mut lines = text.lines();

@@ -6,7 +6,6 @@
 use anyhow::{Context, Result};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use std::ffi::OsStr;
 use std::fs::{self, OpenOptions};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -172,31 +171,11 @@ pub(crate) fn wait_until(limit: Duration, mut condition: impl FnMut() -> bool) -
     }
 }
 
-/// A server's command: in a session of its own, as a service manager starts it. A Ctrl-C at the terminal is ours to handle. And
-/// Linux shares the processor among sessions (sched_autogroup, sched(7)), of which each backend of PostgreSQL makes one: all
-/// other servers in one session would have together what a single backend has.
-pub(crate) fn server(program: impl AsRef<OsStr>) -> Command {
-    // Not any of PATH's: the server's user must be able to run it.
-    match ["/usr/bin/setsid", "/bin/setsid"].into_iter().find(|file| Path::new(file).is_file()) {
-        // It does not fork: the process is no leader of a group.
-        Some(setsid) => {
-            let mut command = Command::new(setsid);
-            command.arg(program);
-            command
-        }
-        None => {
-            let mut command = Command::new(program);
-            command.process_group(0);
-            command
-        }
-    }
-}
-
-/// Starts a server: no stdin, output appended to its log.
+/// Starts a server: own process group (a Ctrl-C at the terminal is ours to handle), no stdin, output appended to its log.
 pub(crate) fn spawn(command: &mut Command, log: &Path) -> Result<(Process, Child)> {
     let out =
         OpenOptions::new().create(true).append(true).open(log).with_context(|| log.display().to_string())?;
-    command.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out);
+    command.process_group(0).stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out);
     let program = command.get_program().to_owned();
     let child = command.spawn().with_context(|| format!("cannot start {}", program.display()))?;
     let pid = i32::try_from(child.id()).context("pid")?;

@@ -2,7 +2,7 @@
 
 use crate::paths::release;
 use crate::postgres::DATABASE;
-use crate::process::{run, server};
+use crate::process::run;
 use crate::server::Stack;
 use crate::state::State;
 use crate::tools::memory_bytes;
@@ -70,7 +70,7 @@ save \"\"
         );
         fs::write(&config, text)?;
         let from = log_size(&state, "redis");
-        self.spawn("redis", server(&self.tools.redis).arg(&config))?;
+        self.spawn("redis", Command::new(&self.tools.redis).arg(&config))?;
         self.wait_ready("redis", from, READY_LIMIT, || ping_redis(port))
     }
 
@@ -84,7 +84,7 @@ save \"\"
         let config = given.map_or(config, PathBuf::from);
         let program = release("shard-proxy")?;
         let from = log_size(&state, &name);
-        self.spawn(&name, log_filter(server(program).arg("--config").arg(&config).current_dir(&home)))?;
+        self.spawn(&name, log_filter(Command::new(program).arg("--config").arg(&config).current_dir(&home)))?;
         let http = state.proxy_http(n);
         self.wait_ready(&name, from, READY_LIMIT, || {
             get(http, "/readyz", None).is_some_and(|(code, _)| code == 200)
@@ -108,7 +108,7 @@ save \"\"
         let proxy = (n - 1) % state.proxies.max(1) + 1;
         let port = state.port(&name)?;
         let from = log_size(&state, &name);
-        let mut command = server(release("payment-core")?);
+        let mut command = Command::new(release("payment-core")?);
         command
             .current_dir(&state.dir)
             .env("CORE_LISTEN", format!("127.0.0.1:{port}"))

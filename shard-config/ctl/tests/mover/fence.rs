@@ -92,6 +92,43 @@ async fn h1_no_isolation_level_writes_behind_the_fence() {
     bed.check_clean().await;
 }
 
+/// A guard runs as a superuser, whoever writes: it must not meet a name of his.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn h10_a_guard_meets_no_name_of_its_caller() {
+    let bed = Bed::start(2).await;
+    let job = bed.plan(&Scope::of_range(0, 31), 1, 2).await;
+    assert_eq!(bed.run(job.id, Options::default()).await, End::Waiting);
+    let inside = (0..200).map(tenant).find(|t| bucket(t) < 32).unwrap();
+    let names = "CREATE ROLE caller; CREATE SCHEMA mine AUTHORIZATION caller; GRANT ALL ON public.accounts TO caller; SET ROLE caller;
+        CREATE FUNCTION mine.met(bigint, int) RETURNS bool LANGUAGE plpgsql AS $$ BEGIN RAISE 'met: %', current_user; END $$;
+        CREATE FUNCTION mine.met(text, text) RETURNS bool LANGUAGE plpgsql AS $$ BEGIN RAISE 'met: %', current_user; END $$;
+        CREATE FUNCTION mine.pg_try_advisory_xact_lock_shared(int, int) RETURNS bool LANGUAGE plpgsql AS $$ BEGIN RAISE 'met'; END $$;
+        CREATE FUNCTION mine.pg_replication_origin_session_is_setup() RETURNS bool LANGUAGE sql AS 'SELECT true';
+        CREATE FUNCTION mine.pg_trigger_depth() RETURNS int LANGUAGE plpgsql AS $$ BEGIN RAISE 'met'; END $$;
+        CREATE OPERATOR mine.= (leftarg = bigint, rightarg = int, function = mine.met);
+        CREATE OPERATOR mine.= (leftarg = text, rightarg = text, function = mine.met);
+        CREATE DOMAIN mine.int4 AS text CHECK (false); CREATE DOMAIN mine.bool AS text CHECK (false);
+        CREATE TABLE mine.fence (move_id bigint); CREATE TEMP TABLE fence (move_id bigint);
+        SET search_path = mine, pg_temp, public, pg_catalog";
+    let client = bed.direct(1).await;
+    client.batch_execute(names).await.unwrap();
+    let insert = "INSERT INTO public.accounts (tenant_id, id) VALUES ($1, 77)";
+    client.execute(insert, &[&inside]).await.expect("there is no fence");
+    client
+        .execute(
+            "DELETE FROM public.accounts WHERE tenant_id = $1 AND id OPERATOR(pg_catalog.=) 77",
+            &[&inside],
+        )
+        .await
+        .unwrap();
+    bed.load(job.id).await.go(&bed.control, Phase::Fencing, "a test").await.unwrap();
+    let job = bed.load(job.id).await;
+    fence::lock(&bed.shard(1).await, &job, 1, Duration::from_millis(200)).await.unwrap();
+    fence::shut(&bed.shard(1).await, &job, Way::Out, BUCKETS).await.unwrap();
+    let refused = client.execute(insert, &[&inside]).await.expect_err("behind the fence");
+    assert_eq!(code(&refused), "40001", "{refused:?}");
+}
+
 /// An old snapshot keeps the lock, whoever asks.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn h1_the_lock_stays_while_a_snapshot_is_older_than_the_fence() {
