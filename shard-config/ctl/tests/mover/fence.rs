@@ -99,8 +99,14 @@ async fn h10_a_guard_meets_no_name_of_its_caller() {
     let job = bed.plan(&Scope::of_range(0, 31), 1, 2).await;
     assert_eq!(bed.run(job.id, Options::default()).await, End::Waiting);
     let inside = (0..200).map(tenant).find(|t| bucket(t) < 32).unwrap();
-    let names = "CREATE ROLE caller; CREATE SCHEMA mine AUTHORIZATION caller; GRANT ALL ON public.accounts TO caller; SET ROLE caller;
-        CREATE FUNCTION mine.met(bigint, int) RETURNS bool LANGUAGE plpgsql AS $$ BEGIN RAISE 'met: %', current_user; END $$;
+    let client = bed.direct(1).await;
+    let caller: String = client.query_one("SELECT current_user::text", &[]).await.unwrap().get(0);
+    // The guard has a row to look at.
+    let prepared = format!(
+        "CREATE SCHEMA mine AUTHORIZATION {caller}; INSERT INTO shard_catalog.fence (move_id, scope, mask) VALUES (99, '{{}}', 0)"
+    );
+    bed.shard(1).await.run(&prepared).await.unwrap();
+    let names = "CREATE FUNCTION mine.met(bigint, int) RETURNS bool LANGUAGE plpgsql AS $$ BEGIN RAISE 'met: %', current_user; END $$;
         CREATE FUNCTION mine.met(text, text) RETURNS bool LANGUAGE plpgsql AS $$ BEGIN RAISE 'met: %', current_user; END $$;
         CREATE FUNCTION mine.pg_try_advisory_xact_lock_shared(int, int) RETURNS bool LANGUAGE plpgsql AS $$ BEGIN RAISE 'met'; END $$;
         CREATE FUNCTION mine.pg_replication_origin_session_is_setup() RETURNS bool LANGUAGE sql AS 'SELECT true';
@@ -110,7 +116,6 @@ async fn h10_a_guard_meets_no_name_of_its_caller() {
         CREATE DOMAIN mine.int4 AS text CHECK (false); CREATE DOMAIN mine.bool AS text CHECK (false);
         CREATE TABLE mine.fence (move_id bigint); CREATE TEMP TABLE fence (move_id bigint);
         SET search_path = mine, pg_temp, public, pg_catalog";
-    let client = bed.direct(1).await;
     client.batch_execute(names).await.unwrap();
     let insert = "INSERT INTO public.accounts (tenant_id, id) VALUES ($1, 77)";
     client.execute(insert, &[&inside]).await.expect("there is no fence");
