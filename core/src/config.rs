@@ -54,8 +54,9 @@ pub struct Config {
     /// makes batches smaller.
     #[arg(long, env = "CORE_LANE_IN_FLIGHT", default_value_t = 1)]
     pub lane_in_flight: usize,
-    /// Least time between the beginnings of two batches of a lane, after one of several payments. A posting statement costs as much as several payments:
-    /// without this, a lane that is never idle spends the machine on batches of two.
+    /// Least time between the beginnings of two batches of a lane, after one of several payments; twice that while few
+    /// wait. A posting statement costs as much as several payments: without this, a lane that is never idle spends the
+    /// machine on batches of two.
     #[arg(long, env = "CORE_LANE_INTERVAL_MS", default_value_t = crate::limits::LANE_INTERVAL_MS)]
     pub lane_interval_ms: u64,
     /// Payments in one batch, at most.

@@ -10,6 +10,7 @@
 pub mod breaker;
 pub mod lanes;
 pub mod map;
+pub mod pace;
 pub mod poison;
 pub mod queue;
 pub mod signal;

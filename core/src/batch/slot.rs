@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use rand::Rng;
 
 use super::lanes::{Lane, Lanes};
+use super::pace::Pace;
 use super::{Answer, Job, NotPosted};
 use crate::domain::payment::{PaymentStatus, Verdict};
 use crate::ledger::outcome::{self, Failure};
@@ -48,20 +49,18 @@ impl Slot {
         let lane = self.lane.clone();
         let most = self.lanes.config.batch_max.max(1);
         let interval = Duration::from_millis(self.lanes.config.lane_interval_ms);
-        let mut earliest = Instant::now();
+        let mut pace = Pace::new(interval, most);
         let mut jobs = Vec::new();
         loop {
             let queue = lane.queue(self.solo);
             queue.ready().await;
-            // A statement costs what several payments cost, so a busy lane lets some gather. An idle lane, or one with a
-            // single client that waits for each answer, does not wait.
-            if Instant::now() < earliest && queue.len() < most {
-                tokio::time::sleep_until(earliest.into()).await;
+            while let Some(at) = pace.wait(queue.len(), Instant::now()) {
+                tokio::time::sleep_until(at.into()).await;
             }
             if !queue.take(most, &mut jobs).await {
                 return;
             }
-            earliest = Instant::now() + if jobs.len() > 1 { interval } else { Duration::ZERO };
+            pace.began(jobs.len(), Instant::now());
             let batch = self.drop_expired(std::mem::take(&mut jobs));
             let work =
                 if self.solo { by_tenant(batch) } else { vec![Work { jobs: batch, whole_tenant: false }] };
