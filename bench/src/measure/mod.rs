@@ -3,3 +3,4 @@ pub mod core_metrics;
 pub mod processes;
 pub mod processors;
 pub mod wal;
+pub mod wal_files;

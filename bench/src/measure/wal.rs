@@ -23,20 +23,6 @@ pub async fn connect(url: &str) -> Result<Client> {
     Ok(client)
 }
 
-/// A checkpoint of every server, the standbys' after their primaries': from then on WAL goes into files that are there already,
-/// as on servers that have been in service. Each new file is filled with zeros first, while commits wait for it.
-pub async fn checkpoint(shards: &[Shard]) -> Result<()> {
-    for url in shards
-        .iter()
-        .map(|shard| &shard.primary)
-        .chain(shards.iter().filter_map(|shard| shard.replica.as_ref()))
-    {
-        let client = connect(url).await?;
-        client.batch_execute("CHECKPOINT").await.with_context(|| crate::stack::authority(url))?;
-    }
-    Ok(())
-}
-
 async fn one(client: &Client) -> Result<WalSample> {
     let row = client
         .query_one(

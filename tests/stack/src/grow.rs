@@ -3,12 +3,13 @@
 
 use crate::args::Options;
 use crate::postgres::DATABASE;
-use crate::process::run;
+use crate::process::{run, wait_until};
 use crate::server::Stack;
 use crate::state::{State, lock};
 use crate::up::open;
 use anyhow::{Context, Result, bail};
 use std::fs;
+use std::time::Duration;
 
 /// Tables whose rows belong to no tenant and are not the proxy's own.
 const SHARED_TABLES: &str = "
@@ -19,6 +20,8 @@ SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname)
    AND NOT EXISTS (SELECT FROM pg_attribute a
                     WHERE a.attrelid = c.oid AND a.attname = 'tenant_id' AND NOT a.attisdropped)
  ORDER BY 1";
+
+const REPLAY_LIMIT: Duration = Duration::from_secs(60);
 
 /// 1.25 GiB of WAL, which the next checkpoint keeps to be written over: so many files as the distance between the two.
 const WAL_AHEAD: &str = "
@@ -128,10 +131,15 @@ fn make(stack: &Stack, model: u16, shard: u16) -> Result<()> {
     // A server that has been in service writes over WAL files of its own; a new one fills each with zeros first, while
     // commits wait for it.
     stack.psql(target, DATABASE, WAL_AHEAD)?;
-    for name in [state.primary_of(shard), format!("shard{shard}-replica")] {
-        stack.psql(state.port(&name)?, DATABASE, "CHECKPOINT")?;
+    stack.psql(target, DATABASE, "CHECKPOINT")?;
+    // A standby has a checkpoint of its own only when it has replayed its primary's.
+    let standby = state.port(&format!("shard{shard}-replica"))?;
+    let at = stack.psql(target, DATABASE, "SELECT pg_current_wal_flush_lsn()")?;
+    let replayed = format!("SELECT pg_last_wal_replay_lsn() >= '{at}'");
+    if !wait_until(REPLAY_LIMIT, || stack.psql(standby, DATABASE, &replayed).is_ok_and(|yes| yes == "t")) {
+        bail!("shard{shard}-replica has not replayed {at} after {REPLAY_LIMIT:?}");
     }
-    Ok(())
+    stack.psql(standby, DATABASE, "CHECKPOINT").map(drop)
 }
 
 fn copy(

@@ -23,11 +23,11 @@ pub mod shardctl;
 pub mod watch;
 
 use crate::check;
-use crate::measure::wal;
+use crate::measure::wal_files;
 use crate::stack::Stack;
 use anyhow::{Context, Result};
 use clap::Args;
-use clients::Clients;
+use clients::{Clients, Noticed};
 use pauses::Pauses;
 use phases::Phase;
 use plan::{Kind, Step};
@@ -46,7 +46,8 @@ pub struct RebalanceArgs {
     /// Buckets that the first step moves.
     #[arg(long, default_value_t = 512)]
     pub buckets: u16,
-    /// Seconds of payments without a move before each step that copies, which the latencies of the others are compared with.
+    /// Seconds of payments without a move, before each step that copies and after the last one, which the latencies of
+    /// the others are compared with.
     #[arg(long, default_value_t = 15)]
     pub baseline: u64,
     /// What is done: move, rollback, drain, add, isolate (default: all, in this order).
@@ -68,6 +69,11 @@ impl RebalanceArgs {
     fn range(&self) -> (u16, u16) {
         (0, self.buckets - 1)
     }
+
+    /// Four times what those payments write on one server: a step writes its copies and its own payments.
+    fn wal_files(&self) -> u64 {
+        self.payments.div_ceil(6_250)
+    }
 }
 
 /// The stack's own.
@@ -88,10 +94,12 @@ pub async fn run(args: RebalanceArgs) -> Result<bool> {
         }
     };
 
+    say("WAL files to write into");
+    wal_files::ahead(&stack.shards, args.wal_files()).await?;
     say("payments to move");
     foreground::prepare(args.payments).await?;
     watch::prepare(&stack).await?;
-    wal::checkpoint(&stack.shards).await?;
+    wal_files::checkpoint(&stack.shards).await?;
     // Before the payments without a move, so that those are beside it, too.
     let application = match args.no_jdbc {
         true => None,
@@ -101,23 +109,18 @@ pub async fn run(args: RebalanceArgs) -> Result<bool> {
     for kind in steps {
         if kind.copies() || report.calms.is_empty() {
             say("payments without a move");
-            // As before each step.
-            wal::checkpoint(&shardctl::stack_now(&stack).await?.shards).await?;
-            // The same clients as beside a move: what they cost is not the move's.
-            let calm = Clients::start(args.rate, &shardctl::stack_now(&stack).await?, &[]).await?;
-            tokio::time::sleep(Duration::from_secs(args.baseline)).await;
-            report.calms.push(calm.stop().await?);
+            report.calms.push(calm(&args, &stack).await?);
         }
         if kind == Kind::Move && !args.no_copy {
             for onto in copy::others(&stack) {
                 say("the same rows by COPY");
-                wal::checkpoint(&stack.shards).await?;
+                wal_files::checkpoint(&stack.shards).await?;
                 report.copies.push(copy::measure(&args, &stack, onto).await?);
             }
         }
         say(kind.name());
         // The steps before have written over the files that were there.
-        wal::checkpoint(&shardctl::stack_now(&stack).await?.shards).await?;
+        wal_files::checkpoint(&shardctl::stack_now(&stack).await?.shards).await?;
         let step = Step::of(kind, &args, &stack, &tool).await?;
         let result = one(&args, &stack, &tool, step).await.with_context(|| kind.name().to_owned())?;
         say(&result.line());
@@ -128,6 +131,9 @@ pub async fn run(args: RebalanceArgs) -> Result<bool> {
         // An open window keeps the rows on both shards, and the check of the ledger looks at the shards themselves.
         tool.run(&["finish".to_owned(), moved.id.to_string()]).await?;
     }
+    // Beside the last step, too: with a shard more, payments cost more than before.
+    say("payments without a move");
+    report.calms.push(calm(&args, &stack).await?);
     if let Some(application) = application {
         report.application = Some(application.stop().await?);
     }
@@ -144,6 +150,16 @@ pub async fn run(args: RebalanceArgs) -> Result<bool> {
         print!("{}", report.human());
     }
     Ok(report.well())
+}
+
+/// Payments without a move, with the same clients as beside one: what they cost is not the move's.
+async fn calm(args: &RebalanceArgs, stack: &Stack) -> Result<Noticed> {
+    let stack = shardctl::stack_now(stack).await?;
+    // As before each step.
+    wal_files::checkpoint(&stack.shards).await?;
+    let clients = Clients::start(args.rate, &stack, &[]).await?;
+    tokio::time::sleep(Duration::from_secs(args.baseline)).await;
+    clients.stop().await
 }
 
 /// One step under load: the clients begin before it and end after it.
