@@ -5,9 +5,9 @@ use tokio_postgres::error::SqlState;
 use super::scope::literal;
 use crate::direct::{Db, is_code};
 
-/// From 0, what every process has, to 19. A process with 4 has two fifths of the processor of one with 0 that wants it, too, and
+/// From 0, what every process has, to 19. A process with 5 has a third of the processor of one with 0 that wants it, too, and
 /// all of it when nobody does.
-const NICENESS: u8 = 4;
+const NICENESS: u8 = 5;
 
 /// Makes the session's process give way to others from now on. Only root takes that back, so it is for sessions that do
 /// nothing else. False when the server's machine has no way to do it.

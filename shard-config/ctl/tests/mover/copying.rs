@@ -149,7 +149,7 @@ async fn who_copies_gives_way() {
             stat.rsplit_once(')').unwrap().1.split_whitespace().nth(16).unwrap().parse().unwrap()
         };
         let nice = pids.iter().map(niceness).collect::<Vec<_>>();
-        assert_eq!(nice.iter().filter(|n| **n == 4).count(), 1, "shard {shard}: {nice:?}");
+        assert_eq!(nice.iter().filter(|n| **n == 5).count(), 1, "shard {shard}: {nice:?}");
         assert!(nice.contains(&0), "shard {shard}: {nice:?}");
     }
     runner.abort();
