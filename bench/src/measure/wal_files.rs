@@ -24,7 +24,7 @@ pub async fn ahead(shards: &[Shard], files: u64) -> Result<()> {
                         "SELECT pg_logical_emit_message(false, 'ahead', ''); SELECT pg_switch_wal()",
                     )
                     .await
-                    .with_context(|| crate::stack::authority(&url).to_string())?;
+                    .with_context(|| crate::stack::authority(&url))?;
             }
             anyhow::Ok(())
         });
@@ -49,11 +49,8 @@ pub async fn checkpoint(shards: &[Shard]) -> Result<()> {
             .with_context(name)?
             .get(0);
         let standby = connect(replica).await?;
-        replayed(&standby, &at).await.with_context(|| crate::stack::authority(replica).to_string())?;
-        standby
-            .batch_execute("CHECKPOINT")
-            .await
-            .with_context(|| crate::stack::authority(replica).to_string())?;
+        replayed(&standby, &at).await.with_context(|| crate::stack::authority(replica))?;
+        standby.batch_execute("CHECKPOINT").await.with_context(|| crate::stack::authority(replica))?;
     }
     Ok(())
 }

@@ -100,9 +100,9 @@ mod tests {
             assert!(at > now, "a look that does not move would spin");
             now = at;
             looks += 1;
+            assert!(looks <= 1 + GATHER_LOOKS * GATHER_INTERVALS, "{looks} looks");
         }
         assert_eq!(now, began + INTERVAL * GATHER_INTERVALS);
-        assert!(looks <= 1 + GATHER_LOOKS * GATHER_INTERVALS, "{looks} looks");
     }
 
     #[test]

@@ -4,6 +4,7 @@
 mod bed;
 mod disconnects;
 mod failures;
+mod gathering;
 mod idempotency;
 mod lists;
 mod malformed;
